@@ -1,0 +1,56 @@
+"""The drawings that the tiny checkpoint is pre-trained on: related to the demo tasks, but never the same questions.
+
+    python -m llava.data.pretraining --output DIR --samples 120000 --seed 7
+
+writes DIR/train.json (LLaVA JSON) and DIR/images/; every sample is a function of (seed, its number), so a larger
+number continues a smaller one. `--first N` starts at number N: use numbers that training did not see for checking.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from llava.data import blocks, shapes, spots
+from llava.data.drawing import Sample, sample_rng
+from llava.data.records import write_split
+from llava.errors import InputError, command
+
+STREAM = 1000  # keeps these random streams apart from those of the demo sets
+# Spots come twice as often: they take longest to learn.
+_TURN: tuple[Callable[[np.random.Generator], Sample], ...] = (
+    spots.draw,
+    shapes.draw_shape,
+    spots.draw,
+    blocks.draw,
+    shapes.draw_discs,
+    spots.draw,
+    shapes.draw_corner,
+)
+
+
+def draw(seed: int, number: int) -> Sample:
+    """Pre-training sample `number`: the kinds of picture take turns."""
+    return _TURN[number % len(_TURN)](sample_rng(seed, STREAM, number))
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Draw the pre-training set of the tiny checkpoint.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON file and the pictures")
+    parser.add_argument("--samples", type=int, default=120_000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="number of the first sample")
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args(argv)
+    if arguments.samples < 1 or arguments.first < 0 or arguments.seed < 0:
+        raise InputError("--samples must be at least 1, --first and --seed at least 0")
+    numbers = range(arguments.first, arguments.first + arguments.samples)
+    write_split(arguments.output, "train", "pretrain", (draw(arguments.seed, n) for n in numbers), first=numbers.start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Accuracy of a model on a LLaVA JSON set, by greedy decoding.
+
+    python -m llava.eval.accuracy --model-path M --data test.json --image-folder D --output answers.jsonl
+
+prints total, correct and accuracy and writes them, with the settings, to answers.json beside the answers. Called again
+after an interruption it continues where it stopped. `--metric` is exact (default), choice or relaxed, see
+`llava.eval.metrics`; the reference of a record is its last answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llava.errors import InputError, command
+from llava.eval.answers_file import AnswersFile, file_identity, model_identity
+from llava.eval.generation import Answerer, Decoding, Question, load_model
+from llava.eval.metrics import METRICS, metric_named
+from llava.eval.questions import load_records, question_and_reference, record_id
+
+Answers = list[dict[str, Any]]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    records: Sequence[Mapping[str, Any]],
+    image_folder: str | Path,
+    metric: str = "exact",
+    batch_size: int = 8,
+    version: str = "qwen_1_5",
+    max_new_tokens: int = 32,
+    progress: bool = True,
+    done: Answers | None = None,
+    on_batch: Callable[[Answers], None] | None = None,
+) -> dict[str, Any]:
+    """Answer every record greedily and compare with its last answer.
+
+    The model is in eval mode while this runs and gets its mode back afterwards.
+
+    Args:
+        records: LLaVA JSON records; image paths are below `image_folder`.
+        metric: a key of `llava.eval.metrics.METRICS`.
+        version: name of the conversation template.
+        done: answers to the first records from an earlier run.
+        on_batch: called with the new answers of every batch.
+
+    Returns:
+        total, correct, accuracy (a share, 0..1), metric, and answers (id, prompt, prediction, reference, correct).
+
+    Raises:
+        InputError: no record, or a record or image that cannot be used; the record is named.
+    """
+    is_correct = metric_named(metric)
+    if not records or batch_size < 1:
+        raise InputError(f"nothing to evaluate: {len(records)} records in batches of {batch_size}; both must be >= 1")
+    # All records are checked before the first is answered: a bad one at the end would waste the run.
+    asked = [question_and_reference(dict(record), k, image_folder) for k, record in enumerate(records)]
+    answers = list(done or [])
+    answerer = Answerer(model, tokenizer, image_processor, version)
+    decoding = Decoding(max_new_tokens=max_new_tokens)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
+            questions = [asked[k][0] for k in batch]
+            predictions = answerer.answer(questions, decoding)
+            fresh = [_entry(records[k], k, *asked[k], text) for k, text in zip(batch, predictions, strict=True)]
+            answers += fresh
+            if on_batch is not None:
+                on_batch(fresh)
+    finally:
+        model.train(was_training)
+    for answer in answers:
+        answer["correct"] = is_correct(answer["prediction"], answer["reference"])
+    correct = sum(answer["correct"] for answer in answers)
+    return {
+        "total": len(answers),
+        "correct": correct,
+        "accuracy": correct / len(answers),
+        "metric": metric,
+        "answers": answers,
+    }
+
+
+def _batches(numbers: range, size: int, total: int, progress: bool) -> Iterator[list[int]]:
+    with tqdm(total=total, initial=numbers.start, desc="evaluating", unit="record", disable=not progress) as bar:
+        for start in range(numbers.start, numbers.stop, size):
+            batch = list(range(start, min(start + size, numbers.stop)))
+            yield batch
+            bar.update(len(batch))
+
+
+def _entry(record: Mapping[str, Any], index: int, question: Question, reference: str, text: str) -> dict[str, Any]:
+    prompt = question.turns[-1][0]
+    return {"id": record_id(dict(record), index), "prompt": prompt, "prediction": text, "reference": reference}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Accuracy of a LLaVA model on a LLaVA JSON set.")
+    parser.add_argument("--model-path", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
+    parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON or JSONL with reference answers")
+    parser.add_argument("--image-folder", type=Path, required=True, help="image paths in the data are below it")
+    parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
+    parser.add_argument("--batch-size", type=int, default=8, help="records answered together")
+    parser.add_argument("--version", default="qwen_1_5", help="conversation template")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
+    parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
+    parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
+    parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model_path": arguments.model_path,
+        "model_base": arguments.model_base,
+        "model": model_identity(arguments.model_path),
+        "data": str(arguments.data),
+        "data_sha256": file_identity(arguments.data),
+        "image_folder": str(arguments.image_folder),
+        "version": arguments.version,
+        "max_new_tokens": arguments.max_new_tokens,
+        "torch_dtype": arguments.torch_dtype,
+    }
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    arguments = _parser().parse_args(argv)
+    metric_named(arguments.metric)
+    if not arguments.image_folder.is_dir():
+        raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
+    records = load_records(arguments.data)
+    ids = [record_id(record, k) for k, record in enumerate(records)]
+    with AnswersFile(arguments.output, _settings(arguments), ids, arguments.overwrite) as file:
+        model, tokenizer, image_processor = load_model(
+            arguments.model_path, arguments.model_base, arguments.torch_dtype, arguments.attn_implementation
+        )
+        result = evaluate(
+            model,
+            tokenizer,
+            image_processor,
+            records,
+            arguments.image_folder,
+            metric=arguments.metric,
+            batch_size=arguments.batch_size,
+            version=arguments.version,
+            max_new_tokens=arguments.max_new_tokens,
+            done=file.done,
+            on_batch=file.append,
+        )
+        summary = {name: result[name] for name in ("total", "correct", "accuracy", "metric")}
+        file.finish(summary)
+    sys.stdout.write(f"total {result['total']}  correct {result['correct']}  accuracy {result['accuracy']:.4f}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Answering questions about images with a LLaVA model, in batches: shared by `accuracy` and `model_vqa`.
+
+Images become tiles as in training (one image by the model's `image_aspect_ratio`, several by `pad`), prompts come from
+the conversation template, rows are padded on the left and carry their attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import StoppingCriteriaList
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, SeparatorStyle, get_template
+from llava.errors import InputError
+from llava.mm_utils import (
+    KeywordsStoppingCriteria,
+    get_model_name_from_path,
+    image_processing,
+    processor_tile_size,
+    tokenizer_image_token,
+)
+
+Turns = Sequence[tuple[str, str | None]]
+_HUMAN, _ASSISTANT = 0, 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with an open answer: `turns` are (human text, answer) pairs, the last answer None.
+
+    `name` is how errors refer to it; `<image>` tags in the human texts stand for `images`, in order.
+    `system` replaces the template's system text.
+    """
+
+    name: str
+    turns: Turns
+    images: list[Path] = field(default_factory=list)
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn; temperature 0 is greedy."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise InputError("--max-new-tokens and --num_beams must be at least 1")
+        if self.temperature < 0 or (self.top_p is not None and not 0 < self.top_p <= 1):
+            raise InputError(f"--temperature {self.temperature} must be >= 0, --top_p {self.top_p} in (0, 1]")
+
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of `generate`. Sampling settings are reset when greedy: a checkpoint may carry its own."""
+        if self.temperature == 0:
+            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        else:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, **sampling}
+
+
+class Answerer:
+    """A model with its tokenizer, image processor and conversation template, ready to answer.
+
+    `image_mode` replaces the model's way of making tiles (a value of `--image_aspect_ratio`) for all images.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        version: str = "qwen_1_5",
+        image_mode: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = get_template(version)
+        self.image_mode = image_mode
+
+    @torch.inference_mode()
+    def answer(self, questions: Sequence[Question], decoding: Decoding | None = None) -> list[str]:
+        """One stripped answer per question, without end marks.
+
+        Raises:
+            InputError: an image cannot be read, or tags and images of a question do not match in number.
+        """
+        decoding = Decoding() if decoding is None else decoding
+        rows = [self._prompt_ids(question) for question in questions]
+        input_ids, attention_mask = left_padded(rows, self._pad_id(), self.model.device)
+        stop, criteria = self._stop_mark(), None
+        if stop is not None:
+            criteria = StoppingCriteriaList([KeywordsStoppingCriteria([stop], self.tokenizer, input_ids)])
+        output = self.model.generate(
+            input_ids,
+            attention_mask=attention_mask,
+            pad_token_id=self._pad_id(),
+            stopping_criteria=criteria,
+            use_cache=True,
+            **self._image_arguments(questions),
+            **decoding.arguments(),
+        )
+        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
+        return [_cut(text, stop) for text in texts]
+
+    def prompt(self, question: Question) -> str:
+        """The text of a question in the template, with an open answer."""
+        conversation = self.template.copy()
+        conversation.messages = [] if conversation.offset else conversation.messages
+        if question.system is not None:
+            mark, break_, _ = conversation.system.partition("\n")
+            is_chatml = conversation.sep_style == SeparatorStyle.CHATML
+            conversation.system = f"{mark}{break_}{question.system}" if is_chatml else question.system
+        for human, answer in question.turns:
+            conversation.append_message(conversation.roles[_HUMAN], human)
+            conversation.append_message(conversation.roles[_ASSISTANT], answer)
+        return self._render(conversation)
+
+    def _render(self, conversation: Conversation) -> str:
+        if conversation.sep_style == SeparatorStyle.LLAMA_3 and conversation.tokenizer is None:
+            conversation.tokenizer = self.tokenizer
+        return conversation.get_prompt()
+
+    def _prompt_ids(self, question: Question) -> torch.Tensor:
+        tags = sum(human.count(DEFAULT_IMAGE_TOKEN) for human, _ in question.turns)
+        if tags != len(question.images):
+            raise InputError(f"{question.name}: {tags} <image> tags for {len(question.images)} images; they must match")
+        if question.images and self.image_processor is None:
+            raise InputError(f"{question.name}: it has images, but the model has no vision tower")
+        return tokenizer_image_token(self.prompt(question), self.tokenizer, return_tensors="pt")
+
+    def _image_arguments(self, questions: Sequence[Question]) -> dict[str, Any]:
+        if not any(question.images for question in questions):
+            return {}
+        tensors, sizes, modalities = [], [], []
+        for question in questions:
+            for tensor, size, modality in self._tiles(question):
+                tensors.append(tensor.to(device=self.model.device, dtype=self.model.dtype))
+                sizes.append(size)
+                modalities.append(modality)
+        return {"images": tensors, "image_sizes": sizes, "modalities": modalities}
+
+    def _tiles(self, question: Question) -> list[tuple[torch.Tensor, tuple[int, int], str]]:
+        if not question.images:  # as in training: a text row among image rows carries one black tile
+            side = processor_tile_size(self.image_processor)
+            return [(torch.zeros(1, 3, side, side), (side, side), "text")]
+        config = self.model.config
+        own_mode = getattr(config, "image_aspect_ratio", None) if len(question.images) == 1 else "pad"
+        mode = self.image_mode or own_mode
+        process, pinpoints = image_processing(mode), getattr(config, "image_grid_pinpoints", None)
+        images = [open_image(path, question.name) for path in question.images]
+        return [(process(image, self.image_processor, pinpoints), image.size, "image") for image in images]
+
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _stop_mark(self) -> str | None:
+        """Text that ends an answer when it is not a special token of the tokenizer, which `generate` knows."""
+        template = self.template
+        marks = {SeparatorStyle.TWO: template.sep2, SeparatorStyle.LLAMA_3: None}
+        mark = template.stop_str or marks.get(template.sep_style, template.sep)
+        if isinstance(mark, list):
+            mark = mark[0]
+        return mark if mark and mark.strip() and mark not in self.tokenizer.all_special_tokens else None
+
+
+def load_model(path: str, base: str | None, dtype: str, attention: str = "sdpa") -> tuple[Any, Any, Any]:
+    """(model, tokenizer, image processor) of a LLaVA checkpoint, on the GPU where there is one."""
+    from llava.model.builder import load_pretrained_model
+
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        path,
+        base,
+        get_model_name_from_path(path),
+        device_map="auto" if torch.cuda.is_available() else "cpu",
+        torch_dtype=dtype,
+        attn_implementation=attention,
+        multimodal=True,
+    )
+    return model, tokenizer, image_processor
+
+
+def left_padded(rows: Sequence[torch.Tensor], pad_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack rows of different lengths, padded on the left: ids [batch, longest] and their bool mask."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for k, row in enumerate(rows):
+        input_ids[k, longest - len(row) :] = row
+        mask[k, longest - len(row) :] = True
+    return input_ids.to(device), mask.to(device)
+
+
+def open_image(path: Path, name: str) -> Image.Image:
+    """A picture, fully decoded.
+
+    Raises:
+        InputError: missing, truncated or not an image; the message names the file and `name`.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: image {path} does not exist; check --image-folder") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name}: image {path} cannot be decoded ({error})") from error
+
+
+def _cut(text: str, stop: str | None) -> str:
+    if stop is not None:
+        text = text.split(stop)[0]
+    return text.strip()

@@ -1,0 +1,139 @@
+"""Free answers to a file of questions, several turns each.
+
+    python -m llava.eval.model_vqa --model-path M --question-file Q.json --image-folder D --answers-file A.jsonl
+
+Questions: a JSON array or JSON lines of {"sample_id", "image": [paths], "conversations": [{"from", "value"}, ...],
+"metadata": {"question_type", "dataset"}}. Every human turn is asked, after the model's answers to the turns before it;
+each image is one tile. Flags are those of LLaVA-NeXT's script of that name; here `--conv-mode`, `--extra-prompt`
+and `--test_size` have an effect, and `--conv-mode` defaults to the form that LLaVA-NeXT always uses, Qwen's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import InputError, command
+from llava.eval.generation import Answerer, Decoding, Question, load_model
+from llava.eval.questions import load_records
+from llava.mm_utils import get_model_name_from_path
+
+MAX_NEW_TOKENS = 1024
+
+
+def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
+    """Part `index` of `count` consecutive parts of ceil(len / count) items; the last ones may be short or empty.
+
+    Raises:
+        InputError: the part does not exist.
+    """
+    if count < 1 or not 0 <= index < count:
+        raise InputError(f"--num-chunks {count} --chunk-idx {index}: the index must be in 0..num-chunks - 1")
+    size = math.ceil(len(items) / count)
+    return items[size * index : size * (index + 1)]
+
+
+def ask(
+    answerer: Answerer, record: dict[str, Any], image_folder: str | Path, decoding: Decoding, extra_prompt: str = ""
+) -> Iterator[tuple[str, str, str | None]]:
+    """(question as asked, answer, reference or None) for every human turn of a record.
+
+    Raises:
+        InputError: a missing field or an unusable image; the record is named.
+    """
+    name = f"sample {record.get('sample_id')!r}"
+    turns = record.get("conversations")
+    paths = record.get("image", [])
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(turns, list) or not isinstance(paths, list):
+        raise InputError(f"{name}: needs conversations, and image must be a path or a list of paths")
+    images = [Path(image_folder) / path for path in paths]
+    said: list[tuple[str, str | None]] = []
+    for position, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise InputError(f"{name}: a turn must be an object with from and value, got {turn!r}")
+        if turn.get("from") != "human":
+            continue
+        asked = extra_prompt + turn["value"]
+        text = _with_tags(asked, images) if not said else asked
+        [answer] = answerer.answer([Question(name, [*said, (text, None)], images)], decoding)
+        said.append((text, answer))
+        following = turns[position + 1] if position + 1 < len(turns) else None
+        yield asked, answer, following.get("value") if isinstance(following, dict) else None
+
+
+def _with_tags(text: str, images: list[Path]) -> str:
+    """A newline behind every tag; without tags, the images come first."""
+    if DEFAULT_IMAGE_TOKEN not in text:
+        return f"{DEFAULT_IMAGE_TOKEN}\n" * len(images) + text
+    head, *rest = text.split(DEFAULT_IMAGE_TOKEN)
+    return head + "".join(f"{DEFAULT_IMAGE_TOKEN}\n{part.removeprefix(chr(10))}" for part in rest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Answer a file of questions about images.")
+    parser.add_argument("--model-path", default="facebook/opt-350m")
+    parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
+    parser.add_argument("--image-folder", default="")
+    parser.add_argument("--extra-prompt", default="", help="put in front of every question")
+    parser.add_argument("--question-file", default="tables/question.jsonl")
+    parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"))
+    parser.add_argument("--conv-mode", default="qwen_1_5", help="conversation template")
+    parser.add_argument("--num-chunks", type=int, default=1)
+    parser.add_argument("--chunk-idx", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 for greedy decoding")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--test_size", type=int, default=10_000_000, help="ask at most this many questions")
+    parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    options = _parser().parse_args(argv)
+    decoding = Decoding(MAX_NEW_TOKENS, options.temperature, options.top_p, options.num_beams)
+    if options.test_size < 1:
+        raise InputError(f"--test_size {options.test_size}: must be at least 1")
+    records = chunk(load_records(options.question_file)[: options.test_size], options.num_chunks, options.chunk_idx)
+    model, tokenizer, image_processor = load_model(options.model_path, options.model_base, options.torch_dtype)
+    answerer = Answerer(model.eval(), tokenizer, image_processor, options.conv_mode, image_mode="square")
+    try:
+        options.answers_file.parent.mkdir(parents=True, exist_ok=True)
+        file = options.answers_file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--answers-file {options.answers_file}: cannot write there ({error})") from error
+    with file:
+        for record in tqdm(records, desc="answering", unit="sample"):
+            for asked, answer, reference in ask(answerer, record, options.image_folder, decoding, options.extra_prompt):
+                line = _line(record, asked, answer, reference, get_model_name_from_path(options.model_path))
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+
+
+def _line(record: dict[str, Any], asked: str, answer: str, reference: str | None, model_id: str) -> dict[str, Any]:
+    metadata = record.get("metadata") or {}
+    return {
+        "dataset": metadata.get("dataset"),
+        "sample_id": record.get("sample_id"),
+        "prompt": asked,
+        "pred_response": answer,
+        "gt_response": reference,
+        "shortuuid": base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode(),
+        "model_id": model_id,
+        "question_type": metadata.get("question_type"),
+    }
+
+
+if __name__ == "__main__":
+    main()

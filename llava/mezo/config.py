@@ -1,0 +1,66 @@
+"""Settings of the zeroth-order optimizer: every field with its meaning, unit, range and check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NOISES = ("gaussian", "rademacher")
+KERNELS = ("auto", "reference", "torch", "numba")
+LARGEST_SEED = 2**64 - 1
+MOST_DIRECTIONS = 4096
+
+
+@dataclass(frozen=True)
+class MeZOConfig:
+    """How one MeZO step is taken (Malladi et al. 2023, Algorithm 1; n > 1 directions is their n-SPSA).
+
+    Learning rate and weight decay are not here: they belong to the optimizer's parameter groups.
+    A field outside its range raises ValueError with the value given and what is allowed.
+    """
+
+    eps: float = 1e-3
+    """Half the distance between the two points at which the loss is taken, in units of the weights; > 0."""
+
+    num_directions: int = 1
+    """Random directions per step; every one costs two forwards; 1 to 4096."""
+
+    noise: str = "gaussian"
+    """Distribution of a direction's elements: "gaussian" (variance 1) or "rademacher" (-1 or +1)."""
+
+    seed: int = 0
+    """Seed of the run, 0 to 2**64 - 1. 0 is a seed like any other."""
+
+    kernel: str = "auto"
+    """Who computes the noise: "reference" (NumPy), "torch", "numba", or "auto". The numbers do not depend on it."""
+
+    max_bad_steps: int = 3
+    """Consecutive steps with a loss that is not finite after which a trainer stops; at least 1."""
+
+    def __post_init__(self) -> None:
+        _check_number("eps", self.eps)
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"eps is {self.eps}; it must be a finite number above 0 (usual: 1e-3)")
+        _check_integer("num_directions", self.num_directions, 1, MOST_DIRECTIONS)
+        _check_integer("seed", self.seed, 0, LARGEST_SEED)
+        _check_integer("max_bad_steps", self.max_bad_steps, 1, None)
+        _check_choice("noise", self.noise, NOISES)
+        _check_choice("kernel", self.kernel, KERNELS)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+
+
+def _check_integer(name: str, value: object, low: int, high: int | None) -> None:
+    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}; it must be {allowed}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

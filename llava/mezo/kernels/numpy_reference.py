@@ -1,0 +1,96 @@
+"""The readable kernel: NumPy, one line per line of the definition in `kernels/__init__.py`. Slow and kept for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llava.mezo.kernels import Field, changes_nothing
+from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
+
+Floats = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.uint16]
+
+
+class NumpyKernel:
+    """Reference kernel for tensors on the CPU."""
+
+    name = "reference"
+
+    def perturb(
+        self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
+    ) -> None:
+        z = direction_values(seed, field.tensor, start, weight.numel(), field.noise)
+        with np.errstate(all="ignore"):
+            total = widened(weight) + np.float32(scale) * z
+        out.copy_(torch.from_numpy(total).to(out.dtype).view(out.shape))
+
+    def perturb_rows(
+        self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
+    ) -> None:
+        for position, row in enumerate(rows.tolist()):
+            if not 0 <= row < table.shape[0]:
+                raise IndexError(f"row {row} of a table with {table.shape[0]} rows")
+            self.perturb(table[row], out[position], field, seed, scale, start=row * table.shape[1])
+
+    def update(
+        self,
+        weight: torch.Tensor,
+        field: Field,
+        seeds: Sequence[int],
+        coefficients: Sequence[float],
+        decay: float,
+        start: int = 0,
+    ) -> None:
+        if changes_nothing(coefficients, decay):
+            return
+        count = weight.numel()
+        u = widened(weight)
+        with np.errstate(all="ignore"):
+            if decay != 1.0:
+                u = u * np.float32(decay)
+            for seed, coefficient in zip(seeds, coefficients):
+                u = u + np.float32(coefficient) * direction_values(seed, field.tensor, start, count, field.noise)
+        if weight.dtype == torch.float32:
+            weight.copy_(torch.from_numpy(u).view(weight.shape))
+            return
+        r = random_bits(seeds[0], field.tensor, STREAM_ROUNDING, start, count)
+        stored = ROUND[weight.dtype](u, r)
+        weight.copy_(torch.from_numpy(stored.view(np.int16)).view(weight.dtype).view(weight.shape))
+
+
+def widened(weight: torch.Tensor) -> Floats:
+    """The weight's values as a flat float32 array (a copy)."""
+    values: Floats = weight.detach().reshape(-1).to(torch.float32, copy=True).numpy()
+    return values
+
+
+def stochastic_bfloat16(u: Floats, r: Bits) -> Bits:
+    """Bit patterns of S(u, r) in bfloat16."""
+    rounded = ((u.view(np.uint32).astype(np.uint64) + r) >> np.uint64(16)).astype(np.uint16)
+    return np.where(np.isnan(u), np.uint16(0x7FC0), rounded)
+
+
+def stochastic_float16(u: Floats, r: Bits) -> Bits:
+    """Bit patterns of S(u, r) in float16: 1 sign, 5 exponent (bias 15) and 10 mantissa bits."""
+    bits = u.view(np.uint32).astype(np.int64)
+    sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    exponent = size >> 23
+    added = r.astype(np.int64)
+
+    normal = (size - (112 << 23) + (added >> 3)) >> 13
+
+    mantissa = (size & 0x7FFFFF) | np.where(exponent > 0, 1 << 23, 0)
+    dropped = np.clip(126 - exponent, 14, 48)
+    aligned = np.where(dropped < 16, added >> np.maximum(16 - dropped, 0), added << np.maximum(dropped - 16, 0))
+    subnormal = (mantissa + aligned) >> dropped
+
+    stored = np.where(exponent >= 113, np.minimum(normal, 0x7C00), subnormal)
+    stored = np.where(np.isnan(u), 0x7E00, stored)
+    return (sign | stored).astype(np.uint16)
+
+
+ROUND = {torch.bfloat16: stochastic_bfloat16, torch.float16: stochastic_float16}

@@ -1,0 +1,122 @@
+"""MeZO as a `torch.optim.Optimizer`: two forwards per direction and step, no gradient, no state per parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from llava.mezo.config import MeZOConfig
+from llava.mezo.estimator import LossWindow, Loss, Reduce, StepResult, coefficients, mean_over_ranks, measure
+from llava.mezo.kernels import Field, as_float32
+from llava.mezo.names import names_hash, numbered
+from llava.mezo.perturb import Perturbation
+from llava.mezo.weights import STORAGES, Storage
+
+
+class MeZO(Optimizer):
+    """Memory-efficient zeroth-order SGD (Malladi et al. 2023, Algorithm 1).
+
+        optimizer = MeZO(groups, model, MeZOConfig(eps=1e-3, seed=0))
+        for step, batch in enumerate(batches):
+            optimizer.accumulate(step, lambda: model(**batch).loss)   # once per micro-batch
+            optimizer.step()
+
+    `groups` is what torch.optim takes: parameters, or dicts with "params" and, per group, "lr" and "weight_decay"
+    (other keys are kept; a group may be empty). `lr` and `weight_decay` are for groups that name none. Learning rates
+    and decay are read at each `step()`, so schedulers work as usual. Build it once: parameters are numbered here.
+
+    `reduce` turns this rank's mean losses into the mean over ranks; by default torch.distributed's default group is
+    used once it is initialised. ValueError: a parameter that is not in the model, is frozen, or cannot be trained.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Any],
+        model: nn.Module,
+        config: MeZOConfig | None = None,
+        reduce: Reduce | None = None,
+        *,
+        lr: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.config = config or MeZOConfig()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        _check_trainable(parameters)
+        chosen = numbered(model, parameters)
+        self.names: tuple[str, ...] = tuple(chosen.values())
+        """Canonical names of the trained parameters; the position is the number that selects the noise."""
+        self.storages: dict[nn.Parameter, Storage] = {
+            p: STORAGES["native"](p, Field(number, self.config.noise), self.config.kernel)
+            for number, p in enumerate(chosen)
+        }
+        self.perturbation = Perturbation(model, self.storages)
+        self.last: StepResult | None = None
+        """What the latest `step()` did; None before the first."""
+        self.bad_steps = 0
+        """Consecutive steps that were not applied because a loss was not finite."""
+        self._reduce = reduce or mean_over_ranks(parameters[0].device)
+        self._window = LossWindow()
+
+    @property
+    def names_hash(self) -> str:
+        """sha256 of `names`, for records of a run."""
+        return names_hash(self.names)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch.optim; ValueError once the parameters are numbered, or for values out of range."""
+        if hasattr(self, "storages"):
+            raise ValueError("MeZO numbers its parameters when it is built; give all groups to the constructor")
+        super().add_param_group(param_group)
+        for name in ("lr", "weight_decay"):
+            value = self.param_groups[-1][name]
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} of group {len(self.param_groups) - 1} is {value}; it must be at least 0")
+
+    def accumulate(self, step: int, loss: Loss) -> float:
+        """Measure one micro-batch of step number `step` and return the mean of its 2n losses.
+
+        `loss` takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
+        called 2 * num_directions times, each time under perturbed weights, in evaluation mode and without autograd.
+        """
+        losses = measure(self.perturbation, self.config, step, loss)
+        self._window.add(step, losses)
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """End the window of micro-batches: average, and apply the update unless a loss is not finite.
+
+        Afterwards `last` says what was measured and whether it was applied; `bad_steps` counts the steps in a row
+        that were not. RuntimeError without an `accumulate` since the last call; ValueError for a closure.
+        """
+        if closure is not None:
+            raise ValueError("MeZO takes no closure; give the loss to accumulate(step, loss)")
+        number, directions = self._window.close(self.config, self._reduce)
+        per_group = [coefficients(directions, float(group["lr"])) for group in self.param_groups]
+        values = [v for d in directions for v in (d.loss_plus, d.loss_minus)] + [c for cs in per_group for c in cs]
+        applied = all(map(math.isfinite, values))
+        if applied:
+            seeds = [d.seed for d in directions]
+            for group, factors in zip(self.param_groups, per_group):
+                decay = as_float32(1.0 - float(group["lr"]) * float(group["weight_decay"]))
+                for parameter in group["params"]:
+                    self.storages[parameter].update(seeds, factors, decay)
+        self.bad_steps = 0 if applied else self.bad_steps + 1
+        self.last = StepResult(number, directions, applied)
+
+
+def _check_trainable(parameters: list[nn.Parameter]) -> None:
+    if not parameters:
+        raise ValueError("every parameter group is empty; there is nothing to train")
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} is in a group but frozen (requires_grad is False); "
+                "leave it out of the groups or set requires_grad"
+            )

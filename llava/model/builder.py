@@ -1,0 +1,190 @@
+"""Load a checkpoint for use: tokenizer, model, image processor and context length.
+
+tokenizer, model, image_processor, context_len = load_pretrained_model(path, None, get_model_name_from_path(path))
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llava.errors import InputError
+from llava.model.checkpoint_files import find_file, read_tensors, weight_files
+from llava.model.families import config_for, is_llava_config, model_class_for
+from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
+from llava.model.loading import adapter_file, load_adapter, load_learned_tokens
+from llava.model.vocabulary import grow_embeddings, image_tokens
+
+logger = logging.getLogger(__name__)
+
+NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+DEFAULT_CONTEXT = 2048
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None,
+    model_name: str,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    torch_dtype: str | torch.dtype = "float16",
+    attn_implementation: str | None = "flash_attention_2",
+    customized_config: Any = None,
+    overwrite_config: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, int]:
+    """Load a full checkpoint, a LoRA run, an adapter-only run, or a plain language model.
+
+    Args:
+        model_path: folder or hub id. With `model_base` it holds a LoRA adapter or a projector alone.
+        model_base: the model that `model_path` was trained from.
+        model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
+            that names a tower.
+        load_8bit, load_4bit: quantise with bitsandbytes (4 bit: nf4, double quantisation, float16 compute).
+        device_map: as for transformers; without a GPU the model goes to the CPU.
+        torch_dtype: "float32", "float16", "bfloat16", "auto" (as stored) or a torch.dtype.
+        attn_implementation: flash_attention_2 becomes sdpa, with a warning, where it is not available.
+        customized_config: used in place of the checkpoint's config.
+        overwrite_config: entries set on the config before loading, such as `{"mm_vision_tower": DIR}`.
+        kwargs: `multimodal`; the rest goes to `from_pretrained`.
+
+    Returns:
+        (tokenizer, model in eval mode, image processor or None for a plain language model, context length).
+
+    Raises:
+        InputError: for a checkpoint that is incomplete or of an unsupported kind.
+    """
+    multimodal = kwargs.pop("multimodal", None)
+    arguments = {
+        "dtype": resolve_dtype(torch_dtype),
+        "device_map": resolve_device_map(device_map),
+        "attn_implementation": resolve_attention(attn_implementation),
+        **quantisation(load_8bit, load_4bit),
+        **kwargs,
+    }
+    if not (multimodal or "llava" in model_name.lower() or (multimodal is None and _names_tower(model_path))):
+        tokenizer, model = _load_plain(model_path, model_base, arguments)
+        return tokenizer, model.eval(), None, _context_length(model.config)
+    config = customized_config if customized_config is not None else config_for(model_path)
+    _overwrite(config, overwrite_config or {})
+    if not is_llava_config(config):
+        raise InputError(f"{model_path}: its config.json names no mm_vision_tower, so it is not a model with images.")
+    if model_base is None:
+        if find_file(model_path, "adapter_config.json") is not None or not weight_files(model_path):
+            raise InputError(f"{model_path} holds no complete model: give the model it was trained from as model_base.")
+        model = model_class_for(config, model_path).from_pretrained(model_path, config=config, **arguments)
+        tokenizer = _tokenizer(model_path)
+    else:
+        tokenizer, model = _load_on_base(model_path, model_base, config, arguments)
+    tokenizer.add_tokens(image_tokens(model.config), special_tokens=True)
+    grow_embeddings(model, tokenizer)
+    tower = model.get_vision_tower()
+    tower.load_model()
+    return tokenizer, model.eval(), tower.image_processor, _context_length(model.config)
+
+
+def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """A base model plus what a LoRA or adapter-only run saved."""
+    # The run's config may come from a language model of the same family without images, so the base decides.
+    base_config = config_for(base)
+    family = model_class_for(base_config, base)
+    config = family.config_class.from_dict(config.to_dict() | {"model_type": family.config_class.model_type})
+    config._name_or_path = str(path)
+    tokenizer = _tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
+    tokenizer.add_tokens(image_tokens(config), special_tokens=True)
+    rows, config.vocab_size = config.vocab_size, base_config.vocab_size
+    model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
+    wanted = max(rows, len(tokenizer))
+    if wanted > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(wanted, mean_resizing=False)
+    if find_file(path, "adapter_config.json") is not None:
+        return tokenizer, _merge_lora(model, path, _non_lora_tensors(path))
+    load_adapter(model.get_model(), adapter_file(path))
+    _load_embeddings(model, path)
+    return tokenizer, model
+
+
+def _load_embeddings(model: Any, path: str) -> None:
+    """Rows of start and end marks that an adapter-only run saved with its projector."""
+    tensors = read_tensors(adapter_file(path), lambda name: name.endswith("embed_tokens.weight"))
+    table = model.get_input_embeddings().weight
+    for rows in tensors.values():
+        with torch.no_grad():
+            table[: len(rows)] = rows.to(table)
+
+
+def _non_lora_tensors(path: str) -> dict[str, torch.Tensor]:
+    """What a LoRA run trained besides the adapter, with the names of the model's own parameters."""
+    for name in NON_LORA_FILES:
+        file = find_file(path, name)
+        if file is not None:
+            tensors = read_tensors(file)
+            return {_model_name(key): value for key, value in tensors.items()}
+    raise InputError(f"{path}: a LoRA checkpoint needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
+
+
+def _model_name(key: str) -> str:
+    """PEFT puts two levels in front: base_model.model.lm_head.weight is lm_head.weight here."""
+    if key.startswith("base_model."):
+        return key.removeprefix("base_model.").removeprefix("model.")
+    return key.removeprefix("model.") if key.startswith("model.model.") else key
+
+
+def _merge_lora(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"{path} is a LoRA checkpoint: install peft (pip install peft).")
+    from peft import PeftModel
+
+    result = model.load_state_dict(tensors, strict=False)
+    if result.unexpected_keys:
+        raise InputError(
+            f"{path}: weights without a place in the model: {', '.join(sorted(result.unexpected_keys)[:5])}."
+        )
+    load_learned_tokens(model.get_model(), tensors, path)
+    logger.info("merging the LoRA weights of %s", path)
+    return PeftModel.from_pretrained(model, path).merge_and_unload()
+
+
+def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """A language model without images; with a base, `path` is a PEFT adapter."""
+    if base is None:
+        return _tokenizer(path), AutoModelForCausalLM.from_pretrained(path, **arguments)
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"{path} is a PEFT adapter: install peft (pip install peft).")
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(base, **arguments)
+    return _tokenizer(base), PeftModel.from_pretrained(model, path).merge_and_unload()
+
+
+def _names_tower(path: str) -> bool:
+    file = find_file(path, "config.json")
+    return file is not None and json.loads(file.read_text(encoding="utf-8")).get("mm_vision_tower") is not None
+
+
+def _tokenizer(path: str) -> Any:
+    return AutoTokenizer.from_pretrained(path)
+
+
+def _overwrite(config: Any, entries: dict[str, Any]) -> None:
+    if "mm_vision_tower" in entries:
+        # Another tower: what the checkpoint wrote down about the old one no longer holds.
+        for key in ("mm_vision_tower_config", "mm_image_processor_config"):
+            if hasattr(config, key):
+                delattr(config, key)
+    for name, value in entries.items():
+        setattr(config, name, value)
+
+
+def _context_length(config: Any) -> int:
+    for name in ("max_sequence_length", "max_position_embeddings", "tokenizer_model_max_length"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    return DEFAULT_CONTEXT

@@ -1,0 +1,68 @@
+"""Which of our model classes a config or checkpoint belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from llava.errors import InputError
+from llava.mm_utils import get_model_name_from_path
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
+
+FAMILIES: tuple[type, ...] = (LlavaQwenForCausalLM, LlavaLlamaForCausalLM)
+SUPPORTED_MODELS = "Qwen2 (model_type qwen2 or llava_qwen) and Llama (model_type llama or llava_llama)"
+
+_CLASS_OF_MODEL_TYPE = {
+    model_type: family
+    for family in FAMILIES
+    for model_type in (family.config_class.model_type, family.config_class.base_model_type)
+}
+_CLASS_OF_ARCHITECTURE = {family.__name__: family for family in FAMILIES}
+# Words in the last part of a path, for a config that says nothing.
+_CLASS_OF_WORD = {"qwen": LlavaQwenForCausalLM, "quyen": LlavaQwenForCausalLM} | dict.fromkeys(
+    ("llama", "vicuna"), LlavaLlamaForCausalLM
+)
+
+
+def model_class_for(config: Any, name_or_path: str | None = None) -> type:
+    """The LLaVA class for a config: by `model_type`, else by `architectures`, else by the last part of the path.
+
+    Args:
+        config: a config object, or the contents of a config.json.
+        name_or_path: of the checkpoint; `config.name_or_path` if not given.
+
+    Raises:
+        InputError: for a language model that is not supported.
+    """
+    values = config if isinstance(config, dict) else vars(config)
+    model_type = values.get("model_type") or getattr(config, "model_type", None)
+    if model_type in _CLASS_OF_MODEL_TYPE:
+        return _CLASS_OF_MODEL_TYPE[model_type]
+    architectures = values.get("architectures") or []
+    for architecture in architectures:
+        if architecture in _CLASS_OF_ARCHITECTURE:
+            return _CLASS_OF_ARCHITECTURE[architecture]
+    path = name_or_path or values.get("_name_or_path") or ""
+    if not model_type and not architectures and path:
+        name = get_model_name_from_path(path).lower()
+        for word, family in _CLASS_OF_WORD.items():
+            if word in name:
+                return family
+    raise InputError(
+        f"{path or 'config'}: language model with model_type {model_type!r}, architectures {architectures} is not "
+        f"supported; supported: {SUPPORTED_MODELS}."
+    )
+
+
+def config_for(name_or_path: str, **hub: Any) -> PretrainedConfig:
+    """Read the config of a LLaVA or plain checkpoint as the config class of our model (`model_class_for`)."""
+    values, _ = PretrainedConfig.get_config_dict(name_or_path, **hub)
+    family = model_class_for(values, name_or_path)
+    return family.config_class.from_pretrained(name_or_path, **hub)
+
+
+def is_llava_config(config: Any) -> bool:
+    """Whether a config describes a model with images: it names a tower."""
+    return getattr(config, "mm_vision_tower", None) is not None

@@ -1,0 +1,249 @@
+"""What all LLaVA models share, whatever their language model: vision modules, splicing, loss and generation.
+
+`LlavaMetaModel` (in `vision_modules`) goes in front of a language model without head and holds tower, projector and
+newline; `LlavaMetaForCausalLM` goes in front of the language model with head. See `language_model/` for the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import InputError
+from llava.model import loading
+from llava.model.feature_maps import unpad_image
+from llava.model.merging import MergePlan, merge_image
+from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.splicing import cut_rows, pad_rows, skip_positions, splice_rows
+from llava.model.video_merging import merge_video
+from llava.model.vision_modules import LlavaMetaModel
+from llava.model.vocabulary import add_image_tokens
+
+__all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
+
+Images = torch.Tensor | Sequence[torch.Tensor]
+MODALITIES = ("image", "video", "text")
+
+
+class LlavaMetaForCausalLM:
+    """Adds images to the `forward` and `generate` of a causal language model whose `model` is a `LlavaMetaModel`."""
+
+    # The loss is a mean over the tokens of one batch; the Trainer then averages over accumulated batches.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a LLaVA checkpoint, tower weights included, or a plain checkpoint of the language model.
+
+        As in the library, and: no weight stays silently uninitialised, the tower's own weights are fetched only when
+        the checkpoint holds none. `vision_from_elsewhere=True` allows a projector that is not in the checkpoint.
+
+        Raises:
+            InputError: for missing weights, or a tower whose architecture cannot be found out.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        elsewhere = kwargs.pop("vision_from_elsewhere", False)
+        config = kwargs.pop("config", None)
+        if pretrained_model_name_or_path is not None:
+            config = loading.settled_config(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
+        )
+        loading.check_loaded(model, info, projector_needed=not elsewhere)
+        return (model, info) if want_info else model
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def get_vision_tower(self) -> VisionTower | None:
+        return self.get_model().get_vision_tower()
+
+    def image_only_modules(self) -> list[nn.Module]:
+        """Modules whose inputs are images alone, in order of use: tower and projector; none without a tower."""
+        if self.get_vision_tower() is None:
+            return []
+        return [self.get_vision_tower(), self.get_model().mm_projector]
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Add the image marks that the arguments ask for to the tokenizer, and rows for them to the embeddings."""
+        add_image_tokens(self, model_args, tokenizer)
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels [n, 3, S, S] to features [n, patches, hidden]."""
+        features = self.get_vision_tower()(images)
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), None)
+        return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
+
+    def image_features(
+        self, images: Images, image_sizes: Sequence[Any] | None, modalities: Sequence[str] | str | None
+    ) -> list[torch.Tensor]:
+        """Visual tokens [tokens, hidden] of each image; see `prepare_inputs_labels_for_multimodal`."""
+        if isinstance(images, torch.Tensor) and images.ndim == 4:
+            return list(self.encode_images(images))
+        entries = [image[None] if image.ndim == 3 else image for image in images]
+        kinds = _modality_of_each(modalities, len(entries))
+        sizes = [None] * len(entries) if image_sizes is None else list(image_sizes)
+        if len(sizes) != len(entries):
+            raise InputError(f"image_sizes has {len(sizes)} entries for {len(entries)} images: give one for each.")
+        encoded = self.encode_images(torch.cat(entries)).split([len(entry) for entry in entries])
+        model, plan, tile = self.get_model(), MergePlan.from_config(self.config), self.get_vision_tower().image_size
+        newline, faster = getattr(model, "image_newline", None), getattr(model, "faster_token", None)
+        return [
+            merge_video(features, plan, newline, faster)
+            if kind == "video"
+            else merge_image(features, plan, size, tile, newline)
+            for features, size, kind in zip(encoded, sizes, kinds, strict=True)
+        ]
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        labels: torch.Tensor | None,
+        images: Images | None,
+        modalities: Sequence[str] | str | None = None,
+        image_sizes: Sequence[Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """Replace `<image>` marks by visual tokens.
+
+        Args:
+            input_ids: [rows, length], -200 for a mark.
+            position_ids, attention_mask, labels: [rows, length]; what is None comes back as None.
+            past_key_values: handed through.
+            images: a list of pixels, one entry [3, S, S] or [tiles, 3, S, S] per image, or those stacked; a stacked
+                [n, 3, S, S] is used as it is, without newlines.
+            modalities: "image", "video" or "text" (a dummy) of each entry; None or one string holds for all.
+            image_sizes: (width, height) of each original image.
+
+        Returns:
+            (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels): the inputs and no
+            embeddings when there is nothing to do (no tower, no images, one column), else embeddings and no ids.
+
+        Raises:
+            InputError: when images and marks do not match.
+        """
+        if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        features = self.image_features(images, image_sizes, modalities)
+        side = getattr(self.config, "tokenizer_padding_side", None) or "right"
+        batch = self._splice(input_ids, attention_mask, labels, features, side)
+        new_positions = None if position_ids is None else batch.position_ids
+        if self.training and getattr(self.config, "use_pos_skipping", False):
+            new_positions = skip_positions(batch, self.config.pos_skipping_range)
+        new_mask = None if attention_mask is None else batch.mask.to(attention_mask.dtype)
+        return None, new_positions, new_mask, past_key_values, batch.embeds, None if labels is None else batch.labels
+
+    def _splice(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        features: Sequence[torch.Tensor],
+        padding_side: str,
+    ) -> Any:
+        keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
+        rows = [ids[kept] for ids, kept in zip(input_ids, keep, strict=True)]
+        row_labels = [target[kept] for target, kept in zip(targets, keep, strict=True)]
+        embeds, row_labels = splice_rows(rows, row_labels, features, self.get_input_embeddings())
+        embeds, row_labels = cut_rows(embeds, row_labels, getattr(self.config, "tokenizer_model_max_length", None))
+        return pad_rows(embeds, row_labels, padding_side)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Any] | None = None,
+        modalities: Sequence[str] | str | None = None,
+        dpo_forward: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The language model's forward, with images; see `prepare_inputs_labels_for_multimodal`.
+
+        Returns:
+            The language model's output; its `loss` is the mean cross entropy over the labels that are not -100, in
+            float32, each position predicting the next. With `dpo_forward`: (logits, labels after splicing).
+        """
+        if inputs_embeds is None:
+            prepared = self.prepare_inputs_labels_for_multimodal(
+                input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
+            )
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
+        if input_ids is not None and inputs_embeds is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            raise InputError("the text has <image> marks, but no images were given or the model has no vision tower.")
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=None if dpo_forward else labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return (outputs[0], labels) if dpo_forward else outputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Any] | None = None,
+        modalities: Sequence[str] | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The library's generate, with images. Rows are padded on the left, whatever side `inputs` are padded on.
+
+        Args:
+            inputs: [rows, length] ids, -200 for a mark. Without `attention_mask`, pad tokens at either end of a
+                row count as padding.
+            kwargs: as for the library.
+
+        Returns:
+            The new tokens alone, [rows, new tokens], or what the library returns otherwise.
+        """
+        if kwargs.pop("inputs_embeds", None) is not None:
+            raise InputError("generate takes token ids (inputs), not inputs_embeds.")
+        input_ids = kwargs.pop("input_ids", inputs)
+        kwargs.pop("position_ids", None)
+        mask = kwargs.pop("attention_mask", None)
+        if mask is None:
+            pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
+            mask = _mask_of_padding(input_ids, self.config.pad_token_id if pad is None else pad)
+        if images is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            raise InputError("the prompt has <image> marks, but no images were given.")
+        features = [] if images is None else self.image_features(images, image_sizes, modalities)
+        batch = self._splice(input_ids, mask, None, features, "left")
+        return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
+
+
+def _modality_of_each(modalities: Sequence[str] | str | None, images: int) -> list[str]:
+    shared = modalities is None or isinstance(modalities, str)
+    kinds = [modalities or "image"] * images if shared else list(modalities)
+    if len(kinds) != images:
+        raise InputError(f"modalities has {len(kinds)} entries for {images} images: give one for each.")
+    unknown = [kind for kind in kinds if kind not in MODALITIES]
+    if unknown:
+        raise InputError(f"modality {unknown[0]!r} is not supported; allowed: {', '.join(MODALITIES)}.")
+    return kinds
+
+
+def _mask_of_padding(input_ids: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
+    """False for pad tokens before the first and behind the last other token of a row; batches of one have none."""
+    if pad_token_id is None or len(input_ids) == 1:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    text = (input_ids != pad_token_id).long()
+    return (text.cumsum(1) > 0) & (text.flip(1).cumsum(1).flip(1) > 0)

@@ -1,0 +1,137 @@
+"""Checks around loading weights: nothing is fetched twice, and nothing stays silently uninitialised."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.errors import InputError
+from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, weight_files
+from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
+
+logger = logging.getLogger(__name__)
+
+LEARNED_TOKENS = ("image_newline", "faster_token")
+ADAPTER_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+
+TOWER_PREFIX = "model.vision_tower."
+_TOWER_BODY = "model.vision_tower.vision_tower.vision_model."
+_PROJECTOR_PREFIX = "model.mm_projector."
+_HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
+
+
+def settled_config(config_class: type, name_or_path: Any, config: Any, arguments: dict[str, Any]) -> Any:
+    """The config to load a checkpoint with: read if it is not given, with the tower's architecture filled in.
+
+    Args:
+        arguments: of `from_pretrained`; those that say how the hub is reached are used.
+    """
+    hub = {key: arguments[key] for key in _HUB_ARGUMENTS if arguments.get(key) is not None}
+    if config is None:
+        config = config_class.from_pretrained(name_or_path, **hub)
+    config = copy.deepcopy(config)
+    name = getattr(config, "mm_vision_tower", None)
+    if name is not None:
+        describe_tower(tower_name(config), config, _tower_shapes(str(name_or_path), hub)).remember(config)
+    return config
+
+
+def _tower_shapes(name_or_path: str, hub: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(name_or_path, **hub):
+        shapes.update(tensor_shapes(path))
+    body = {name.removeprefix(_TOWER_BODY): shape for name, shape in shapes.items() if name.startswith(_TOWER_BODY)}
+    return body
+
+
+def check_loaded(model: nn.Module, info: dict[str, Any], projector_needed: bool = True) -> None:
+    """Deal with what a checkpoint lacks.
+
+    The tower's weights come from its own source when all are missing; learned tokens start at fixed random numbers,
+    with a warning; anything else is an error.
+
+    Args:
+        info: what the library reports about loading.
+        projector_needed: False when the projector is loaded from another file afterwards.
+    """
+    missing = set(info["missing_keys"])
+    _settle_tower(model, {name for name in missing if name.startswith(TOWER_PREFIX)})
+    tokens = {f"model.{name}" for name in LEARNED_TOKENS} & missing
+    if projector_needed and tokens:
+        logger.warning("%s not in the checkpoint; initialised at random (fixed seed)", ", ".join(sorted(tokens)))
+    others = {name for name in missing - tokens if not name.startswith(TOWER_PREFIX)}
+    if not projector_needed:
+        others = {name for name in others if not name.startswith(_PROJECTOR_PREFIX)}
+    if others:
+        raise InputError(
+            f"{model.config.name_or_path}: the checkpoint lacks {len(others)} weights of {type(model).__name__}: "
+            f"{_some(others)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
+        )
+
+
+def _settle_tower(model: Any, missing: set[str]) -> None:
+    tower = model.get_vision_tower()
+    if tower is None:
+        return
+    expected = {f"{TOWER_PREFIX}{name}" for name in tower.state_dict()}
+    if not missing:
+        tower.is_loaded = True
+        tower.requires_grad_(False)
+    elif missing != expected:
+        raise InputError(
+            f"{model.config.name_or_path}: the checkpoint holds only a part of the vision tower; it lacks "
+            f"{_some(missing)}."
+        )
+    elif not getattr(model.config, "delay_load", False):
+        tower.load_model()
+
+
+def _some(names: set[str], count: int = 5) -> str:
+    shown = ", ".join(sorted(names)[:count])
+    return f"{shown}, ..." if len(names) > count else shown
+
+
+def adapter_file(path: str | Path) -> Path:
+    """An adapter file itself, or the one that lies in a folder or hub repository."""
+    if Path(path).is_file():
+        return Path(path)
+    for name in ADAPTER_FILES:
+        found = find_file(str(path), name)
+        if found is not None:
+            return found
+    raise InputError(f"no adapter at {path}: give a file, or a folder with {' or '.join(ADAPTER_FILES)}.")
+
+
+def load_adapter(inner_model: Any, path: str | Path) -> None:
+    """Load projector weights, and learned tokens where there are any, from an adapter file (`adapter_file`).
+
+    Keys may carry any prefix in front of `mm_projector.`; embeddings in the file are left to the tokenizer's set-up.
+    """
+    file = adapter_file(path)
+    tensors = read_tensors(file)
+    projector = {name.split("mm_projector.", 1)[1]: value for name, value in tensors.items() if "mm_projector." in name}
+    try:
+        inner_model.mm_projector.load_state_dict(projector)
+    except RuntimeError as error:
+        kind = inner_model.config.mm_projector_type
+        raise InputError(f"{file}: does not fit --mm_projector_type {kind}: {error}") from error
+    load_learned_tokens(inner_model, tensors, str(file))
+
+
+def load_learned_tokens(inner_model: Any, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Copy `image_newline` and `faster_token` out of tensors with full names; warn about those that are missing."""
+    for name in LEARNED_TOKENS:
+        token = getattr(inner_model, name, None)
+        if token is None:
+            continue
+        found = [value for key, value in tensors.items() if key.split(".")[-1] == name]
+        if found:
+            with torch.no_grad():
+                token.copy_(found[0])
+        else:
+            logger.warning("%s: no %s; it keeps its initial value", source, name)

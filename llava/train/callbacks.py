@@ -1,0 +1,103 @@
+"""What a run shows and how it is stopped: a progress bar, times per step, Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import statistics
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+SHOWN_IN_BAR = ("loss", "projected_grad", "learning_rate")
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, time left, loss, learning rate and (MeZO) projected gradient on one line of the main process."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and not args.disable_tqdm:
+            quiet = not sys.stderr.isatty()  # a log file wants a line now and then
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="train",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=10 if quiet else 0.5,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        shown = {key: f"{logs[key]:.4g}" for key in SHOWN_IN_BAR if key in (logs or {})}
+        if self.bar is not None:
+            self.bar.set_postfix(shown, refresh=False)
+        elif state.is_world_process_zero and shown:
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each optimizer step, data loading included; the median is robust against pauses for saving."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def median(self) -> float | None:
+        """Median seconds a step; None before the first one."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM ends the run after the step in progress, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                return
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.received is not None:
+            logger.warning("stopping after step %d on %s; a checkpoint is saved", state.global_step, self.received.name)
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, self._previous[number])

@@ -1,0 +1,46 @@
+"""How many tokens an image becomes in the language model, known without running the vision tower.
+
+`data_args.count_image_tokens = ImageTokenCounter.of(model)` lets the data set refuse samples whose answers lie behind
+`--model_max_length` once the images are spliced in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.model.merging import MergePlan, merge_image
+from llava.model.video_merging import merge_video
+from llava.train.media import VIDEO
+
+
+@dataclass(frozen=True)
+class ImageTokenCounter:
+    """Count by merging features of one channel, as the model merges its own.
+
+    Attributes:
+        plan: how the model merges features.
+        patches: features of a tile.
+        tile_size: side of a tile in pixels.
+    """
+
+    plan: MergePlan
+    patches: int
+    tile_size: int
+
+    @classmethod
+    def of(cls, model: Any) -> ImageTokenCounter:
+        """The counter of a model with a vision tower."""
+        tower = model.get_vision_tower()
+        return cls(MergePlan.from_config(model.config), tower.num_patches, tower.image_size)
+
+    def __call__(self, pixels: torch.Tensor, size: tuple[int, int], modality: str) -> int:
+        """Tokens of one entry: pixels [3, S, S] or [tiles, 3, S, S], (width, height) of the original, modality."""
+        tiles = 1 if pixels.ndim == 3 else len(pixels)
+        features = torch.zeros(tiles, self.patches, 1)
+        newline = torch.zeros(1)
+        if modality == VIDEO:
+            return len(merge_video(features, self.plan, newline, newline))
+        return len(merge_image(features, self.plan, size, self.tile_size, newline))

@@ -1,0 +1,124 @@
+"""LLaVATrainer: the HF Trainer with LLaVA's samplers, parameter groups and checkpoints.
+
+The training loop is transformers' own. Checkpoints hold what is needed to resume (projector-only and
+LoRA runs included) and no pickle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llava.train import run_folder, saving, state
+from llava.train.param_groups import parameter_groups
+from llava.train.samplers import LengthGroupedSampler
+from llava.train.tunable import adapter_only
+
+
+def should_only_save_mm_adapter(args: Any) -> bool:
+    """Whether a run with these arguments trains, and saves, the projector alone."""
+    return adapter_only(args)
+
+
+class LLaVATrainer(transformers.Trainer):
+    """Trainer of a LLaVA model; `args` is `llava.train.arguments.TrainingArguments`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The loss is a mean over each micro-batch, as LLaVA-NeXT has it, not over the accumulation window.
+        self.model_accepts_loss_kwargs = False
+        self.run_arguments: dict[str, Any] = run_folder.flat_arguments(self.args)
+        """All flags of the run, written beside every saved model."""
+
+    def report(self) -> dict[str, Any]:
+        """What this kind of trainer adds to report.json."""
+        return {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        world_size = args.world_size * args.gradient_accumulation_steps
+        # in LLaVA-NeXT's order of precedence
+        if args.group_by_length:
+            return LengthGroupedSampler(args.train_batch_size, world_size, lengths=dataset.lengths)
+        if args.group_by_modality_length:
+            return LengthGroupedSampler(
+                args.train_batch_size, world_size, lengths=dataset.modality_lengths, group_by_modality=True
+            )
+        if args.group_by_modality_length_auto:
+            return LengthGroupedSampler(
+                args.train_batch_size, world_size, lengths=dataset.modality_lengths, group_by_modality_auto=True
+            )
+        if args.group_by_varlen:
+            return LengthGroupedSampler(
+                args.train_batch_size * args.gradient_accumulation_steps,
+                world_size,
+                lengths=dataset.lengths,
+                variable_length=True,
+            )
+        return super()._get_train_sampler(dataset)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            network = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            self.optimizer = optimizer_class(parameter_groups(network, self.args), **options)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if saving.is_peft(self.model):
+            saving.save_lora(self.model, folder, state_dict)
+        elif adapter_only(self.args):
+            saving.save_adapter(self.model, folder, state_dict)
+        else:
+            saving.save_full(self.model, folder, state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        run_folder.save_arguments(self.run_arguments, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        network = self.model if model is None else model
+        folder = Path(resume_from_checkpoint)
+        if (folder / saving.PROJECTOR_FILE).exists():
+            saving.load_tensors(network, folder / saving.PROJECTOR_FILE)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (folder / saving.NON_LORA_FILE).exists():
+            saving.load_tensors(network, folder / saving.NON_LORA_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)  # their own sharded formats
+        elif self.args.should_save:
+            state.save_state(self.optimizer.state_dict(), Path(output_dir), "optimizer")
+            state.save_state(self.lr_scheduler.state_dict(), Path(output_dir), "scheduler")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (state.load_state(Path(checkpoint), stem) for stem in ("optimizer", "scheduler"))
+        if optimizer is not None and scheduler is not None:
+            self.optimizer.load_state_dict(optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # another rank may not have made it yet
+        state.save_state(state.random_states(), folder, self._rng_stem)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        states = state.load_state(Path(checkpoint), self._rng_stem) if checkpoint is not None else None
+        if states is not None:
+            state.set_random_states(states)
+
+    @property
+    def _rng_stem(self) -> str:
+        return "rng_state" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}"

@@ -1,0 +1,43 @@
+"""LoRA on the language model: which layers, and how the model is wrapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+# PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
+_NOT_ADAPTED = r".*\.(vision_tower|mm_projector)\..*"
+
+
+def find_all_linear_names(model: nn.Module) -> list[str]:
+    """Last name parts of the language model's linear layers (q_proj, down_proj, ...), the output head excepted."""
+    inner = model.get_model()
+    outside = [model.get_output_embeddings(), getattr(inner, "mm_projector", None), inner.get_vision_tower()]
+    skipped = {id(part) for module in outside if module is not None for part in module.modules()}
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) not in skipped
+        }
+    )
+
+
+def add_lora(model: nn.Module, args: Any, dtype: torch.dtype) -> nn.Module:
+    """`model` wrapped by PEFT with fresh LoRA weights, in the run's dtype, on the language model's linear layers."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if args.bits != 16:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    config = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        target_modules=find_all_linear_names(model),
+        exclude_modules=_NOT_ADAPTED,
+        lora_dropout=args.lora_dropout,
+        bias=args.lora_bias,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False).to(dtype=dtype)

@@ -1,0 +1,103 @@
+"""The images and videos of records: which files, how they are opened, which pixels they become."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.errors import InputError
+from llava.mm_utils import image_processing
+from llava.video import Video, read_video
+
+IMAGE, VIDEO, TEXT = "image", "video", "text"
+MULTI_IMAGE_ASPECT_RATIO = "pad"
+
+Entry = tuple[torch.Tensor, tuple[int, int], str]
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a record shows: opened images, or one video, or nothing."""
+
+    images: tuple[Image.Image, ...] = ()
+    video: Video | None = None
+
+    def __len__(self) -> int:
+        """Number of `<image>` marks that the text needs."""
+        return len(self.images) + (self.video is not None)
+
+
+def has_media(record: dict[str, Any]) -> bool:
+    """Whether the record has an image or a video; null counts as none."""
+    return record.get("image") is not None or record.get("video") is not None
+
+
+def open_media(record: dict[str, Any], data_args: Any) -> Media:
+    """Open what the record names; an image wins over a video. Raises `InputError` with the path."""
+    if record.get("image") is not None:
+        folder = getattr(data_args, "image_folder", None)
+        return Media(images=tuple(open_image(path, folder) for path in _image_paths(record["image"])))
+    if record.get("video") is not None:
+        path = record["video"]
+        if isinstance(path, list) and len(path) == 1:
+            path = path[0]
+        if not isinstance(path, str):
+            raise InputError(f"`video` must be one path, got {path!r:.80}")
+        return Media(video=read_video(os.path.join(getattr(data_args, "video_folder", None) or "", path), data_args))
+    return Media()
+
+
+def open_image(path: str, folder: str | None) -> Image.Image:
+    """The whole image, decoded, as RGB. Raises `InputError` when it is missing, truncated or no image."""
+    file = Path(folder or "", path)
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"image {file} does not exist; check --image_folder and the record's path") from error
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise InputError(f"image {file} cannot be decoded, it is damaged or not an image: {error}") from error
+
+
+def media_entries(media: Media, data_args: Any) -> list[Entry]:
+    """(pixels, (width, height) of the original, modality) of each image, or of the video as one entry.
+
+    One image is processed by `image_aspect_ratio`, several are padded to squares; a video is [frames, 3, S, S].
+    """
+    processor = data_args.image_processor
+    if media.video is not None:
+        frames = media.video.frames
+        return [(processor.preprocess(frames, return_tensors="pt")["pixel_values"], frames[0].size, VIDEO)]
+    mode = MULTI_IMAGE_ASPECT_RATIO if len(media.images) > 1 else None
+    return [image_entry(image, data_args, mode) for image in media.images]
+
+
+def image_entry(image: Image.Image, data_args: Any, aspect_ratio: str | None = None) -> Entry:
+    """One image by `aspect_ratio`, else by `data_args.image_aspect_ratio`."""
+    process = image_processing(aspect_ratio or getattr(data_args, "image_aspect_ratio", None))
+    pinpoints = getattr(data_args, "image_grid_pinpoints", None)
+    return process(image, data_args.image_processor, pinpoints), image.size, IMAGE
+
+
+def dummy_entry(side: int) -> Entry:
+    """Stands in the batch for the image that a text-only sample does not have."""
+    return torch.zeros(1, 3, side, side), (side, side), TEXT
+
+
+def processor_side(processor: Any) -> int:
+    """Side in pixels of what the image processor gives out."""
+    crop = getattr(processor, "crop_size", None)
+    size = crop if crop is not None else processor.size
+    return int(size["height"] if isinstance(size, dict) else size if isinstance(size, int) else size[0])
+
+
+def _image_paths(value: Any) -> list[str]:
+    paths = value if isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise InputError(f"`image` must be a path or a non-empty list of paths, got {value!r:.80}")
+    return paths

@@ -1,0 +1,154 @@
+"""MeZOTrainer: zeroth-order training inside the HF Trainer's own loop.
+
+Three methods of the Trainer are touched: `create_optimizer` gives a `llava.mezo.MeZO`, `training_step`
+runs the forwards of a micro-batch and hands their losses to it, `log` shows what a zeroth-order step has
+in place of a gradient norm. The loop, the scheduler, saving and resuming stay transformers' own.
+
+Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from llava.mezo import MeZO, MeZOConfig, no_decay_names, reuse_outputs
+from llava.train.llava_trainer import LLaVATrainer
+
+
+class DivergedError(FloatingPointError):
+    """The loss was not finite in `zo_max_bad_steps` steps in a row; the last good weights have been saved."""
+
+
+class MeZOTrainer(LLaVATrainer):
+    """LLaVATrainer that estimates gradients from pairs of forwards (MeZO, Malladi et al. 2023, Algorithm 1)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.args.max_grad_norm = 0.0  # there are no gradients to clip
+        self.add_callback(_StopWhenDiverged(self))
+        self._log_time: float | None = None
+        self._log_step = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """A `MeZO` over the groups of the base trainer: same learning rates, no decay on norms and biases."""
+        if self.optimizer is None:
+            groups = super().create_optimizer().param_groups
+            names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+            exempt = no_decay_names(self.model)
+            self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args))
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """The 2n forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
+
+        Returns:
+            The mean loss of these forwards over the number of micro-batches in a step, as the loop expects.
+        """
+        if self._log_time is None:
+            self._log_time, self._log_step = time.perf_counter(), self.state.global_step
+        # accelerate's wrapper would run the forward under autocast, DDP's would wait for gradients
+        network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        inputs = self._prepare_inputs(inputs)
+        with reuse_outputs(frozen_image_modules(network)):
+            loss = self.mezo.accumulate(self.state.global_step, lambda: self.compute_loss(network, dict(inputs)))
+        window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        return torch.tensor(loss / window, device=self.args.device)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Adds the last step's projected gradient and losses, and the seconds a step took since the last log."""
+        result = self.mezo.last if "loss" in logs else None
+        if result is not None:
+            logs.pop("grad_norm", None)
+            last = result.directions[-1]
+            logs["projected_grad"] = last.projected_grad
+            logs["loss_plus"], logs["loss_minus"] = last.loss_plus, last.loss_minus
+            now, steps = time.perf_counter(), self.state.global_step - self._log_step
+            if self._log_time is not None and steps > 0:
+                logs["step_time"] = round((now - self._log_time) / steps, 6)
+            self._log_time, self._log_step = now, self.state.global_step
+        super().log(logs, *rest)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; raises `DivergedError` when it had to stop because the loss is not finite."""
+        result = super().train(*args, **kwargs)
+        if self.diverged:
+            raise DivergedError(
+                f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
+                f"{self.args.zo_max_bad_steps}); none of them was applied and the last good weights are in "
+                f"{self.args.output_dir}/checkpoint-{self.state.global_step}. "
+                "Lower --learning_rate or --zo_eps, or look at the data."
+            )
+        return result
+
+    def report(self) -> dict[str, Any]:
+        """What report.json says of the engine besides the flags."""
+        return {"zo_kernel": self.args.zo_kernel, "zo_eps": self.args.zo_eps, "zo_seed": self.args.zo_seed}
+
+    @property
+    def mezo(self) -> MeZO:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last `zo_max_bad_steps` losses were not finite."""
+        return self.mezo.bad_steps >= self.args.zo_max_bad_steps
+
+
+class _StopWhenDiverged(TrainerCallback):
+    """Saves and stops after too many steps that could not be applied."""
+
+    def __init__(self, trainer: MeZOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.diverged:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def mezo_config(args: Any) -> MeZOConfig:
+    """The engine's settings from the training arguments."""
+    return MeZOConfig(
+        eps=args.zo_eps,
+        num_directions=args.zo_num_directions,
+        noise=args.zo_noise,
+        seed=args.zo_seed,
+        kernel=args.zo_kernel,
+        max_bad_steps=args.zo_max_bad_steps,
+    )
+
+
+def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
+    """Vision tower, then projector, as far as they are frozen: what they give depends on the images alone."""
+    inner = network.get_model()
+    modules: list[nn.Module] = []
+    for module in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)):
+        if module is None or any(parameter.requires_grad for parameter in module.parameters()):
+            break
+        modules.append(module)
+    return modules
+
+
+def _split_decay(groups: list[dict[str, Any]], names: dict[int, str], exempt: set[str]) -> list[dict[str, Any]]:
+    """Each group with decay as two: what is decayed, and what is not."""
+    split = []
+    for group in groups:
+        named = [(names[id(parameter)], parameter) for parameter in group["params"]]
+        for decayed in (True, False):
+            members = [(name, parameter) for name, parameter in named if (name not in exempt) == decayed]
+            if members:
+                split.append(
+                    {
+                        "params": [parameter for _, parameter in members],
+                        "param_names": [name for name, _ in members],
+                        "lr": group["lr"],
+                        "weight_decay": group["weight_decay"] if decayed else 0.0,
+                    }
+                )
+    return split

@@ -1,0 +1,137 @@
+"""From a command line to checked arguments: everything that can be refused without loading anything is.
+
+Exclusions are named here, in one place, with the flag to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+
+from llava.conversation import get_template
+from llava.errors import InputError
+from llava.mm_utils import image_processing
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.train.arguments import KERNELS, NOISES, TRAINER_MODES, DataArguments, ModelArguments, TrainingArguments
+from llava.train.tunable import parse_parts
+
+Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        argv = ["--use_cpu", "True", *argv]  # transformers refuses --bf16 True on a CPU that was not asked for
+    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    if "--mm_tunable_parts" in argv and argv[argv.index("--mm_tunable_parts") + 1 :][:1] in ([], [""]):
+        raise InputError("--mm_tunable_parts needs a value, e.g. mm_language_model")
+    _refuse_unknown(parser, argv)
+    try:
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    except InputError:
+        raise
+    except ValueError as error:  # transformers' own checks
+        raise InputError(str(error)) from error
+    given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    check_model_arguments(model_args)
+    check_data_arguments(data_args)
+    check_training_arguments(training_args, given)
+    # The trainer sees the run's arguments alone, and saving depends on what is tuned.
+    for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
+        setattr(training_args, name, getattr(model_args, name))
+    data_args.version = model_args.version
+    data_args.seed = training_args.seed
+    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    return model_args, data_args, training_args
+
+
+def check_model_arguments(args: ModelArguments) -> None:
+    """Unknown names and parts that this tree leaves out."""
+    get_template(args.version)
+    if args.mm_tunable_parts is not None:
+        parse_parts(args.mm_tunable_parts)
+    if args.tune_mm_vision_resampler or args.mm_resampler_type not in (None, "identity"):
+        raise InputError(
+            "resamplers are not supported: leave out --tune_mm_vision_resampler and --mm_resampler_type; "
+            "video features are pooled by --mm_spatial_pool_stride"
+        )
+    if args.s2:
+        raise InputError("--s2: multi-scale towers are not supported; allowed: SigLIP and CLIP towers at one scale")
+    build_vision_projector(SimpleNamespace(mm_projector_type=args.mm_projector_type, mm_hidden_size=1, hidden_size=1))
+    if (args.rope_scaling_factor is None) != (args.rope_scaling_type is None):
+        raise InputError("--rope_scaling_factor and --rope_scaling_type go together: set both or none")
+
+
+def check_data_arguments(args: DataArguments) -> None:
+    """Only what the flags alone can show; files are looked at by `llava.train.preflight`."""
+    if args.data_path is None:
+        raise InputError("--data_path is missing: a LLaVA JSON, JSONL or YAML mixture")
+    image_processing(args.image_aspect_ratio)
+    if args.image_aspect_ratio.startswith("anyres") and args.image_grid_pinpoints is None:
+        raise InputError(
+            f'--image_aspect_ratio {args.image_aspect_ratio} needs --image_grid_pinpoints, e.g. "(1x1),...,(6x6)"'
+        )
+
+
+def check_training_arguments(args: TrainingArguments, given: set[str]) -> None:
+    """Ranges, and what excludes what.
+
+    Args:
+        given: names of the flags on the command line, since some defaults give way to the trainer mode
+            while the same value given by hand is refused.
+    """
+    _one_of("trainer_mode", args.trainer_mode, TRAINER_MODES)
+    _one_of("zo_noise", args.zo_noise, NOISES)
+    _one_of("zo_kernel", args.zo_kernel, KERNELS)
+    _one_of("lora_bias", args.lora_bias, ("none", "all", "lora_only"))
+    _one_of("bits", args.bits, (4, 8, 16))
+    if args.model_max_length < 1:
+        raise InputError(f"--model_max_length {args.model_max_length} must be at least 1")
+    if args.trainer_mode == "zo":
+        _check_zeroth_order(args, given)
+
+
+def _check_zeroth_order(args: TrainingArguments, given: set[str]) -> None:
+    if not args.zo_eps > 0:
+        raise InputError(f"--zo_eps {args.zo_eps} must be above 0 (usual: 1e-3)")
+    for name in ("zo_num_directions", "zo_max_bad_steps"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.zo_seed < 0:
+        raise InputError(f"--zo_seed {args.zo_seed} must be 0 or more")
+    if args.gradient_checkpointing and "gradient_checkpointing" in given:
+        raise InputError(
+            "--gradient_checkpointing True excludes --trainer_mode zo: there is no backward pass to save memory in; leave it out"
+        )
+    args.gradient_checkpointing = args.activation_checkpointing = False
+    if args.fp16:
+        raise InputError(
+            "--fp16 True (autocast with loss scaling) excludes --trainer_mode zo: use --bf16 True or leave it out for float32"
+        )
+    for name in ("deepspeed", "fsdp", "torch_compile"):
+        if getattr(args, name):
+            raise InputError(f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module")
+    if "optim" in given and args.optim != "adamw_torch":
+        raise InputError(f"--optim {args.optim.value} has no effect with --trainer_mode zo: leave it out")
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise InputError(f"--{name} {value}: allowed are {', '.join(map(str, allowed))}")
+
+
+def _refuse_unknown(parser: transformers.HfArgumentParser, argv: Sequence[str]) -> None:
+    """One line for a mistyped flag, in place of argparse's page of usage."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv:
+        name = word.split("=", 1)[0]
+        if name.startswith("--") and not name[2:3].isdigit() and name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise InputError(f"unknown flag {name}" + (f"; did you mean {' or '.join(close)}?" if close else ""))

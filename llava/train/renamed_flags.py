@@ -1,0 +1,95 @@
+"""Flags that older transformers had and scripts still pass: accepted, and acted on.
+
+Every field here is absent from the `TrainingArguments` of transformers 5. `apply` turns it into the
+present name; a value that nothing can be done with any more is an error that says so.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from llava.errors import InputError
+
+
+def renamed(help: str, default: Any = None) -> Any:
+    """A field for an old flag; None means that it was not given."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RenamedFlags:
+    """Old spellings. They come before transformers' own arguments, hence a default for each."""
+
+    overwrite_output_dir: bool = renamed("start again in an output_dir that holds a finished run", False)
+    evaluation_strategy: Optional[str] = renamed("now --eval_strategy")
+    warmup_ratio: float = renamed("now --warmup_steps with a value below 1", 0.0)
+    group_by_length: bool = renamed("sampler: batches of similar length", False)
+    logging_dir: Optional[str] = renamed("TensorBoard's folder, handed on in TENSORBOARD_LOGGING_DIR")
+    no_cuda: bool = renamed("now --use_cpu", False)
+    save_safetensors: bool = renamed("must stay True: nothing else is written", True)
+    include_tokens_per_second: bool = renamed("now --include_num_input_tokens_seen", False)
+    per_gpu_train_batch_size: Optional[int] = renamed("now --per_device_train_batch_size")
+    per_gpu_eval_batch_size: Optional[int] = renamed("now --per_device_eval_batch_size")
+    dispatch_batches: Optional[bool] = renamed("now a key of --accelerator_config")
+    split_batches: Optional[bool] = renamed("now a key of --accelerator_config")
+    adafactor: bool = renamed("now --optim adafactor", False)
+    torchdynamo: Optional[str] = renamed("now --torch_compile_backend")
+    use_mps_device: bool = renamed("accepted; an MPS device is found by itself", False)
+    half_precision_backend: str = renamed("accepted; autocast is the only one left", "auto")
+    fp16_backend: str = renamed("accepted; autocast is the only one left", "auto")
+    include_inputs_for_metrics: bool = renamed("now --include_for_metrics inputs", False)
+    push_to_hub_model_id: Optional[str] = renamed("now --hub_model_id")
+    push_to_hub_token: Optional[str] = renamed("now --hub_token")
+
+    def __post_init__(self) -> None:
+        self._apply_renamed_flags()
+        super().__post_init__()  # type: ignore[misc]
+
+    def _apply_renamed_flags(self) -> None:
+        """Move every old value to the name that is in force today."""
+        if not self.save_safetensors:
+            raise InputError("--save_safetensors False is not supported: weights are written as safetensors only")
+        if self.warmup_ratio and not 0 <= self.warmup_ratio < 1:
+            raise InputError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1)")
+        if self.logging_dir:
+            os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
+        if self.warmup_ratio and not self.warmup_steps:
+            self.warmup_steps = self.warmup_ratio
+        if self.no_cuda:
+            self.use_cpu = True
+        if self.include_tokens_per_second:
+            self.include_num_input_tokens_seen = "all"
+        if self.adafactor:
+            self.optim = "adafactor"
+        if getattr(self, "activation_checkpointing", self) is None:  # transformers 5's name of gradient_checkpointing
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.include_inputs_for_metrics:
+            self.include_for_metrics = [*self.include_for_metrics, "inputs"]
+        for old, new in _SAME_VALUE:
+            if getattr(self, old) is not None:
+                setattr(self, new, getattr(self, old))
+        loader = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
+        loader = {name: value for name, value in loader.items() if value is not None}
+        if loader:
+            self.accelerator_config = {**_as_dict(self.accelerator_config), **loader}
+
+
+# old name -> name in force, where the value is the same
+_SAME_VALUE = (
+    ("evaluation_strategy", "eval_strategy"),
+    ("per_gpu_train_batch_size", "per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "per_device_eval_batch_size"),
+    ("torchdynamo", "torch_compile_backend"),
+    ("push_to_hub_model_id", "hub_model_id"),
+    ("push_to_hub_token", "hub_token"),
+)
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, dict):
+        return config
+    raise InputError("--dispatch_batches / --split_batches cannot be mixed with an --accelerator_config file: put them there")

@@ -1,0 +1,201 @@
+"""Train a LLaVA model on LLaVA JSON data, by backpropagation or by zeroth-order steps (MeZO).
+
+    python -m llava.train.train --model_name_or_path M --data_path train.json --image_folder D \
+        --output_dir OUT --trainer_mode zo --mm_tunable_parts mm_language_model ...
+
+or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.arguments` has them all). An output
+folder that holds an unfinished run is resumed. At the end it holds the model, trainer_state.json, loss.png and
+report.json. Exit codes: 2 wrong input, 3 the loss diverged, 130 stopped by a signal (with a checkpoint).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llava import conversation
+from llava.errors import command
+from llava.eval.plots import plot_loss
+from llava.eval.report import versions, write_report
+from llava.train import run_folder
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.build import (
+    add_vision,
+    get_model,
+    get_tokenizer,
+    quantisation_of_run,
+    run_dtype,
+    smart_tokenizer_and_embedding_resize,
+)
+from llava.train.callbacks import ProgressBar, StepTimes, StopOnSignal
+from llava.train.collator import DataCollatorForSupervisedDataset
+from llava.train.compatibility import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+    safe_save_model_for_hf_trainer,
+)
+from llava.train.dataset import LazySupervisedDataset, make_supervised_data_module
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.lora import add_lora, find_all_linear_names
+from llava.train.memory import peak_memory_bytes
+from llava.train.parsing import parse_arguments
+from llava.train.preflight import check_paths
+from llava.train.preprocess import (
+    preprocess,
+    preprocess_gemma,
+    preprocess_llama3,
+    preprocess_llama_2,
+    preprocess_mpt,
+    preprocess_multimodal,
+    preprocess_plain,
+    preprocess_qwen,
+    preprocess_v1,
+)
+from llava.train.saving import lora_names
+from llava.train.tunable import select_trainable
+from llava.utils import setup_logging
+
+__all__ = [
+    "DataArguments",
+    "DataCollatorForSupervisedDataset",
+    "LazySupervisedDataset",
+    "ModelArguments",
+    "TrainingArguments",
+    "find_all_linear_names",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_model",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
+    "make_supervised_data_module",
+    "maybe_zero_3",
+    "preprocess",
+    "preprocess_gemma",
+    "preprocess_llama3",
+    "preprocess_llama_2",
+    "preprocess_mpt",
+    "preprocess_multimodal",
+    "preprocess_plain",
+    "preprocess_qwen",
+    "preprocess_v1",
+    "safe_save_model_for_hf_trainer",
+    "smart_tokenizer_and_embedding_resize",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+
+EXIT_DIVERGED = 3
+EXIT_SIGNAL = 130
+
+
+@command
+def train(attn_implementation: str | None = None, argv: list[str] | None = None) -> None:
+    """Run a training from the command line (or `argv`).
+
+    Args:
+        attn_implementation: overrides the flag of that name.
+    """
+    model_args, data_args, training_args = parse_arguments(argv)
+    setup_logging()
+    if attn_implementation is not None:
+        training_args.attn_implementation = attn_implementation
+    check_paths(model_args, data_args)
+    folder = Path(training_args.output_dir)
+    with training_args.main_process_first(local=False):
+        if training_args.process_index == 0:
+            run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
+    arguments = run_folder.flat_arguments(model_args, data_args, training_args)
+    checkpoint = run_folder.newest_checkpoint(folder)
+    if checkpoint is not None:
+        run_folder.check_same_run(checkpoint, arguments)
+        logger.info("resuming from %s", checkpoint)
+
+    transformers.set_seed(training_args.seed)
+    model, tokenizer = build(model_args, data_args, training_args)
+    data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    times, stop = StepTimes(), StopOnSignal()
+    trainer = trainer_class(training_args.trainer_mode)(
+        model=model, args=training_args, processing_class=tokenizer, callbacks=[ProgressBar(), times, stop], **data
+    )
+    trainer.run_arguments = arguments
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except FloatingPointError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_DIVERGED)
+    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        sys.exit(EXIT_SIGNAL)
+    finish(trainer, folder, model_args, times, getattr(data["train_dataset"], "skipped", []))
+
+
+def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> tuple[Any, Any]:
+    """Model, with the parameters that are trained switched on, and tokenizer."""
+    tokenizer = get_tokenizer(model_args, training_args)
+    conversation.default_conversation = conversation.get_template(model_args.version)
+    model = get_model(model_args, training_args, quantisation_of_run(training_args))
+    multimodal = model_args.vision_tower is not None
+    if multimodal:
+        add_vision(model, tokenizer, model_args, data_args, training_args)
+    if training_args.lora_enable:
+        model = add_lora(model, training_args, run_dtype(training_args))
+    if multimodal:
+        select_trainable(model, model_args, training_args, lora_names(model))
+    if training_args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return model, tokenizer
+
+
+def trainer_class(mode: str) -> type[LLaVATrainer]:
+    """The trainer of a `--trainer_mode`."""
+    if mode == "zo":
+        from llava.train.mezo_trainer import MeZOTrainer
+
+        return MeZOTrainer
+    return LLaVATrainer
+
+
+def finish(
+    trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes, skipped: list[dict[str, Any]]
+) -> None:
+    """Save the model, draw the loss and write the report; `trainer_state.json` last, since it marks the run as finished."""
+    trainer.model.config.use_cache = True
+    trainer.save_model()
+    if not trainer.args.should_save:
+        return
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    if losses:
+        plot_loss(history, folder / run_folder.LOSS_PICTURE, title=f"Training loss ({trainer.args.trainer_mode})")
+    write_report(
+        folder,
+        {
+            "preset": None,
+            "model": model_args.model_name_or_path,
+            "trainer_mode": trainer.args.trainer_mode,
+            "mm_tunable_parts": model_args.mm_tunable_parts,
+            "steps": trainer.state.global_step,
+            "accuracy_before": None,
+            "accuracy_after": None,
+            "final_loss": losses[-1] if losses else None,
+            "seconds_per_step": times.median(),
+            "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
+            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "skipped_samples": skipped,
+            "versions": versions(),
+            **trainer.report(),
+        },
+    )
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    train()

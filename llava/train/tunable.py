@@ -1,0 +1,103 @@
+"""Which parameters a run trains: `--mm_tunable_parts`, the legacy freeze flags, LoRA.
+
+The parts of a LLaVA model are disjoint: the projector, the vision tower, and everything else (the
+language model with its embeddings, norms and head, and `image_newline`). Parameters are assigned to a
+part by the module that owns them, never by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from llava.errors import InputError
+
+LANGUAGE_MODEL = "mm_language_model"
+PROJECTOR = "mm_mlp_adapter"
+VISION_TOWER = "mm_vision_tower"
+RESAMPLER = "mm_vision_resampler"
+PARTS = (LANGUAGE_MODEL, PROJECTOR, VISION_TOWER)
+
+
+def parse_parts(value: str) -> frozenset[str]:
+    """The comma list of `--mm_tunable_parts` as a set; unknown names raise `InputError`."""
+    parts = [name.strip() for name in value.split(",") if name.strip()]
+    for name in parts:
+        if name == RESAMPLER:
+            raise InputError(f"--mm_tunable_parts {RESAMPLER}: resamplers are not supported; allowed: {', '.join(PARTS)}")
+        if name not in PARTS:
+            raise InputError(f"--mm_tunable_parts: unknown part {name!r}; allowed: {', '.join(PARTS)}")
+    if not parts:
+        raise InputError(f"--mm_tunable_parts is empty; allowed: {', '.join(PARTS)}")
+    return frozenset(parts)
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(part, name, parameter) for every parameter of a LLaVA model (or of PEFT's wrapper of one)."""
+    inner = model.get_model()
+    owners = {PROJECTOR: getattr(inner, "mm_projector", None), VISION_TOWER: inner.get_vision_tower()}
+    owner_of = {id(p): part for part, module in owners.items() if module is not None for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        yield owner_of.get(id(parameter), LANGUAGE_MODEL), name, parameter
+
+
+def adapter_only(args: Any) -> bool:
+    """Whether a run trains the projector alone, without LoRA: only the projector is then saved.
+
+    Args:
+        args: any object with `mm_tunable_parts`, `tune_mm_mlp_adapter` and `lora_enable`.
+    """
+    if getattr(args, "lora_enable", False):
+        return False
+    if getattr(args, "mm_tunable_parts", None) is not None:
+        return parse_parts(args.mm_tunable_parts) == {PROJECTOR}
+    return bool(getattr(args, "tune_mm_mlp_adapter", False))
+
+
+def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora_names: frozenset[str]) -> None:
+    """Set `requires_grad` of every parameter as the flags say.
+
+    Args:
+        model: LLaVA model, possibly wrapped by PEFT.
+        lora_names: names of the LoRA weights, which are always trained; empty without LoRA. With LoRA the
+            language model's own weights stay frozen.
+    """
+    if model_args.mm_tunable_parts is not None:
+        parts = parse_parts(model_args.mm_tunable_parts)
+    else:
+        parts = _legacy_parts(model_args, training_args)
+    # a legacy run without freeze_backbone leaves the backbone on; with it, an untied head stays on too
+    frozen = _backbone_names(model) if model_args.mm_tunable_parts is None and model_args.freeze_backbone else frozenset()
+    for part, name, parameter in parts_of(model):
+        chosen = part in parts and name not in frozen
+        if lora_names and part == LANGUAGE_MODEL:
+            chosen = False
+        trainable = chosen or name in lora_names
+        if parameter.is_floating_point():
+            parameter.requires_grad_(trainable)
+        elif trainable and name not in lora_names:
+            raise InputError(
+                f"{name} is quantised (--bits {training_args.bits}) and cannot be trained itself: "
+                "add --lora_enable True, or load the base with --bits 16"
+            )
+
+
+def _legacy_parts(model_args: Any, training_args: Any) -> frozenset[str]:
+    if model_args.tune_mm_mlp_adapter:
+        return frozenset({PROJECTOR})
+    parts = {LANGUAGE_MODEL}
+    if not training_args.freeze_mm_mlp_adapter:
+        parts.add(PROJECTOR)
+    if model_args.unfreeze_mm_vision_tower:
+        parts.add(VISION_TOWER)
+    return frozenset(parts)
+
+
+def _backbone_names(model: nn.Module) -> frozenset[str]:
+    """Names of the language model's inner weights: not `image_newline`, not an untied head."""
+    inner = model.get_model()
+    newline = id(inner.image_newline) if hasattr(inner, "image_newline") else None
+    inside = {id(p) for p in inner.parameters()} - {newline}
+    return frozenset(n for part, n, p in parts_of(model) if part == LANGUAGE_MODEL and id(p) in inside)

@@ -1,0 +1,93 @@
+"""The turns of a record in one form, whatever form the file uses.
+
+A record is `{"id", "image" or "video", "conversations"}`; a turn is `{"from", "value"}` or `{"role", "content"}`.
+Inside the tree a turn is `{"from": "human" | "gpt" | "system" | other, "value": text}`. Records are never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.errors import InputError
+
+Turn = dict[str, str]
+
+HUMAN = "human"
+ANSWER = "gpt"
+SYSTEM = "system"
+NOISE_MARK = "QA_GT_caption_based_noisy"
+_ROLES = {"user": HUMAN, "assistant": ANSWER}
+
+
+def record_name(record: dict[str, Any], index: int) -> str:
+    """How error messages call a record."""
+    return f"record {record.get('id', index)!r} (number {index})"
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put `name` in front of the message of an `InputError` raised inside."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def record_turns(record: dict[str, Any]) -> list[Turn]:
+    """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
+    turns = record.get("conversations")
+    if turns is None:
+        raise InputError("no `conversations`; a record needs a list of turns of `from` and `value`")
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"`conversations` must be a non-empty list of turns, got {turns!r:.80}")
+    return [_checked_turn(turn, number) for number, turn in enumerate(turns)]
+
+
+def _checked_turn(turn: Any, number: int) -> Turn:
+    if not isinstance(turn, dict):
+        raise InputError(f"turn {number} must be an object with `from` and `value`, got {turn!r:.80}")
+    role = turn.get("from", turn.get("role"))
+    value = turn.get("value", turn.get("content"))
+    if not isinstance(role, str) or not isinstance(value, str):
+        raise InputError(
+            f"turn {number} needs texts under `from` and `value` (or `role` and `content`), got {turn!r:.80}"
+        )
+    return {"from": _ROLES.get(role, role), "value": value}
+
+
+def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
+    """(text of a leading system turn or None, the other turns from the first human one on).
+
+    As in LLaVA-NeXT, a conversation whose first turn is not human loses that turn.
+    """
+    system = None
+    if turns and turns[0]["from"] == SYSTEM:
+        system, turns = turns[0]["value"], turns[1:]
+    if turns and turns[0]["from"] != HUMAN:
+        turns = turns[1:]
+    return system, turns
+
+
+def count_image_marks(turns: list[Turn]) -> int:
+    """Number of `<image>` marks in all turns that are used."""
+    return sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in split_system(turns)[1])
+
+
+def place_image_marks(turns: list[Turn], use_im_start_end: bool = False) -> list[Turn]:
+    """New turns in which a single `<image>` mark comes first, on a line of its own.
+
+    Turns with several marks keep them where they are. With `use_im_start_end` every mark is wrapped in
+    `<im_start>` and `<im_end>`. A label of noisy captions, which LLaVA's data carries as text, is taken out.
+    """
+    return [turn | {"value": _place(turn["value"], use_im_start_end)} for turn in turns]
+
+
+def _place(text: str, use_im_start_end: bool) -> str:
+    if text.count(DEFAULT_IMAGE_TOKEN) == 1 and not text.startswith(DEFAULT_IMAGE_TOKEN):
+        text = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
+    if use_im_start_end:
+        text = text.replace(DEFAULT_IMAGE_TOKEN, f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}")
+    return text.replace(NOISE_MARK, "")

@@ -1,0 +1,153 @@
+"""Frames of a video: from a file (PyAV or decord, an extra install) or from a folder with one picture per frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava.errors import InputError
+
+FOLDER_FPS = 2
+FOLDER_FRAMES = 10
+INSTALL_HINT = "pip install 'llava[video]'"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Sampled frames: RGB pictures of one size, the time of each and the length of the video, in seconds."""
+
+    frames: list[Image.Image]
+    times: list[float]
+    seconds: float
+
+    @property
+    def times_text(self) -> str:
+        """Frame times as `0.00s,1.00s,...`."""
+        return ",".join(f"{time:.2f}s" for time in self.times)
+
+    def array(self) -> np.ndarray:
+        """Frames as uint8 [F, H, W, 3]."""
+        return np.stack([np.asarray(frame) for frame in self.frames])
+
+
+def read_video(path: str | Path, data_args: Any) -> Video:
+    """Sample frames of a file or of a folder of frames as `data_args` says.
+
+    Reads `video_fps` (frames taken per second), `frames_upbound` (at most so many, 0: no limit) and `force_sample`
+    (exactly `frames_upbound` frames). Raises `InputError` for a missing or unreadable video.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_frames_folder(path, data_args)
+    if not path.is_file():
+        raise InputError(f"video {path} does not exist; check --video_folder and the record's path")
+    return _read_file(path, data_args, _decode_with_pyav)
+
+
+def read_frames_folder(folder: Path, data_args: Any) -> Video:
+    """Frames from the pictures of a folder, in the order of their names, taken to be 2 per second.
+
+    Ten of them are used, spread evenly, or `frames_upbound` with `force_sample`.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"video folder {folder} holds no frames")
+    count = FOLDER_FRAMES
+    if getattr(data_args, "force_sample", False):
+        count = _checked_upbound(data_args)
+    indices = np.linspace(0, len(files) - 1, count, dtype=int).tolist()
+    frames = [_open_frame(files[index]) for index in indices]
+    return Video(frames, [index / FOLDER_FPS for index in indices], len(files) / FOLDER_FPS)
+
+
+def sample_indices(total: int, fps: float, data_args: Any) -> list[int]:
+    """Which of `total` frames are used, at `fps` frames a second, in order."""
+    wanted = getattr(data_args, "video_fps", None) or 1
+    upbound = getattr(data_args, "frames_upbound", None) or 0
+    force = bool(getattr(data_args, "force_sample", False))
+    if force:
+        upbound = _checked_upbound(data_args)
+    indices = list(range(0, total, max(1, round(fps / wanted))))
+    if upbound > 0 and (len(indices) > upbound or force):
+        indices = np.linspace(0, total - 1, upbound, dtype=int).tolist()
+    return indices
+
+
+def process_video_with_pyav(video_file: str | Path, data_args: Any) -> np.ndarray:
+    """Sampled frames of a video file as uint8 [F, H, W, 3], decoded by PyAV."""
+    return _read_file(Path(video_file), data_args, _decode_with_pyav).array()
+
+
+def process_video_with_decord(video_file: str | Path, data_args: Any) -> tuple[np.ndarray, float, str, int]:
+    """(frames uint8 [F, H, W, 3], seconds, frame times as text, F) of a video file, decoded by decord."""
+    video = _read_file(Path(video_file), data_args, _decode_with_decord)
+    return video.array(), video.seconds, video.times_text, len(video.frames)
+
+
+Pick = Callable[[int, float], list[int]]
+Decoder = Callable[[Path, Pick], tuple[list[Image.Image], list[int], int, float]]
+
+
+def _read_file(path: Path, data_args: Any, decode: Decoder) -> Video:
+    def pick(total: int, fps: float) -> list[int]:
+        return sample_indices(total, fps, data_args)
+
+    frames, indices, total, fps = decode(path, pick)
+    return Video(frames, [index / fps for index in indices], total / fps)
+
+
+def _decode_with_pyav(path: Path, pick: Pick) -> tuple[list[Image.Image], list[int], int, float]:
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"reading the video file {path} needs PyAV: {INSTALL_HINT}") from error
+    try:
+        with av.open(str(path)) as container:
+            fps = float(container.streams.video[0].average_rate or 0)
+            total = sum(1 for _ in container.decode(video=0))  # headers often lie about the number of frames
+        if total == 0 or fps <= 0:
+            raise InputError(f"video {path} has no frames or no frame rate")
+        indices = pick(total, fps)
+        wanted = set(indices)
+        with av.open(str(path)) as container:
+            taken = {i: f.to_image().convert("RGB") for i, f in enumerate(container.decode(video=0)) if i in wanted}
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"video {path} cannot be decoded: {error}") from error
+    return [taken[index] for index in indices], indices, total, fps
+
+
+def _decode_with_decord(path: Path, pick: Pick) -> tuple[list[Image.Image], list[int], int, float]:
+    try:
+        import decord
+    except ImportError as error:
+        raise InputError(f"reading {path} with decord needs `pip install decord`; PyAV: {INSTALL_HINT}") from error
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        total, fps = len(reader), float(reader.get_avg_fps())
+        indices = pick(total, fps)
+        arrays = reader.get_batch(indices).asnumpy()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"video {path} cannot be decoded: {error}") from error
+    return [Image.fromarray(array) for array in arrays], indices, total, fps
+
+
+def _open_frame(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"video frame {file} cannot be read as an image: {error}") from error
+
+
+def _checked_upbound(data_args: Any) -> int:
+    upbound = getattr(data_args, "frames_upbound", None) or 0
+    if upbound < 1:
+        raise InputError(f"--force_sample needs --frames_upbound of at least 1, got {upbound}")
+    return upbound

@@ -1,0 +1,54 @@
+# Sourced by the scripts of this folder: ROOT (this checkout) and use_python, which sets PY.
+#
+# PY is the Python that runs this checkout's code: the current one when `llava` imports there from this very
+# checkout (after `pip install -e .` in an environment of yours), otherwise .venv in the checkout, made on first use.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+export PYTHONPATH="$ROOT" # this checkout's code comes first, whatever else is installed
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# A Python >= 3.10 on this machine: $PYTHON if set, else python3 or python.
+find_python() {
+    local name
+    for name in ${PYTHON:+"$PYTHON"} python3 python; do
+        if command -v "$name" > /dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "no Python >= 3.10 found: install one, or set PYTHON to its path"
+}
+
+# Whether `llava` is installed in Python $1, from this checkout, with what it needs.
+runs_this_checkout() {
+    (cd / && env -u PYTHONPATH "$1" - "$ROOT" > /dev/null 2>&1) << 'EOF'
+import os, sys
+import llava, torch, transformers, accelerate, numba
+sys.exit(os.path.realpath(os.path.dirname(llava.__file__)) != os.path.join(os.path.realpath(sys.argv[1]), "llava"))
+EOF
+}
+
+# Sets PY. The stamp holds a hash of what was installed, so that changed requirements are installed too.
+use_python() {
+    local base wanted stamp="$ROOT/.venv/installed"
+    base=$(find_python)
+    if runs_this_checkout "$base"; then
+        PY=$base
+        return
+    fi
+    PY="$ROOT/.venv/bin/python"
+    wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum)
+    if [ -x "$PY" ] && [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "Setting up $ROOT/.venv (once; takes a few minutes) ..." >&2
+    [ -x "$PY" ] || "$base" -m venv "$ROOT/.venv" || fail "'$base -m venv' failed: is the venv module installed?"
+    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/scripts/constraints.txt" -e "$ROOT[dev]" >&2 ||
+        fail "installing the dependencies failed: see above (is there a network or a package mirror?)"
+    echo "$wanted" > "$stamp"
+}

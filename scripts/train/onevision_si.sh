@@ -1,0 +1,99 @@
+# Sourced by the *_onevision_si.sh scripts, after common.sh: what the methods have in common.
+#
+# run_preset METHOD [demo|0.5b|7b] [--dry_run] [flag ...] uses METHOD_FLAGS
+# with STUDY_METHOD_FLAGS or, for the demo, DEMO_METHOD_FLAGS.
+
+# Of the study, for every preset.
+COMMON_FLAGS=(
+    --version qwen_1_5
+    --mm_projector_type mlp2x_gelu
+    --mm_vision_select_layer -2
+    --mm_use_im_start_end False
+    --mm_use_im_patch_token False
+    --group_by_modality_length True
+    --image_aspect_ratio anyres_max_9
+    --image_grid_pinpoints "(1x1),...,(6x6)"
+    --mm_patch_merge_type spatial_unpad
+    --lr_scheduler_type constant
+    --weight_decay 0.0
+    --gradient_accumulation_steps 1
+    --gradient_checkpointing False
+    --tf32 False
+    --torch_compile False
+    --lazy_preprocess True
+    --frames_upbound 32
+    --attn_implementation sdpa
+    --dataloader_drop_last True
+    --save_strategy steps
+    --save_total_limit 1
+    --report_to none
+)
+STUDY_FLAGS=(
+    --vision_tower google/siglip-so400m-patch14-384
+    --mm_vision_tower_lr 1e-6
+    --bf16 True
+    --model_max_length 1792
+    --dataloader_num_workers 4
+    --logging_steps 10
+)
+# The tiny checkpoint brings its tower, and float32 is as fast as bfloat16 on a CPU.
+DEMO_FLAGS=(
+    --model_max_length 512
+    --logging_steps 50
+)
+
+run_preset() {
+    local method=$1 preset=demo dry_run="" word model data="" images="" eval_data="" parts
+    shift
+    case "${1:-}" in
+    demo | 0.5b | 7b) preset=$1 && shift ;;
+    -* | "") ;;
+    *) fail "unknown preset '$1': allowed are demo, 0.5b and 7b" ;;
+    esac
+    local -a flags extra=()
+    for word in "$@"; do
+        if [ "$word" = --dry_run ]; then dry_run=1; else extra+=("$word"); fi
+    done
+
+    case $preset in
+    demo)
+        flags=("${COMMON_FLAGS[@]}" "${DEMO_FLAGS[@]}" "${METHOD_FLAGS[@]}" "${DEMO_METHOD_FLAGS[@]}")
+        model="$ROOT/playground/tiny-llava-onevision"
+        data="$ROOT/playground/data/scan/train.json"
+        images="$ROOT/playground/data/scan"
+        eval_data="$ROOT/playground/data/scan/test.json"
+        parts=mm_language_model
+        ;;
+    0.5b | 7b)
+        flags=("${COMMON_FLAGS[@]}" "${STUDY_FLAGS[@]}" "${METHOD_FLAGS[@]}" "${STUDY_METHOD_FLAGS[@]}")
+        model="lmms-lab/llava-onevision-qwen2-$preset-si"
+        parts=mm_vision_tower,mm_mlp_adapter,mm_language_model
+        [ "$preset" = 7b ] && parts=mm_language_model
+        ;;
+    esac
+    model=${MODEL:-$model}
+    data=${DATA_PATH:-$data}
+    images=${IMAGE_FOLDER-$images}
+    # an evaluation set belongs to the preset's own data; with other data it has to be named
+    [ -n "${DATA_PATH:-}" ] && eval_data=""
+    eval_data=${EVAL_DATA-$eval_data}
+    [ -n "$data" ] || fail "preset $preset has no data of its own: set DATA_PATH to a LLaVA JSON (and IMAGE_FOLDER to its images)"
+
+    flags+=(
+        --model_name_or_path "$model"
+        --data_path "$data"
+        --output_dir "${OUTPUT_DIR:-$ROOT/runs/$method-$preset}"
+        --mm_tunable_parts "${MM_TUNABLE_PARTS:-$parts}"
+    )
+    [ -z "$images" ] || flags+=(--image_folder "$images")
+
+    local -a command=("$ROOT/scripts/train/run_and_evaluate.py" --preset "$preset" --num_gpus "${NUM_GPUS:-1}"
+        --eval_data "$eval_data" --eval_metric "${EVAL_METRIC:-exact}" -- "${flags[@]}" ${extra[@]+"${extra[@]}"})
+    if [ -n "$dry_run" ]; then
+        printf '%q ' python "${command[@]}"
+        echo
+        return
+    fi
+    use_python
+    exec "$PY" "${command[@]}"
+}

@@ -1,0 +1,120 @@
+"""Evaluate, train, evaluate, report: what the *_onevision_si.sh scripts start.
+
+    python scripts/train/run_and_evaluate.py --preset demo --eval_data test.json -- FLAGS OF llava/train/train.py
+
+Everything that can be found wrong without loading a model is found first. Training and evaluation run in
+processes of their own, so that peak memory is the training's. OUTPUT_DIR holds the model, loss.png,
+trainer_state.json, report.json and, with an evaluation set, eval_before.jsonl and eval_after.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava.errors import InputError, command
+from llava.eval.metrics import METRICS
+from llava.eval.report import closing_table, write_report
+from llava.train import run_folder
+from llava.train.parsing import parse_arguments
+from llava.train.preflight import check_paths
+
+TRAIN = Path(__file__).resolve().parents[2] / "llava" / "train" / "train_mem.py"
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Run the whole job; a finished one is refused, an unfinished one continued."""
+    options, train_flags = split_arguments(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training_args = parse_arguments(train_flags)
+    check_paths(model_args, data_args)
+    for flag, file in (("--data_path (DATA_PATH)", data_args.data_path), ("--eval_data (EVAL_DATA)", options.eval_data)):
+        if file and "{" not in file and not Path(file).is_file():
+            raise InputError(f"{flag} {file}: no such file")
+    folder = Path(training_args.output_dir)
+    trained = (folder / run_folder.STATE_FILE).exists() and not training_args.overwrite_output_dir
+    if trained and "accuracy_after" in read_report(folder):
+        raise InputError(
+            f"OUTPUT_DIR {folder} holds a finished run: set another one, or give --overwrite_output_dir True to start again"
+        )
+    if training_args.overwrite_output_dir:
+        for name in ("before", "after"):
+            answers_file(folder, name).unlink(missing_ok=True)
+
+    def accuracy(name: str, model_path: str, model_base: str | None = None) -> float | None:
+        if not options.eval_data:
+            return None
+        run_folder.check_writable(folder)
+        return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options)
+
+    before = accuracy("before", model_args.model_name_or_path)
+    if not trained:
+        run_training(train_flags, options.num_gpus)
+    base = model_args.model_name_or_path if training_args.lora_enable or training_args.adapter_only else None
+    after = accuracy("after", str(folder), base)
+    report = read_report(folder) | {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
+    write_report(folder, report)
+    sys.stdout.write(f"\n{closing_table(report, folder)}\n")
+
+
+def split_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and what stands behind `--` for train.py."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="custom", help="name for the report")
+    parser.add_argument("--num_gpus", type=int, default=1, help="processes that torchrun starts; 1: none but ours")
+    parser.add_argument("--eval_data", default="", help="LLaVA JSON for the accuracy before and after; empty: none")
+    parser.add_argument("--eval_metric", default="exact", choices=sorted(METRICS))
+    parser.add_argument("--eval_batch_size", type=int, default=16)
+    return parser.parse_args(argv[:cut]), argv[cut + 1 :]
+
+
+def run_training(flags: list[str], num_gpus: int) -> None:
+    """llava/train/train_mem.py in a process of its own; its failure is ours, with its exit code."""
+    launcher = [sys.executable]
+    if num_gpus > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"]
+    run([*launcher, str(TRAIN), *flags])
+
+
+def evaluate(
+    answers: Path, model_path: str, model_base: str | None, model_args: Any, data_args: Any, options: argparse.Namespace
+) -> float:
+    """Accuracy of a model on the evaluation set, 0..1; answers that `answers` already holds are not made again."""
+    flags = ["--model-path", model_path, "--data", options.eval_data, "--output", str(answers)]
+    flags += ["--metric", options.eval_metric, "--batch-size", str(options.eval_batch_size), "--version", model_args.version]
+    if model_base is not None:
+        flags += ["--model-base", model_base]
+    if data_args.image_folder:
+        flags += ["--image-folder", data_args.image_folder]
+    run([sys.executable, "-m", "llava.eval.accuracy", *flags])
+    return json.loads(answers.with_suffix(".summary.json").read_text(encoding="utf-8"))["accuracy"]
+
+
+def run(words: list[str]) -> None:
+    """Run a command; when it fails, end with its exit code (it has said why)."""
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except KeyboardInterrupt:  # the child has it too and ends by itself
+        code = 130
+    if code:
+        sys.exit(code)
+
+
+def answers_file(folder: Path, name: str) -> Path:
+    """Where the answers of the evaluation before or after training are kept."""
+    return folder / f"eval_{name}.jsonl"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """report.json of `folder`; empty when there is none."""
+    path = folder / run_folder.REPORT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""What all tests share: no network, the folder of conformance data, one torch thread per process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+GOLDEN_ROOT = Path(__file__).parent / "assets" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of conformance data; its README.md says how to read the files and with which tolerances."""
+    return GOLDEN_ROOT

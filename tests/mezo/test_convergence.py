@@ -1,0 +1,62 @@
+"""MeZO learns, and 16-bit weights follow float32 ones where rounding to nearest stands still."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llava.mezo import MeZO, MeZOConfig
+
+WIDTH = 16
+
+
+def run(
+    dtype: torch.dtype, steps: int, lr: float, directions: int = 1, nearest: torch.dtype | None = None
+) -> list[float]:
+    """Losses of a linear regression with weights in `dtype` and the arithmetic of the forward in float32.
+
+    `nearest`: round the weights to this dtype, to nearest, after every step.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(128, WIDTH, generator=generator)
+    y = x @ torch.randn(WIDTH, WIDTH, generator=generator) + 1.0
+    model = nn.Linear(WIDTH, WIDTH)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator).bfloat16())
+        model.bias.fill_(1.5)
+    model.to(dtype)
+
+    def loss() -> torch.Tensor:
+        return functional.mse_loss(functional.linear(x, model.weight.float(), model.bias.float()), y)
+
+    optimizer = MeZO(model.parameters(), model, MeZOConfig(eps=1e-1, num_directions=directions), lr=lr)
+    losses = []
+    for step in range(steps):
+        losses.append(optimizer.accumulate(step, loss))
+        optimizer.step()
+        if nearest is not None:
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.copy_(p.to(nearest))
+    with torch.no_grad():
+        losses.append(float(loss()))
+    return losses
+
+
+def test_regression_is_solved() -> None:
+    losses = run(torch.float32, steps=500, lr=2e-2, directions=4)
+    assert losses[0] > 10 and losses[-1] < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_follow_float32(dtype: torch.dtype) -> None:
+    """Updates here are mostly below half a spacing, so rounding to nearest loses them."""
+    scale = 1.0 if dtype == torch.bfloat16 else 0.25
+    full, half = (run(d, steps=1000, lr=5e-4 * scale) for d in (torch.float32, dtype))
+    nearest = run(torch.float32, steps=1000, lr=5e-4 * scale, nearest=dtype)
+    gain = full[0] - full[-1]
+    assert gain > 0.1 * full[0]
+    assert full[0] - half[-1] == pytest.approx(gain, rel=0.1)
+    assert full[0] - nearest[-1] < 0.75 * gain

@@ -1,0 +1,117 @@
+"""The shell scripts: presets, overrides, refusals, and which Python they run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "train" / "mezo_onevision_si.sh"
+
+# The study's table of hyper-parameters for MeZO, and the settings common to its runs.
+STUDY = {
+    "learning_rate": "1e-6",
+    "per_device_train_batch_size": "4",
+    "max_steps": "5000",
+    "save_steps": "250",
+    "zo_eps": "1e-3",
+    "zo_num_directions": "1",
+    "lr_scheduler_type": "constant",
+    "weight_decay": "0.0",
+    "bf16": "True",
+    "trainer_mode": "zo",
+    "vision_tower": "google/siglip-so400m-patch14-384",
+    "mm_vision_tower_lr": "1e-6",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": "-2",
+    "mm_use_im_start_end": "False",
+    "mm_use_im_patch_token": "False",
+    "group_by_modality_length": "True",
+    "image_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+    "mm_patch_merge_type": "spatial_unpad",
+    "gradient_accumulation_steps": "1",
+    "tf32": "False",
+    "gradient_checkpointing": "False",
+    "lazy_preprocess": "True",
+    "torch_compile": "False",
+    "dataloader_drop_last": "True",
+    "frames_upbound": "32",
+    "attn_implementation": "sdpa",
+    "model_max_length": "1792",
+    "version": "qwen_1_5",
+}
+
+
+def dry_run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    cleaned = {name: value for name, value in os.environ.items() if name not in ("MODEL", "DATA_PATH", "OUTPUT_DIR")}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *words, "--dry_run"], capture_output=True, text=True, env={**cleaned, **environment}
+    )
+
+
+def train_flags(output: str) -> dict[str, str]:
+    words = shlex.split(output)
+    words = words[words.index("--") + 1 :]
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("preset", ["0.5b", "7b"])
+def test_presets_have_the_study_s_settings(preset: str) -> None:
+    result = dry_run(preset, DATA_PATH="train.json")
+    flags = train_flags(result.stdout)
+    assert {name: flags[name] for name in STUDY} == STUDY
+    assert flags["model_name_or_path"] == f"lmms-lab/llava-onevision-qwen2-{preset}-si"
+    if preset == "7b":
+        assert flags["mm_tunable_parts"] == "mm_language_model"
+
+
+def test_environment_and_flags_override_the_preset() -> None:
+    environment = {"MODEL": "m", "DATA_PATH": "d.json", "IMAGE_FOLDER": "i i", "OUTPUT_DIR": "o", "NUM_GPUS": "2"}
+    result = dry_run("--max_steps", "7", MM_TUNABLE_PARTS="mm_mlp_adapter", EVAL_DATA="e.json", **environment)
+    flags = train_flags(result.stdout)
+    expected = {"model_name_or_path": "m", "data_path": "d.json", "image_folder": "i i", "output_dir": "o"}
+    assert {name: flags[name] for name in expected} == expected
+    assert (flags["mm_tunable_parts"], flags["max_steps"]) == ("mm_mlp_adapter", "7")
+    assert "--num_gpus 2" in result.stdout
+    assert "--eval_data e.json" in result.stdout
+    assert "--eval_data ''" in dry_run(EVAL_DATA="").stdout
+
+
+def test_refusals_before_anything_is_set_up() -> None:
+    unknown = dry_run("9b")
+    assert (unknown.returncode, unknown.stderr) == (2, "error: unknown preset '9b': allowed are demo, 0.5b and 7b\n")
+    no_data = dry_run("7b")
+    assert no_data.returncode == 2
+    assert "DATA_PATH" in no_data.stderr
+
+
+def in_common(commands: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    text = f'source "{ROOT}/scripts/common.sh"; {commands}'
+    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_another_checkout_s_code_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / "__init__.py").write_text("raise SystemExit('the wrong checkout')")
+    command = f'cd "{tmp_path}"; "{sys.executable}" "{ROOT}/scripts/train/run_and_evaluate.py" --help'
+    result = in_common(command, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_without_this_checkout_is_not_used(tmp_path: Path) -> None:
+    fake = tmp_path / "python3"
+    fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')  # no site-packages: nothing is installed
+    fake.chmod(0o755)
+    assert in_common(f'runs_this_checkout "{fake}"').returncode != 0
+
+
+def test_no_python_is_one_clear_line(tmp_path: Path) -> None:
+    result = in_common(f'PATH="{tmp_path}" find_python', PYTHON="/nowhere/python")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no Python >= 3.10 found")

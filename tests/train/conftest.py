@@ -1,0 +1,106 @@
+"""Base models of the conformance data, and a small data set, made once per test session."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
+
+from llava.model.multimodal_encoder.builder import build_vision_tower
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.fixture(scope="session")
+def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP folder of the real width and image size with two layers, of which LLaVA keeps one."""
+    return write_tower(tmp_path_factory.mktemp("tower"), hidden_size=1152, intermediate_size=64, num_attention_heads=16)
+
+
+@pytest.fixture(scope="session")
+def small_tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP folder small enough for training in a test: 28 pixels, patches of 14."""
+    return write_tower(
+        tmp_path_factory.mktemp("small_tower"), hidden_size=16, intermediate_size=32, num_attention_heads=2, image_size=28
+    )
+
+
+def write_tower(folder: Path, image_size: int = 384, **shape: int) -> Path:
+    """A random SigLIP vision model as its own folder, with both configs."""
+    from transformers import SiglipVisionModel
+
+    torch.manual_seed(3)
+    config = SiglipVisionConfig(num_hidden_layers=2, image_size=image_size, patch_size=14, **shape)
+    SiglipVisionModel(config).save_pretrained(folder)
+    processor = {"size": {"height": image_size, "width": image_size}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bases(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Plain language models by the names the conformance data uses: qwen2-base-tied, qwen2-base, llama-base."""
+    root = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(5)
+    qwen = {"vocab_size": 916, "num_key_value_heads": 2, "bos_token_id": 900, "eos_token_id": 902, "rope_theta": 1e6}
+    models = {
+        "qwen2-base-tied": (Qwen2ForCausalLM(Qwen2Config(**SMALL, **qwen, tie_word_embeddings=True)), "tokenizer_qwen"),
+        "qwen2-base": (Qwen2ForCausalLM(Qwen2Config(**SMALL, **qwen, tie_word_embeddings=False)), "tokenizer_qwen"),
+        "llama-base": (
+            LlamaForCausalLM(LlamaConfig(**SMALL, vocab_size=700, num_key_value_heads=2, tie_word_embeddings=False)),
+            "tokenizer_llama",
+        ),
+    }
+    folders = {}
+    for name, (model, tokenizer) in models.items():
+        folders[name] = root / name
+        model.to(torch.bfloat16).save_pretrained(folders[name])
+        for file in (golden / tokenizer).iterdir():
+            shutil.copy(file, folders[name])
+    return folders
+
+
+@pytest.fixture()
+def flags(bases: dict[str, Path], tower_folder: Path, golden: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Command line of a run as the conformance data was made, with changes by keyword (None drops a flag)."""
+
+    def make(**changes: Any) -> list[str]:
+        values: dict[str, Any] = {
+            "model_name_or_path": bases["qwen2-base-tied"],
+            "vision_tower": tower_folder,
+            "version": "qwen_1_5",
+            "data_path": golden / "fullmodel" / "data" / "data.json",
+            "image_folder": golden / "fullmodel" / "data" / "images",
+            "output_dir": tmp_path / "out",
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2,
+            "mm_use_im_patch_token": False,
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_aspect_ratio": "anyres_max_9",
+            "image_grid_pinpoints": "(1x1),...,(6x6)",
+            "attn_implementation": "sdpa",
+            "model_max_length": 2048,
+            "report_to": "none",
+            "bf16": True,
+            "gradient_checkpointing": False,
+        }
+        values.update(changes)
+        words: list[str] = []
+        for name, value in values.items():
+            if value is not None:
+                words += [f"--{name}", str(value)]
+        return words
+
+    return make

@@ -1,0 +1,116 @@
+"""Flags: names, types and defaults of LLaVA-NeXT, old spellings, and combinations that are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from llava.errors import InputError
+from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.parsing import parse_arguments
+
+CLASSES = {"ModelArguments": ModelArguments, "DataArguments": DataArguments, "TrainingArguments_own": TrainingArguments}
+BASE = ["--data_path", "x.json", "--version", "qwen_1_5", "--report_to", "none"]
+
+# Flags of transformers 4.40 that steer hardware or services which transformers 5 has dropped altogether.
+GONE = {
+    "jit_mode_eval",
+    "use_ipex",
+    "fp16_opt_level",
+    "tpu_num_cores",
+    "tpu_metrics_debug",
+    "past_index",
+    "fsdp_min_num_params",
+    "fsdp_transformer_layer_cls_to_wrap",
+    "use_legacy_prediction_loop",
+    "push_to_hub_organization",
+    "_n_gpu",
+    "mp_parameters",
+    "ray_scope",
+}
+
+
+@pytest.mark.parametrize("group", CLASSES)
+def test_own_flags_have_the_same_types_and_defaults(golden: Path, group: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(CLASSES[group])}
+    for case in json.loads((golden / "cli_flags.json").read_text())[group]:
+        field = fields[case["flag"].removeprefix("--")]
+        assert field.default == case["default"], case
+        if group != "TrainingArguments_own" or field.name not in {f.name for f in dataclasses.fields(transformers.TrainingArguments)}:
+            assert str(field.type) == case["type"], case
+
+
+def test_inherited_flags_are_accepted(golden: Path) -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    cases = json.loads((golden / "cli_flags.json").read_text())["TrainingArguments_inherited_from_transformers"]
+    assert {case["flag"].removeprefix("--") for case in cases} - names == GONE
+
+
+def test_every_flag_has_help() -> None:
+    own = set(CLASSES["TrainingArguments_own"].__annotations__)
+    for group in CLASSES.values():
+        for field in dataclasses.fields(group):
+            if group is not TrainingArguments or field.name in own:
+                assert field.metadata.get("help"), field.name
+
+
+def test_old_spellings_act(tmp_path: Path) -> None:
+    old = "--evaluation_strategy steps --eval_steps 5 --warmup_ratio 0.03 --no_cuda --per_gpu_train_batch_size 3"
+    *_, args = parse_arguments([*BASE, "--output_dir", str(tmp_path), *old.split(), "--dispatch_batches", "False"])
+    assert args.eval_strategy == "steps"
+    assert args.warmup_steps == 0.03
+    assert args.use_cpu
+    assert args.per_device_train_batch_size == 3
+    assert args.accelerator_config.dispatch_batches is False
+
+
+def test_booleans_with_and_without_value(tmp_path: Path) -> None:
+    base = [*BASE, "--output_dir", str(tmp_path)]
+    assert parse_arguments([*base, "--group_by_modality_length"])[2].group_by_modality_length
+    assert not parse_arguments([*base, "--group_by_modality_length=False"])[2].group_by_modality_length
+
+
+REFUSED = {
+    "--trainer_mode newton": ["newton", "regular, zo"],
+    "--trainer_mode zo --gradient_checkpointing True": ["--gradient_checkpointing", "--trainer_mode zo"],
+    "--trainer_mode zo --fp16 True": ["--fp16", "--bf16 True"],
+    "--trainer_mode zo --optim adafactor": ["--optim adafactor", "no effect"],
+    "--trainer_mode zo --torch_compile True": ["--torch_compile", "--trainer_mode zo"],
+    "--trainer_mode zo --zo_eps 0": ["--zo_eps 0", "above 0"],
+    "--trainer_mode zo --zo_num_directions 0": ["--zo_num_directions 0"],
+    "--trainer_mode zo --zo_seed -1": ["--zo_seed -1"],
+    "--trainer_mode zo --zo_noise cauchy": ["cauchy", "gaussian, rademacher"],
+    "--zo_kernel fpga": ["fpga", "auto, reference, torch, numba"],
+    "--mm_tunable_parts mm_languge_model": ["mm_languge_model", "mm_language_model, mm_mlp_adapter, mm_vision_tower"],
+    "--mm_tunable_parts mm_vision_resampler": ["mm_vision_resampler", "not supported"],
+    "--image_aspect_ratio wide": ["wide", "anyres_max_N"],
+    "--image_aspect_ratio crop_split": ["crop_split", "anyres_max_N"],
+    "--image_aspect_ratio anyres_max_9": ["--image_grid_pinpoints"],
+    "--mm_projector_type mlp2x_relu": ["mlp2x_relu", "mlpNx_gelu"],
+    "--version qwen_9": ["qwen_9", "qwen_1_5"],
+    "--mm_resampler_type qformer": ["resampler"],
+    "--s2 True": ["--s2"],
+    "--lora_bias some": ["some", "none, all, lora_only"],
+    "--bits 3": ["--bits 3", "4, 8, 16"],
+    "--save_safetensors False": ["safetensors"],
+    "--learning_rat 1": ["--learning_rat", "--learning_rate"],
+    "--rope_scaling_factor 2": ["--rope_scaling_type"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_with_a_reason(words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
+    for part in REFUSED[words]:
+        assert part in str(error.value)
+
+
+def test_default_of_gradient_checkpointing_gives_way_to_zo(tmp_path: Path) -> None:
+    *_, args = parse_arguments([*BASE, "--output_dir", str(tmp_path), "--trainer_mode", "zo"])
+    assert not args.gradient_checkpointing
+    assert not args.activation_checkpointing

@@ -1,0 +1,56 @@
+"""Finished, unfinished and unusable output folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava.errors import InputError
+from llava.train.run_folder import check_same_run, check_writable, newest_checkpoint, prepare_output_dir
+
+
+def make_checkpoint(folder: Path, step: int, complete: bool = True, **arguments: object) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "training_args.json").write_text(json.dumps(arguments))
+    if complete:
+        (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    make_checkpoint(tmp_path, 9)
+    expected = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 11, complete=False)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert newest_checkpoint(tmp_path) == expected
+
+
+def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 4)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match="finished run.*--overwrite_output_dir"):
+        prepare_output_dir(tmp_path, overwrite=False)
+    assert newest_checkpoint(tmp_path) is not None
+    prepare_output_dir(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written to.*OUTPUT_DIR"):
+        check_writable(tmp_path / "file" / "below")
+
+
+def test_other_settings_are_another_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = make_checkpoint(tmp_path, 1, data_path="a.json", learning_rate=1e-6)
+    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-6})
+    assert not caplog.records
+    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-5})
+    assert "--learning_rate was 1e-06" in caplog.text
+    with pytest.raises(InputError, match=r"--data_path a\.json, now b\.json"):
+        check_same_run(checkpoint, {"data_path": "b.json"})

@@ -1,0 +1,186 @@
+"""Whole runs from the command line: what is written, resuming, stopping, diverging, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.train.train import train
+
+ROOT = Path(__file__).parents[2]
+Flags = Callable[..., list[str]]
+
+QUICK = {
+    "bf16": None,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "group_by_modality_length": True,
+    "disable_tqdm": True,
+}
+REPORT_FIELDS = {
+    "preset",
+    "model",
+    "trainer_mode",
+    "steps",
+    "accuracy_before",
+    "accuracy_after",
+    "final_loss",
+    "seconds_per_step",
+    "peak_memory_bytes",
+    "trainable_parameters",
+    "versions",
+}
+
+
+@pytest.fixture()
+def quick(flags: Flags, small_tower_folder: Path) -> Flags:
+    """Command line of a run of four steps on a model that takes milliseconds."""
+
+    def make(**changes: object) -> list[str]:
+        return flags(**{"vision_tower": small_tower_folder, "mm_tunable_parts": "mm_language_model", **QUICK, **changes})
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> None:
+    train(argv=quick(trainer_mode=mode, save_steps=2))
+    out = tmp_path / "out"
+    names = {path.name for path in out.rglob("*")}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "report.json", "loss.png"} <= names
+    assert {"checkpoint-2", "checkpoint-4", "training_args.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+    report = json.loads((out / "report.json").read_text())
+    assert REPORT_FIELDS <= report.keys()
+    assert (report["steps"], report["trainer_mode"]) == (4, mode)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["use_cache"], config["tokenizer_model_max_length"]) == ("llava_qwen", True, 2048)
+
+    logs = [entry for entry in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    assert len(logs) == 4
+    expected = {"loss", "learning_rate", "epoch", "step"}
+    expected |= {"projected_grad", "loss_plus", "loss_minus", "step_time"} if mode == "zo" else {"grad_norm"}
+    assert set(logs[-1]) == expected
+
+
+def test_same_seed_same_weights_and_other_seed_other_weights(quick: Flags, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(argv=quick(trainer_mode="zo", save_strategy="no", output_dir=tmp_path / name, zo_seed=seed))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+@pytest.mark.parametrize("parts", ["mm_language_model", "mm_mlp_adapter"])
+def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, quick: Flags, tmp_path: Path) -> None:
+    changes = {"trainer_mode": mode, "mm_tunable_parts": parts, "save_steps": 2}
+    train(argv=quick(**changes, output_dir=tmp_path / "whole"))
+    (tmp_path / "half").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
+    train(argv=quick(**changes, output_dir=tmp_path / "half"))
+    file = "model.safetensors" if parts == "mm_language_model" else "mm_projector.safetensors"
+    assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "half" / file))
+    assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
+
+
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_lora_run_resumes_completely(mode: str, quick: Flags, tmp_path: Path) -> None:
+    changes = {"trainer_mode": mode, "lora_enable": True, "lora_r": 4, "save_steps": 2, "lora_dropout": 0.0}
+    changes["mm_tunable_parts"] = "mm_mlp_adapter,mm_language_model"
+    train(argv=quick(**changes, output_dir=tmp_path / "whole"))
+    (tmp_path / "half").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
+    train(argv=quick(**changes, output_dir=tmp_path / "half"))
+    for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
+        assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "half" / file))
+        assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
+
+
+def test_finished_run_is_refused(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(argv=quick(trainer_mode="zo", max_steps=1))
+    before = weights(tmp_path / "out")
+    with pytest.raises(SystemExit) as stop:
+        train(argv=quick(trainer_mode="zo", max_steps=1))
+    assert stop.value.code == 2
+    assert "finished run" in capsys.readouterr().err
+    assert same(before, weights(tmp_path / "out"))
+    train(argv=quick(trainer_mode="zo", max_steps=2, overwrite_output_dir=True))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 2
+
+
+def test_loss_that_is_not_finite_is_not_applied(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(argv=quick(trainer_mode="zo", learning_rate=0.0, output_dir=tmp_path / "untouched"))
+    with pytest.raises(SystemExit) as stop:
+        train(argv=quick(trainer_mode="zo", zo_eps=1e30, zo_max_bad_steps=2))
+    assert stop.value.code == 3
+    assert "zo_max_bad_steps 2" in capsys.readouterr().err
+    assert same(weights(tmp_path / "out" / "checkpoint-2"), weights(tmp_path / "untouched"))
+    assert not (tmp_path / "out" / "trainer_state.json").exists()
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(quick: Flags, tmp_path: Path) -> None:
+    words = quick(trainer_mode="zo", max_steps=100_000, save_strategy="no")
+    command = [sys.executable, str(ROOT / "llava" / "train" / "train_mem.py"), *words]
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(command, stderr=log, stdout=log, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    deadline = time.monotonic() + 120
+    while "step 3 of" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert not (tmp_path / "out" / "trainer_state.json").exists()
+    train(argv=quick(trainer_mode="zo", max_steps=step + 2, save_strategy="no"))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == step + 2
+
+
+BAD_PATHS = {
+    "model_name_or_path": ("/nowhere/model", ["/nowhere/model", "MODEL"]),
+    "data_path": ("/nowhere/x.json", ["/nowhere/x.json"]),
+    "image_folder": ("/nowhere/images", ["/nowhere/images", "IMAGE_FOLDER"]),
+    "vision_tower": ("/nowhere/tower", ["/nowhere/tower"]),
+    "output_dir": ("/proc/nowhere", ["/proc/nowhere", "OUTPUT_DIR"]),
+}
+
+
+@pytest.mark.parametrize("flag", BAD_PATHS)
+def test_paths_that_do_not_work(flag: str, quick: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    value, parts = BAD_PATHS[flag]
+    with pytest.raises(SystemExit) as stop:
+        train(argv=quick(trainer_mode="zo", **{flag: value}))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1
+    for part in parts:
+        assert part in message
+
+
+def test_hub_model_without_network(quick: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(argv=quick(model_name_or_path="lmms-lab/llava-onevision-qwen2-0.5b-si"))
+    assert stop.value.code == 2
+    assert "MODEL" in capsys.readouterr().err
