@@ -84,6 +84,8 @@ def test_engine_needs_torch_and_the_standard_library_alone() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, llava, llava.constants; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, llava, llava.constants; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"

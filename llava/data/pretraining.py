@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from llava.data import blocks, shapes, spots
-from llava.data.drawing import Sample, sample_rng
+from llava.data.drawing import MOST_ROUNDS, Sample, sample_rng
 from llava.data.records import write_split
 from llava.errors import InputError, command
 
@@ -44,12 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON file and the pictures")
     parser.add_argument("--samples", type=int, default=120_000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="number of the first sample")
+    parser.add_argument("--rounds", type=int, default=MOST_ROUNDS, help="keep at most this many questions a picture")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args(argv)
-    if arguments.samples < 1 or arguments.first < 0 or arguments.seed < 0:
-        raise InputError("--samples must be at least 1, --first and --seed at least 0")
+    if min(arguments.samples, arguments.rounds) < 1 or min(arguments.first, arguments.seed) < 0:
+        raise InputError("--samples and --rounds must be at least 1, --first and --seed at least 0")
     numbers = range(arguments.first, arguments.first + arguments.samples)
-    write_split(arguments.output, "train", "pretrain", (draw(arguments.seed, n) for n in numbers), first=numbers.start)
+    samples = (draw(arguments.seed, number) for number in numbers)
+    shortened = (replace(sample, rounds=sample.rounds[: arguments.rounds]) for sample in samples)
+    write_split(arguments.output, "train", "pretrain", shortened, first=numbers.start)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,28 @@ def evaluate(
     }
 
 
+def grouped(records: Sequence[Mapping[str, Any]], answers: Answers, field: str) -> dict[str, dict[str, Any]]:
+    """total, correct and accuracy for every value of a field of the records, sorted; of a list, its last entry.
+
+    Raises:
+        InputError: a record without the field.
+    """
+    hits: dict[str, list[bool]] = {}
+    for k, (record, answer) in enumerate(zip(records, answers, strict=True)):
+        if field not in record:
+            raise InputError(f"--group-by {field}: record {record_id(dict(record), k)!r} has no such field")
+        value = record[field][-1] if isinstance(record[field], list) else record[field]
+        hits.setdefault(str(value), []).append(answer["correct"])
+    return {
+        value: {"total": len(group), "correct": sum(group), "accuracy": sum(group) / len(group)}
+        for value, group in sorted(hits.items())
+    }
+
+
+def _counts(result: Mapping[str, Any]) -> str:
+    return f"total {result['total']}  correct {result['correct']}  accuracy {result['accuracy']:.4f}"
+
+
 def _batches(numbers: range, size: int, total: int, progress: bool) -> Iterator[list[int]]:
     with tqdm(total=total, initial=numbers.start, desc="evaluating", unit="record", disable=not progress) as bar:
         for start in range(numbers.start, numbers.stop, size):
@@ -115,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
+    parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
     return parser
 
@@ -160,8 +183,11 @@ def main(argv: list[str] | None = None) -> None:
             on_batch=file.append,
         )
         summary = {name: result[name] for name in ("total", "correct", "accuracy", "metric")}
-        file.finish(summary)
-    sys.stdout.write(f"total {result['total']}  correct {result['correct']}  accuracy {result['accuracy']:.4f}\n")
+        groups = {} if arguments.group_by is None else grouped(records, result["answers"], arguments.group_by)
+        file.finish(summary | ({"groups": groups} if groups else {}))
+    for name, group in groups.items():
+        sys.stdout.write(f"{name:<16} {_counts(group)}\n")
+    sys.stdout.write(_counts(result) + "\n")
 
 
 if __name__ == "__main__":

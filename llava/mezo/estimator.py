@@ -91,7 +91,7 @@ class LossWindow:
             raise RuntimeError("step() without a loss; call accumulate(step, loss) before it")
         step, batches = self.step, self._batches
         self.step, self._batches = None, []
-        means = reduce([sum(column) / len(batches) for column in zip(*batches)])
+        means = reduce([sum(column) / len(batches) for column in zip(*batches, strict=True)])
         directions = []
         for number in range(config.num_directions):
             plus, minus = means[2 * number], means[2 * number + 1]

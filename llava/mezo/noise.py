@@ -30,7 +30,7 @@ kernels in `kernels/` are tested against it bit for bit.
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -105,14 +105,17 @@ def random_bits(seed: int, tensor: int, stream: int, start: int, count: int) -> 
         (
             (block & np.uint64(LOW32)).astype(np.uint32),
             (block >> np.uint64(32)).astype(np.uint32),
-            np.uint32(tensor),  # type: ignore[arg-type]
-            np.uint32(stream),  # type: ignore[arg-type]
+            np.uint32(tensor),
+            np.uint32(stream),
         ),
         split64(seed),
     )
     word = np.choose((inside // np.uint64(512)).astype(np.int64), words)
     half = (inside // np.uint64(256)) % np.uint64(2)
-    return (word.astype(np.uint64) >> (half * np.uint64(16)) & np.uint64(0xFFFF)).astype(np.uint16)
+    bits: npt.NDArray[np.uint16] = (word.astype(np.uint64) >> (half * np.uint64(16)) & np.uint64(0xFFFF)).astype(
+        np.uint16
+    )
+    return bits
 
 
 def direction_values(seed: int, tensor: int, start: int, count: int, noise: str) -> npt.NDArray[np.float32]:
@@ -121,7 +124,7 @@ def direction_values(seed: int, tensor: int, start: int, count: int, noise: str)
     return values
 
 
-@lru_cache(maxsize=None)
+@cache
 def noise_table(noise: str) -> npt.NDArray[np.float32]:
     """The table of 65536 float32 numbers that turns 16 random bits into an element of z; read-only.
 
@@ -140,7 +143,7 @@ def noise_table(noise: str) -> npt.NDArray[np.float32]:
     return table
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernel_for(name: str, device_type: str) -> Kernel:
     """The kernel called `name` ("auto" included) for tensors on a device of this type ("cpu", "cuda", ...).
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llava.mezo.config import MeZOConfig
-from llava.mezo.estimator import LossWindow, Loss, Reduce, StepResult, coefficients, mean_over_ranks, measure
+from llava.mezo.estimator import Loss, LossWindow, Reduce, StepResult, coefficients, mean_over_ranks, measure
 from llava.mezo.kernels import Field, as_float32
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
@@ -103,7 +103,7 @@ class MeZO(Optimizer):
         applied = all(map(math.isfinite, values))
         if applied:
             seeds = [d.seed for d in directions]
-            for group, factors in zip(self.param_groups, per_group):
+            for group, factors in zip(self.param_groups, per_group, strict=True):
                 decay = as_float32(1.0 - float(group["lr"]) * float(group["weight_decay"]))
                 for parameter in group["params"]:
                     self.storages[parameter].update(seeds, factors, decay)

@@ -57,7 +57,9 @@ class Perturbation:
         if self._owners:
             raise RuntimeError("this perturbation is attached already; passes do not nest")
         modules = self._owned_modules()
-        self._tables = {p for m in modules if isinstance(m, nn.Embedding) for p in m._parameters.values() if p is not None}
+        self._tables = {
+            p for m in modules if isinstance(m, nn.Embedding) for p in m._parameters.values() if p is not None
+        }
         with ExitStack() as stack, torch.no_grad():
             stack.callback(self._owners.clear)
             for module in modules:
@@ -119,7 +121,9 @@ class Perturbation:
                 missing -= own
         if missing:
             shapes = ", ".join(sorted(str(tuple(p.shape)) for p in missing))
-            raise ValueError(f"{len(missing)} trained parameters (shapes {shapes}) are not in the model that is perturbed")
+            raise ValueError(
+                f"{len(missing)} trained parameters (shapes {shapes}) are not in the model that is perturbed"
+            )
         return owners
 
     def _warn_if_unread(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llava.mezo.config import MeZOConfig
@@ -42,7 +43,7 @@ def mezo_step(
         weight = weights[name]
         u = weight.to(torch.float32).numpy().reshape(-1).copy()
         u = u * np.float32(1 - lr * weight_decay.get(name, 0.0))
-        for seed, projected_grad in zip(seeds, projected_grads):
+        for seed, projected_grad in zip(seeds, projected_grads, strict=True):
             z = direction_values(seed, number, 0, u.size, config.noise)
             u = u + np.float32(-lr * projected_grad / config.num_directions) * z
         updated[name] = stored(u, seeds[0], number, weight.dtype).reshape(weight.shape)
@@ -59,7 +60,7 @@ def perturbed(weights: Mapping[str, torch.Tensor], seed: int, scale: float, nois
     return result
 
 
-def stored(u: np.ndarray, seed: int, number: int, dtype: torch.dtype) -> torch.Tensor:  # type: ignore[type-arg]
+def stored(u: npt.NDArray[np.float32], seed: int, number: int, dtype: torch.dtype) -> torch.Tensor:
     """float32 values in the weights' dtype; 16-bit ones by stochastic rounding."""
     if dtype == torch.float32:
         return torch.from_numpy(u)

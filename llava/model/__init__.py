@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava.model.families import config_for, model_class_for
+from llava.model.families import config_for, model_class_for, overwrite_entries
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 
@@ -13,4 +13,5 @@ __all__ = [
     "LlavaQwenForCausalLM",
     "config_for",
     "model_class_for",
+    "overwrite_entries",
 ]

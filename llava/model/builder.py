@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_tensors, weight_files
-from llava.model.families import config_for, is_llava_config, model_class_for
+from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens
 from llava.model.vocabulary import grow_embeddings, image_tokens
@@ -72,7 +72,7 @@ def load_pretrained_model(
         tokenizer, model = _load_plain(model_path, model_base, arguments)
         return tokenizer, model.eval(), None, _context_length(model.config)
     config = customized_config if customized_config is not None else config_for(model_path)
-    _overwrite(config, overwrite_config or {})
+    overwrite_entries(config, overwrite_config or {})
     if not is_llava_config(config):
         raise InputError(f"{model_path}: its config.json names no mm_vision_tower, so it is not a model with images.")
     if model_base is None:
@@ -170,16 +170,6 @@ def _names_tower(path: str) -> bool:
 
 def _tokenizer(path: str) -> Any:
     return AutoTokenizer.from_pretrained(path)
-
-
-def _overwrite(config: Any, entries: dict[str, Any]) -> None:
-    if "mm_vision_tower" in entries:
-        # Another tower: what the checkpoint wrote down about the old one no longer holds.
-        for key in ("mm_vision_tower_config", "mm_image_processor_config"):
-            if hasattr(config, key):
-                delattr(config, key)
-    for name, value in entries.items():
-        setattr(config, name, value)
 
 
 def _context_length(config: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 # Found again from the tower's name; written only where that would not work (see TowerSpec.remember).
-_TOWER_KEYS = ("mm_vision_tower_config", "mm_image_processor_config")
+TOWER_KEYS = ("mm_vision_tower_config", "mm_image_processor_config")
 
 
 class LlavaConfigMixin:
@@ -36,7 +36,7 @@ class LlavaConfigMixin:
         values = super().to_dict()
         values.pop("_keys_read", None)
         if values.pop("_tower_found_elsewhere", False):
-            for key in _TOWER_KEYS:
+            for key in TOWER_KEYS:
                 values.pop(key, None)
         return values
 

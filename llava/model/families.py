@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
+from llava.model.configuration import TOWER_KEYS
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
@@ -66,3 +67,16 @@ def config_for(name_or_path: str, **hub: Any) -> PretrainedConfig:
 def is_llava_config(config: Any) -> bool:
     """Whether a config describes a model with images: it names a tower."""
     return getattr(config, "mm_vision_tower", None) is not None
+
+
+def overwrite_entries(config: Any, entries: dict[str, Any]) -> None:
+    """Set entries on a config before a checkpoint is loaded with it, such as `{"mm_vision_tower": DIR}`.
+
+    With another tower, what the checkpoint wrote down about its old one no longer holds and is dropped.
+    """
+    if "mm_vision_tower" in entries:
+        for key in TOWER_KEYS:
+            if hasattr(config, key):
+                delattr(config, key)
+    for name, value in entries.items():
+        setattr(config, name, value)

@@ -57,7 +57,9 @@ def quantisation(
     if load_8bit and load_4bit:
         raise InputError("load_8bit and load_4bit exclude each other: set one.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("loading in 8 or 4 bits (--bits, load_8bit, load_4bit) needs bitsandbytes: pip install bitsandbytes.")
+        raise InputError(
+            "loading in 8 or 4 bits (--bits, load_8bit, load_4bit) needs bitsandbytes: pip install bitsandbytes."
+        )
     # Images are few and their modules small: they stay at full precision.
     skipped = ["vision_tower", "mm_projector", "lm_head"]
     if load_8bit:

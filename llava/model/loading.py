@@ -35,8 +35,10 @@ def settled_config(config_class: type, name_or_path: Any, config: Any, arguments
     if config is None:
         config = config_class.from_pretrained(name_or_path, **hub)
     config = copy.deepcopy(config)
-    name = getattr(config, "mm_vision_tower", None)
-    if name is not None:
+    if not config.name_or_path:
+        # A relative tower folder is looked for inside the checkpoint.
+        config.name_or_path = str(name_or_path)
+    if getattr(config, "mm_vision_tower", None) is not None:
         describe_tower(tower_name(config), config, _tower_shapes(str(name_or_path), hub)).remember(config)
     return config
 
@@ -134,4 +136,4 @@ def load_learned_tokens(inner_model: Any, tensors: dict[str, torch.Tensor], sour
             with torch.no_grad():
                 token.copy_(found[0])
         else:
-            logger.warning("%s: no %s; it keeps its initial value", source, name)
+            logger.warning("%s: no %s; it keeps the value it has", source, name)

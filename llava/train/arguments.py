@@ -8,7 +8,7 @@ refuses combinations that cannot work; spellings of older transformers are in `r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import transformers
 
@@ -24,57 +24,62 @@ def flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-# HfArgumentParser reads the annotations at run time and wants typing.Optional on every Python it supports.
 @dataclass
 class ModelArguments:
     """Which model is trained, how its parts are put together, and which of them are tuned."""
 
-    model_name_or_path: Optional[str] = flag("facebook/opt-125m", "base language model or LLaVA checkpoint: hub id or folder")
-    model_class_name: Optional[str] = flag(None, "load transformers.<name>ForCausalLM as a plain text model instead")
-    mm_tunable_parts: Optional[str] = flag(
+    model_name_or_path: str | None = flag(
+        "facebook/opt-125m", "base language model or LLaVA checkpoint: hub id or folder"
+    )
+    model_class_name: str | None = flag(None, "load transformers.<name>ForCausalLM as a plain text model instead")
+    mm_tunable_parts: str | None = flag(
         None, "comma list of mm_language_model, mm_mlp_adapter, mm_vision_tower; replaces the legacy freeze flags"
     )
-    version: Optional[str] = flag("v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3")
+    version: str | None = flag("v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3")
     freeze_backbone: bool = flag(False, "legacy: freeze the language model (overridden by mm_tunable_parts)")
     tune_mm_mlp_adapter: bool = flag(False, "legacy: freeze all but the projector")
     tune_mm_vision_resampler: bool = flag(False, "legacy: not supported here (resamplers are left out)")
-    vision_tower: Optional[str] = flag(None, "vision tower: hub id or folder; default: the one the checkpoint names")
-    vision_tower_pretrained: Optional[str] = flag(None, "weights tag of OpenCLIP towers; only kept in the config")
+    vision_tower: str | None = flag(None, "vision tower: hub id or folder; default: the one the checkpoint names")
+    vision_tower_pretrained: str | None = flag(None, "weights tag of OpenCLIP towers; only kept in the config")
     unfreeze_mm_vision_tower: bool = flag(False, "legacy: train the vision tower too")
     unfreeze_language_model: bool = flag(False, "accepted, unused")
-    mm_vision_select_layer: Optional[int] = flag(-1, "hidden state taken from a CLIP tower (SigLIP always gives its last kept layer)")
-    pretrain_mm_mlp_adapter: Optional[str] = flag(None, "file with projector weights to start from")
-    mm_projector_type: Optional[str] = flag("linear", "linear, mlpNx_gelu (N >= 1) or identity")
+    mm_vision_select_layer: int | None = flag(
+        -1, "hidden state taken from a CLIP tower (SigLIP always gives its last kept layer)"
+    )
+    pretrain_mm_mlp_adapter: str | None = flag(None, "file with projector weights to start from")
+    mm_projector_type: str | None = flag("linear", "linear, mlpNx_gelu (N >= 1) or identity")
     mm_use_im_start_end: bool = flag(False, "wrap each <image> in <im_start> and <im_end>")
     mm_use_im_patch_token: bool = flag(True, "add <im_patch> to the tokenizer")
-    mm_patch_merge_type: Optional[str] = flag("flat", "how tile features are joined: flat, spatial, spatial_unpad and variants")
-    mm_vision_select_feature: Optional[str] = flag("patch", "patch, cls_patch and the slice variants of a CLIP tower")
-    mm_resampler_type: Optional[str] = flag(None, "not supported here (resamplers are left out)")
+    mm_patch_merge_type: str | None = flag(
+        "flat", "how tile features are joined: flat, spatial, spatial_unpad and variants"
+    )
+    mm_vision_select_feature: str | None = flag("patch", "patch, cls_patch and the slice variants of a CLIP tower")
+    mm_resampler_type: str | None = flag(None, "not supported here (resamplers are left out)")
     mm_mask_drop_mode: str = flag("fixed", "resampler setting, unused")
     mm_mask_drop_skip_percentage: float = flag(0.0, "resampler setting, unused")
     mm_mask_drop_ratio: float = flag(0.25, "resampler setting, unused")
-    mm_mask_drop_ratio_upper: Optional[float] = flag(None, "resampler setting, unused")
-    mm_mask_drop_ratio_lower: Optional[float] = flag(None, "resampler setting, unused")
-    mm_spatial_pool_stride: Optional[int] = flag(None, "pooling of video features, patches per side; default 2")
+    mm_mask_drop_ratio_upper: float | None = flag(None, "resampler setting, unused")
+    mm_mask_drop_ratio_lower: float | None = flag(None, "resampler setting, unused")
+    mm_spatial_pool_stride: int | None = flag(None, "pooling of video features, patches per side; default 2")
     mm_spatial_pool_mode: str = flag("bilinear", "pooling of video features: average, max or bilinear")
-    mm_spatial_pool_out_channels: Optional[int] = flag(None, "resampler setting, unused")
-    mm_perceiver_depth: Optional[int] = flag(3, "resampler setting, unused")
-    mm_perceiver_latents: Optional[int] = flag(32, "resampler setting, unused")
-    mm_perceiver_ff_mult: Optional[float] = flag(4, "resampler setting, unused")
-    mm_perceiver_pretrained: Optional[str] = flag(None, "resampler setting, unused")
-    mm_qformer_depth: Optional[int] = flag(3, "resampler setting, unused")
-    mm_qformer_latents: Optional[int] = flag(32, "resampler setting, unused")
-    mm_qformer_pretrained: Optional[str] = flag(None, "resampler setting, unused")
-    rope_scaling_factor: Optional[float] = flag(None, "with rope_scaling_type: stretch of the rotary positions")
-    rope_scaling_type: Optional[str] = flag(None, "with rope_scaling_factor: linear, dynamic, ...")
-    s2: Optional[bool] = flag(False, "not supported here (S2 towers are left out)")
-    s2_scales: Optional[str] = flag("336,672,1008", "S2 setting, unused")
-    use_pos_skipping: Optional[bool] = flag(False, "random jumps in the position ids while training")
-    pos_skipping_range: Optional[int] = flag(4096, "largest jump of use_pos_skipping, in positions")
-    mm_newline_position: Optional[str] = flag("grid", "videos: grid, frame, one_token or no_token")
-    delay_load: Optional[bool] = flag(True, "accepted; training always loads the tower")
-    add_faster_video: Optional[bool] = flag(False, "slow and fast video tokens")
-    faster_token_stride: Optional[int] = flag(10, "every n-th frame keeps all its tokens with add_faster_video")
+    mm_spatial_pool_out_channels: int | None = flag(None, "resampler setting, unused")
+    mm_perceiver_depth: int | None = flag(3, "resampler setting, unused")
+    mm_perceiver_latents: int | None = flag(32, "resampler setting, unused")
+    mm_perceiver_ff_mult: float | None = flag(4, "resampler setting, unused")
+    mm_perceiver_pretrained: str | None = flag(None, "resampler setting, unused")
+    mm_qformer_depth: int | None = flag(3, "resampler setting, unused")
+    mm_qformer_latents: int | None = flag(32, "resampler setting, unused")
+    mm_qformer_pretrained: str | None = flag(None, "resampler setting, unused")
+    rope_scaling_factor: float | None = flag(None, "with rope_scaling_type: stretch of the rotary positions")
+    rope_scaling_type: str | None = flag(None, "with rope_scaling_factor: linear, dynamic, ...")
+    s2: bool | None = flag(False, "not supported here (S2 towers are left out)")
+    s2_scales: str | None = flag("336,672,1008", "S2 setting, unused")
+    use_pos_skipping: bool | None = flag(False, "random jumps in the position ids while training")
+    pos_skipping_range: int | None = flag(4096, "largest jump of use_pos_skipping, in positions")
+    mm_newline_position: str | None = flag("grid", "videos: grid, frame, one_token or no_token")
+    delay_load: bool | None = flag(True, "accepted; training always loads the tower")
+    add_faster_video: bool | None = flag(False, "slow and fast video tokens")
+    faster_token_stride: int | None = flag(10, "every n-th frame keeps all its tokens with add_faster_video")
 
 
 @dataclass
@@ -85,34 +90,46 @@ class DataArguments:
     lazy_preprocess: bool = flag(False, "accepted; preprocessing is always lazy")
     is_multimodal: bool = flag(False, "accepted; set by the presence of a vision tower")
     early_mix_text: bool = flag(False, "count text samples as multimodal when grouping by modality")
-    image_folder: Optional[str] = flag(None, "folder in front of the image paths of the records")
+    image_folder: str | None = flag(None, "folder in front of the image paths of the records")
     image_aspect_ratio: str = flag("square", "square, pad, anyres or anyres_max_N")
-    image_grid_pinpoints: Optional[str] = flag(None, '"(1x1),...,(6x6)" in tiles or a list of [width, height] in pixels')
-    image_crop_resolution: Optional[int] = flag(None, "crop_split setting; only kept in the config")
-    image_split_resolution: Optional[int] = flag(None, "crop_split setting; only kept in the config")
-    video_folder: Optional[str] = flag(None, "folder in front of the video paths of the records")
-    video_fps: Optional[int] = flag(1, "frames taken per second of video")
-    frames_upbound: Optional[int] = flag(0, "at most this many frames of a video; 0: no limit")
-    add_time_instruction: Optional[bool] = flag(False, "put the sentence with the frame times in front of a video question")
-    force_sample: Optional[bool] = flag(False, "always take exactly frames_upbound frames")
+    image_grid_pinpoints: str | None = flag(None, '"(1x1),...,(6x6)" in tiles or a list of [width, height] in pixels')
+    image_crop_resolution: int | None = flag(None, "crop_split setting; only kept in the config")
+    image_split_resolution: int | None = flag(None, "crop_split setting; only kept in the config")
+    video_folder: str | None = flag(None, "folder in front of the video paths of the records")
+    video_fps: int | None = flag(1, "frames taken per second of video")
+    frames_upbound: int | None = flag(0, "at most this many frames of a video; 0: no limit")
+    add_time_instruction: bool | None = flag(
+        False, "put the sentence with the frame times in front of a video question"
+    )
+    force_sample: bool | None = flag(False, "always take exactly frames_upbound frames")
     train_on_answers_only: bool = flag(
         False, "this tree: supervise the answers and their end marks alone, not the markers of the prompt"
     )
-    skip_bad_samples: bool = flag(False, "this tree: skip samples that fail to load, count and list them in report.json")
+    use_template_system_prompt: bool = flag(
+        False, "this tree: train chat templates (qwen_2_5) with their own system text, not LLaVA-NeXT's one for all"
+    )
+    words_per_image: int | None = flag(
+        None, "this tree: count this many words for each image when grouping by length; default: 128 a record"
+    )
+    skip_bad_samples: bool = flag(
+        False, "this tree: skip samples that fail to load, count and list them in report.json"
+    )
 
 
 @dataclass
 class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     """How the run goes: transformers' own arguments, LLaVA-NeXT's, and those of zeroth-order training."""
 
-    cache_dir: Optional[str] = flag(None, "hub cache")
+    cache_dir: str | None = flag(None, "hub cache")
     optim: str = flag("adamw_torch", "optimizer of trainer_mode regular")
     remove_unused_columns: bool = flag(False, "drop columns that forward does not take")
-    gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass; no effect in trainer_mode zo")
+    gradient_checkpointing: bool = flag(
+        True, "recompute activations in the backward pass; no effect in trainer_mode zo"
+    )
     auto_find_batch_size: bool = flag(False, "halve the batch until it fits")
     freeze_mm_mlp_adapter: bool = flag(False, "legacy: freeze the projector")
     freeze_mm_vision_resampler: bool = flag(False, "legacy: accepted, unused")
-    mpt_attn_impl: Optional[str] = flag("triton", "accepted, unused")
+    mpt_attn_impl: str | None = flag("triton", "accepted, unused")
     model_max_length: int = flag(4096, "longest sequence in tokens, image features included; the rest is cut off")
     double_quant: bool = flag(True, "4-bit loading: quantise the quantisation constants too")
     quant_type: str = flag("nf4", "4-bit loading: nf4 or fp4")
@@ -123,8 +140,8 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     lora_dropout: float = flag(0.05, "LoRA dropout")
     lora_weight_path: str = flag("", "accepted, unused")
     lora_bias: str = flag("none", "none, all or lora_only")
-    mm_projector_lr: Optional[float] = flag(None, "own learning rate of the projector")
-    mm_vision_tower_lr: Optional[float] = flag(None, "own learning rate of the vision tower")
+    mm_projector_lr: float | None = flag(None, "own learning rate of the projector")
+    mm_vision_tower_lr: float | None = flag(None, "own learning rate of the vision tower")
     group_by_varlen: bool = flag(False, "sampler: batches of similar length, varlen flavour")
     group_by_modality_length: bool = flag(False, "sampler: batches of one modality and similar length")
     group_by_modality_length_auto: bool = flag(False, "sampler: modality and length, automatic flavour")

@@ -7,6 +7,7 @@ Which class is built follows the config's model type; nothing is decided by the 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from llava.errors import InputError
 from llava.mm_utils import expand_grid_pinpoints, processor_tile_size
-from llava.model import config_for, model_class_for
+from llava.model import config_for, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.image_tokens import ImageTokenCounter
@@ -44,7 +45,9 @@ def get_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) 
     return tokenizer
 
 
-def get_model(model_args: ModelArguments, training_args: TrainingArguments, bnb_args: dict[str, Any] | None = None) -> Any:
+def get_model(
+    model_args: ModelArguments, training_args: TrainingArguments, bnb_args: dict[str, Any] | None = None
+) -> Any:
     """The language model or LLaVA checkpoint of `--model_name_or_path`, not yet with new vision modules.
 
     Args:
@@ -52,11 +55,13 @@ def get_model(model_args: ModelArguments, training_args: TrainingArguments, bnb_
     """
     path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
     config = transformers.AutoConfig.from_pretrained(path, **hub)
-    if model_args.vision_tower is None:
-        model_args.vision_tower = getattr(config, "mm_vision_tower", None)
+    given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
+    model_args.vision_tower = given or own
     model_class = _model_class(model_args, config)
     if model_args.vision_tower is not None:
         config = config_for(path, **hub)
+    if own is not None and given is not None and Path(given).is_dir():
+        overwrite_entries(config, {"mm_vision_tower": given})  # a folder tells the shape of the checkpoint's tower
     if model_args.rope_scaling_factor is not None:
         _stretch_positions(config, model_args, training_args.model_max_length)
     model = model_class.from_pretrained(
@@ -156,7 +161,9 @@ def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, Any], to
         return
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
-    tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    tables = {
+        id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None
+    }
     with torch.no_grad():
         for table in tables.values():
             table[old : old + added] = table[:old].mean(dim=0, keepdim=True)

@@ -49,7 +49,9 @@ def get_peft_state_non_lora_maybe_zero_3(
     }
 
 
-def get_mm_adapter_state_maybe_zero_3(named_params: NamedParameters, keys_to_match: Iterable[str]) -> dict[str, torch.Tensor]:
+def get_mm_adapter_state_maybe_zero_3(
+    named_params: NamedParameters, keys_to_match: Iterable[str]
+) -> dict[str, torch.Tensor]:
     """Weights whose name contains one of the given words, e.g. mm_projector."""
     keys = tuple(keys_to_match)
     return {name: maybe_zero_3(p) for name, p in named_params if any(key in name for key in keys)}

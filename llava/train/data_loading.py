@@ -43,13 +43,25 @@ def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[Record], li
     if not data_path:
         raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
     path = str(data_path)
-    if path.endswith((".yaml", ".yml")):
+    if _is_mixture(path):
         return _load_mixture(path, seed)
-    braces = _BRACES.fullmatch(path)
-    files = [path]
-    if braces:
-        files = [braces["prefix"] + name + braces["suffix"] for name in braces["names"].split(",")]
+    files = data_files(path)
     return [record for file in files for record in load_file(file)], files
+
+
+def data_files(data_path: str | Path) -> list[str]:
+    """The files of records behind a data path, in order; only a mixture is opened for it."""
+    path = str(data_path)
+    if _is_mixture(path):
+        return [entry["json_path"] for entry in _mixture_entries(path)]
+    braces = _BRACES.fullmatch(path)
+    if braces:
+        return [braces["prefix"] + name + braces["suffix"] for name in braces["names"].split(",")]
+    return [path]
+
+
+def _is_mixture(path: str) -> bool:
+    return path.endswith((".yaml", ".yml"))
 
 
 def load_file(path: str | Path) -> list[Record]:

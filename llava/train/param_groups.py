@@ -45,7 +45,10 @@ def parameter_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
             members[owner, name not in exempt].append(parameter)
     groups = []
     for part, decayed in keys:
-        group: dict[str, Any] = {"params": members[part, decayed], "weight_decay": args.weight_decay if decayed else 0.0}
+        group: dict[str, Any] = {
+            "params": members[part, decayed],
+            "weight_decay": args.weight_decay if decayed else 0.0,
+        }
         if part is not None:
             group["lr"] = own_rates[part]
         groups.append(group)

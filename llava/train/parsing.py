@@ -108,16 +108,18 @@ def _check_zeroth_order(args: TrainingArguments, given: set[str]) -> None:
         raise InputError(f"--zo_seed {args.zo_seed} must be 0 or more")
     if args.gradient_checkpointing and "gradient_checkpointing" in given:
         raise InputError(
-            "--gradient_checkpointing True excludes --trainer_mode zo: there is no backward pass to save memory in; leave it out"
+            "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
     args.gradient_checkpointing = args.activation_checkpointing = False
     if args.fp16:
         raise InputError(
-            "--fp16 True (autocast with loss scaling) excludes --trainer_mode zo: use --bf16 True or leave it out for float32"
+            "--fp16 True (autocast, loss scaling) excludes --trainer_mode zo: use --bf16 True, or neither for float32"
         )
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(args, name):
-            raise InputError(f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module")
+            raise InputError(
+                f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module"
+            )
     if "optim" in given and args.optim != "adamw_torch":
         raise InputError(f"--optim {args.optim.value} has no effect with --trainer_mode zo: leave it out")
 

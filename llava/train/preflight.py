@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.train.data_loading import data_files
 
 
 def check_paths(model_args: Any, data_args: Any) -> None:
-    """Model, vision tower, projector file and folders exist; the data files are read later, with their lines."""
+    """Data files, model, vision tower, projector file and folders exist; nothing is read yet."""
+    for file in data_files(data_args.data_path):
+        if not Path(file).is_file():
+            raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")
     check_model(model_args.model_name_or_path, "--model_name_or_path", "MODEL")
     if model_args.vision_tower is not None and _looks_local(model_args.vision_tower):
         check_model(model_args.vision_tower, "--vision_tower", "VISION_TOWER")
@@ -30,7 +34,9 @@ def check_model(name: str, flag: str, variable: str) -> None:
     """`InputError` unless `name` is a folder with a config.json, or a hub id that is cached or can be reached."""
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
-            raise InputError(f"{flag} {name}: the folder has no config.json; set {variable} or {flag} to a model folder")
+            raise InputError(
+                f"{flag} {name}: the folder has no config.json; set {variable} or {flag} to a model folder"
+            )
         return
     if _looks_local(name):
         raise InputError(f"{flag} {name}: no such folder; set {variable} or {flag} to a model folder or a hub id")

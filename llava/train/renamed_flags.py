@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from llava.errors import InputError
 
@@ -23,25 +23,25 @@ class RenamedFlags:
     """Old spellings. They come before transformers' own arguments, hence a default for each."""
 
     overwrite_output_dir: bool = renamed("start again in an output_dir that holds a finished run", False)
-    evaluation_strategy: Optional[str] = renamed("now --eval_strategy")
+    evaluation_strategy: str | None = renamed("now --eval_strategy")
     warmup_ratio: float = renamed("now --warmup_steps with a value below 1", 0.0)
     group_by_length: bool = renamed("sampler: batches of similar length", False)
-    logging_dir: Optional[str] = renamed("TensorBoard's folder, handed on in TENSORBOARD_LOGGING_DIR")
+    logging_dir: str | None = renamed("TensorBoard's folder, handed on in TENSORBOARD_LOGGING_DIR")
     no_cuda: bool = renamed("now --use_cpu", False)
     save_safetensors: bool = renamed("must stay True: nothing else is written", True)
     include_tokens_per_second: bool = renamed("now --include_num_input_tokens_seen", False)
-    per_gpu_train_batch_size: Optional[int] = renamed("now --per_device_train_batch_size")
-    per_gpu_eval_batch_size: Optional[int] = renamed("now --per_device_eval_batch_size")
-    dispatch_batches: Optional[bool] = renamed("now a key of --accelerator_config")
-    split_batches: Optional[bool] = renamed("now a key of --accelerator_config")
+    per_gpu_train_batch_size: int | None = renamed("now --per_device_train_batch_size")
+    per_gpu_eval_batch_size: int | None = renamed("now --per_device_eval_batch_size")
+    dispatch_batches: bool | None = renamed("now a key of --accelerator_config")
+    split_batches: bool | None = renamed("now a key of --accelerator_config")
     adafactor: bool = renamed("now --optim adafactor", False)
-    torchdynamo: Optional[str] = renamed("now --torch_compile_backend")
+    torchdynamo: str | None = renamed("now --torch_compile_backend")
     use_mps_device: bool = renamed("accepted; an MPS device is found by itself", False)
     half_precision_backend: str = renamed("accepted; autocast is the only one left", "auto")
     fp16_backend: str = renamed("accepted; autocast is the only one left", "auto")
     include_inputs_for_metrics: bool = renamed("now --include_for_metrics inputs", False)
-    push_to_hub_model_id: Optional[str] = renamed("now --hub_model_id")
-    push_to_hub_token: Optional[str] = renamed("now --hub_token")
+    push_to_hub_model_id: str | None = renamed("now --hub_model_id")
+    push_to_hub_token: str | None = renamed("now --hub_token")
 
     def __post_init__(self) -> None:
         self._apply_renamed_flags()
@@ -92,4 +92,6 @@ def _as_dict(config: Any) -> dict[str, Any]:
         return {}
     if isinstance(config, dict):
         return config
-    raise InputError("--dispatch_batches / --split_batches cannot be mixed with an --accelerator_config file: put them there")
+    raise InputError(
+        "--dispatch_batches / --split_batches cannot be mixed with an --accelerator_config file: put them there"
+    )

@@ -67,7 +67,7 @@ def check_writable(folder: Path) -> None:
             probe.write(b"\0")
     except OSError as error:
         raise InputError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}): set OUTPUT_DIR or --output_dir to a folder that can"
+            f"--output_dir {folder} cannot be written to ({error.strerror}): set OUTPUT_DIR or --output_dir"
         ) from error
 
 

@@ -39,7 +39,9 @@ def load_state(folder: Path, stem: str) -> Any | None:
     try:
         return _decode(json.loads(structure.read_text(encoding="utf-8")), tensors)
     except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{structure} is damaged ({error}); delete this checkpoint to resume from an earlier one") from error
+        raise InputError(
+            f"{structure} is damaged ({error}); delete this checkpoint to resume from an earlier one"
+        ) from error
 
 
 def random_states() -> dict[str, Any]:

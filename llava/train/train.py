@@ -166,7 +166,7 @@ def trainer_class(mode: str) -> type[LLaVATrainer]:
 def finish(
     trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes, skipped: list[dict[str, Any]]
 ) -> None:
-    """Save the model, draw the loss and write the report; `trainer_state.json` last, since it marks the run as finished."""
+    """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run."""
     trainer.model.config.use_cache = True
     trainer.save_model()
     if not trainer.args.should_save:

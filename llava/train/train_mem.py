@@ -1,4 +1,4 @@
-"""Entry point for launchers: `torchrun llava/train/train_mem.py FLAGS`, the same run as `python -m llava.train.train`."""
+"""Entry point for launchers: `torchrun llava/train/train_mem.py FLAGS`; the same run as llava.train.train."""
 
 from llava.train.train import train
 

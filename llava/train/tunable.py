@@ -7,12 +7,15 @@ part by the module that owns them, never by their names.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from llava.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 LANGUAGE_MODEL = "mm_language_model"
 PROJECTOR = "mm_mlp_adapter"
@@ -26,7 +29,9 @@ def parse_parts(value: str) -> frozenset[str]:
     parts = [name.strip() for name in value.split(",") if name.strip()]
     for name in parts:
         if name == RESAMPLER:
-            raise InputError(f"--mm_tunable_parts {RESAMPLER}: resamplers are not supported; allowed: {', '.join(PARTS)}")
+            raise InputError(
+                f"--mm_tunable_parts {RESAMPLER}: resamplers are not supported; allowed: {', '.join(PARTS)}"
+            )
         if name not in PARTS:
             raise InputError(f"--mm_tunable_parts: unknown part {name!r}; allowed: {', '.join(PARTS)}")
     if not parts:
@@ -69,7 +74,14 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora
     else:
         parts = _legacy_parts(model_args, training_args)
     # a legacy run without freeze_backbone leaves the backbone on; with it, an untied head stays on too
-    frozen = _backbone_names(model) if model_args.mm_tunable_parts is None and model_args.freeze_backbone else frozenset()
+    frozen = (
+        _backbone_names(model) if model_args.mm_tunable_parts is None and model_args.freeze_backbone else frozenset()
+    )
+    if getattr(model.config, "mm_use_im_start_end", False) and LANGUAGE_MODEL not in parts:
+        logger.warning(
+            "<im_start> and <im_end> are new words whose embeddings are not trained, since --mm_tunable_parts lacks %s",
+            LANGUAGE_MODEL,
+        )
     for part, name, parameter in parts_of(model):
         chosen = part in parts and name not in frozen
         if lora_names and part == LANGUAGE_MODEL:

@@ -22,6 +22,7 @@ from llava.eval.report import closing_table, write_report
 from llava.train import run_folder
 from llava.train.parsing import parse_arguments
 from llava.train.preflight import check_paths
+from llava.train.tunable import adapter_only
 
 TRAIN = Path(__file__).resolve().parents[2] / "llava" / "train" / "train_mem.py"
 
@@ -32,15 +33,15 @@ def main(argv: list[str] | None = None) -> None:
     options, train_flags = split_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = parse_arguments(train_flags)
     check_paths(model_args, data_args)
-    for flag, file in (("--data_path (DATA_PATH)", data_args.data_path), ("--eval_data (EVAL_DATA)", options.eval_data)):
-        if file and "{" not in file and not Path(file).is_file():
-            raise InputError(f"{flag} {file}: no such file")
+    if options.eval_data and not Path(options.eval_data).is_file():
+        raise InputError(f"--eval_data {options.eval_data}: no such file; set EVAL_DATA to a LLaVA JSON, or to nothing")
     folder = Path(training_args.output_dir)
     trained = (folder / run_folder.STATE_FILE).exists() and not training_args.overwrite_output_dir
-    if trained and "accuracy_after" in read_report(folder):
+    if trained and read_report(folder).get("preset") is not None:
         raise InputError(
-            f"OUTPUT_DIR {folder} holds a finished run: set another one, or give --overwrite_output_dir True to start again"
+            f"OUTPUT_DIR {folder} holds a finished run: set another one, or give --overwrite_output_dir True"
         )
+    run_folder.check_writable(folder)
     if training_args.overwrite_output_dir:
         for name in ("before", "after"):
             answers_file(folder, name).unlink(missing_ok=True)
@@ -48,13 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     def accuracy(name: str, model_path: str, model_base: str | None = None) -> float | None:
         if not options.eval_data:
             return None
-        run_folder.check_writable(folder)
         return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options)
 
     before = accuracy("before", model_args.model_name_or_path)
     if not trained:
         run_training(train_flags, options.num_gpus)
-    base = model_args.model_name_or_path if training_args.lora_enable or training_args.adapter_only else None
+    base = model_args.model_name_or_path if training_args.lora_enable or adapter_only(training_args) else None
     after = accuracy("after", str(folder), base)
     report = read_report(folder) | {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
     write_report(folder, report)
@@ -86,13 +86,19 @@ def evaluate(
 ) -> float:
     """Accuracy of a model on the evaluation set, 0..1; answers that `answers` already holds are not made again."""
     flags = ["--model-path", model_path, "--data", options.eval_data, "--output", str(answers)]
-    flags += ["--metric", options.eval_metric, "--batch-size", str(options.eval_batch_size), "--version", model_args.version]
+    flags += [
+        "--metric",
+        options.eval_metric,
+        "--batch-size",
+        str(options.eval_batch_size),
+        "--version",
+        model_args.version,
+    ]
     if model_base is not None:
         flags += ["--model-base", model_base]
-    if data_args.image_folder:
-        flags += ["--image-folder", data_args.image_folder]
+    flags += ["--image-folder", data_args.image_folder or "."]
     run([sys.executable, "-m", "llava.eval.accuracy", *flags])
-    return json.loads(answers.with_suffix(".summary.json").read_text(encoding="utf-8"))["accuracy"]
+    return json.loads(answers.with_suffix(".json").read_text(encoding="utf-8"))["accuracy"]
 
 
 def run(words: list[str]) -> None:

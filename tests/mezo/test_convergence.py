@@ -47,16 +47,19 @@ def run(
 
 def test_regression_is_solved() -> None:
     losses = run(torch.float32, steps=500, lr=2e-2, directions=4)
-    assert losses[0] > 10 and losses[-1] < 0.1
+    assert losses[0] > 30 and losses[-1] < 0.1 * losses[0]
+
+
+def gain(dtype: torch.dtype, nearest: torch.dtype | None = None) -> float:
+    losses = run(dtype, steps=800, lr=1.25e-4, nearest=nearest)
+    return losses[0] - losses[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_follow_float32(dtype: torch.dtype) -> None:
-    """Updates here are mostly below half a spacing, so rounding to nearest loses them."""
-    scale = 1.0 if dtype == torch.bfloat16 else 0.25
-    full, half = (run(d, steps=1000, lr=5e-4 * scale) for d in (torch.float32, dtype))
-    nearest = run(torch.float32, steps=1000, lr=5e-4 * scale, nearest=dtype)
-    gain = full[0] - full[-1]
-    assert gain > 0.1 * full[0]
-    assert full[0] - half[-1] == pytest.approx(gain, rel=0.1)
-    assert full[0] - nearest[-1] < 0.75 * gain
+    assert gain(dtype) == pytest.approx(gain(torch.float32), rel=0.1)
+
+
+def test_rounding_to_nearest_would_lose_most_updates() -> None:
+    """Shows that the test above can fail: the same run, rounded to the nearest bfloat16."""
+    assert gain(torch.float32, nearest=torch.bfloat16) < 0.5 * gain(torch.float32)

@@ -53,7 +53,7 @@ def test_rademacher_table_is_the_top_bit() -> None:
 
 
 def test_unknown_noise_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'uniform'.*gaussian, rademacher"):
+    with pytest.raises(ValueError, match=r"'uniform'.*gaussian, rademacher"):
         noise_table("uniform")
 
 
@@ -124,8 +124,8 @@ def test_global_generators_are_not_touched() -> None:
 
 
 def test_kernel_names_and_devices_are_checked() -> None:
-    with pytest.raises(ValueError, match="'fast'.*auto, reference, torch, numba"):
+    with pytest.raises(ValueError, match=r"'fast'.*auto, reference, torch, numba"):
         kernel_for("fast", "cpu")
-    with pytest.raises(ValueError, match="'reference' runs on cpu alone.*'cuda'"):
+    with pytest.raises(ValueError, match=r"'reference' runs on cpu alone.*'cuda'"):
         kernel_for("reference", "cuda")
     assert kernel_for("auto", "cuda").name == "torch"

@@ -57,7 +57,7 @@ def loss_of(model: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
 
 
 def groups_of(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, object]]:
-    names, parameters = zip(*model.named_parameters())
+    names, parameters = zip(*model.named_parameters(), strict=True)
     return [
         {"params": list(parameters), "param_names": list(names), "lr": lr, "weight_decay": weight_decay},
         {"params": [], "param_names": [], "lr": lr, "weight_decay": 0.0},
@@ -111,7 +111,7 @@ def test_an_exception_in_a_forward_leaves_the_model_as_it_was(dtype: torch.dtype
         optimizer.accumulate(0, lambda: loss_of(model))
     handle.remove()
     assert same(before, bits(model)) and flags == [m.training for m in model.modules()]
-    assert all(now is then for now, then in zip([m._parameters for m in model.modules()], tables))
+    assert all(now is then for now, then in zip([m._parameters for m in model.modules()], tables, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     optimizer.accumulate(0, lambda: loss_of(model))
     assert same(before, bits(model))
@@ -125,8 +125,8 @@ def test_equals_the_reference(dtype: torch.dtype, kernel: str, noise: str, direc
         pytest.importorskip("numba")
     config = MeZOConfig(eps=1e-2, num_directions=directions, noise=noise, seed=5, kernel=kernel)
     model, twin = make_model(dtype).eval(), make_model(dtype).eval()
-    names = {name: p for name, p in twin.named_parameters()}  # the tied matrix once, as embed.weight
-    weight_decay = {name: 0.1 for name in names}
+    names = dict(twin.named_parameters())  # the tied matrix once, as embed.weight
+    weight_decay = dict.fromkeys(names, 0.1)
     optimizer = MeZO(groups_of(model, 1e-2, weight_decay=0.1), model, config)
     assert list(optimizer.names) == sorted(names)
 
@@ -185,7 +185,10 @@ def test_mean_of_many_estimates_points_along_the_gradient() -> None:
         optimizer.step()
         assert optimizer.last is not None
         for d in optimizer.last.directions:
-            z = [direction_values(d.seed, number, 0, p.numel(), "gaussian") for number, p in enumerate(optimizer.storages)]
+            z = [
+                direction_values(d.seed, number, 0, p.numel(), "gaussian")
+                for number, p in enumerate(optimizer.storages)
+            ]
             estimate += d.projected_grad * np.concatenate(z)
     loss().backward()
     grads = [p.grad.flatten() for p in optimizer.storages if p.grad is not None]
@@ -227,15 +230,18 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same_run(dtype: torch.dtype) 
 
 def test_accumulated_batches_equal_one_batch() -> None:
     one, four = make_model(), make_model()
-    whole, parts = MeZO(groups_of(one, 1e-2), one), MeZO(groups_of(four, 1e-2), four)
+    config = MeZOConfig(eps=1e-2)
+    whole, parts = MeZO(groups_of(one, 1e-4), one, config), MeZO(groups_of(four, 1e-4), four, config)
     for step in range(4):
         mean = whole.accumulate(step, lambda: loss_of(one))
         whole.step()
         means = [parts.accumulate(step, lambda i=i: loss_of(four, slice(2 * i, 2 * i + 2))) for i in range(4)]  # type: ignore[misc]
         parts.step()
-        assert mean == pytest.approx(sum(means) / 4, rel=1e-6)
-    for a, b in zip(one.parameters(), four.parameters()):
-        assert torch.allclose(a, b, atol=2e-5)
+        assert mean == pytest.approx(sum(means) / 4, rel=1e-5)
+        assert whole.last is not None and parts.last is not None
+        assert whole.last.projected_grad == pytest.approx(parts.last.projected_grad, abs=2e-3)
+    for a, b in zip(one.parameters(), four.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_reduce_gives_the_means_over_ranks() -> None:
@@ -250,7 +256,7 @@ def test_reduce_gives_the_means_over_ranks() -> None:
     optimizer.accumulate(0, lambda: loss_of(model))
     optimizer.step()
     assert optimizer.last is not None and len(seen) == 1 and len(seen[0]) == 4
-    for d, plus, minus in zip(optimizer.last.directions, seen[0][::2], seen[0][1::2]):
+    for d, plus, minus in zip(optimizer.last.directions, seen[0][::2], seen[0][1::2], strict=True):
         assert d.projected_grad == (plus + 0.25 - minus) / 2e-3
 
 
@@ -368,7 +374,8 @@ class TestRefusals:
         with pytest.raises(ValueError, match="not in the model"):
             MeZO([nn.Parameter(torch.ones(2))], model)
         with pytest.raises(ValueError, match="float64"):
-            MeZO(make_model(torch.float64).parameters(), model.double())
+            wide = make_model(torch.float64)
+            MeZO(wide.parameters(), wide)
         model.newline.requires_grad_(False)
         with pytest.raises(ValueError, match=r"shape \(24,\).*frozen"):
             MeZO(model.parameters(), model)

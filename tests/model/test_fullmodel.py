@@ -29,7 +29,7 @@ def loaded(fullmodel_tower):
         None,
         "llava_qwen",
         torch_dtype="float32",
-        attn_implementation="eager",
+        attn_implementation="sdpa",
         overwrite_config={"mm_vision_tower": str(fullmodel_tower)},
     )
 

@@ -158,7 +158,7 @@ def test_sizes_must_be_given_for_each_image():
 
 def test_unknown_modality_is_refused():
     model = build(CASES["one_tile"]["config"])
-    with pytest.raises(InputError, match="modality 'sound'.*allowed: image, video, text"):
+    with pytest.raises(InputError, match=r"modality 'sound'.*allowed: image, video, text"):
         model.image_features(pixels_of(CASES["one_tile"]), None, ["sound"])
 
 

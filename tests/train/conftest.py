@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
-
-from llava.model.multimodal_encoder.builder import build_vision_tower
 
 SMALL = {
     "hidden_size": 32,
@@ -33,7 +32,11 @@ def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SigLIP folder small enough for training in a test: 28 pixels, patches of 14."""
     return write_tower(
-        tmp_path_factory.mktemp("small_tower"), hidden_size=16, intermediate_size=32, num_attention_heads=2, image_size=28
+        tmp_path_factory.mktemp("small_tower"),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        image_size=28,
     )
 
 
@@ -72,8 +75,8 @@ def bases(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return folders
 
 
-@pytest.fixture()
-def flags(bases: dict[str, Path], tower_folder: Path, golden: Path, tmp_path: Path) -> Callable[..., list[str]]:
+@pytest.fixture(scope="session")
+def run_flags(bases: dict[str, Path], tower_folder: Path, golden: Path) -> Callable[..., list[str]]:
     """Command line of a run as the conformance data was made, with changes by keyword (None drops a flag)."""
 
     def make(**changes: Any) -> list[str]:
@@ -83,7 +86,6 @@ def flags(bases: dict[str, Path], tower_folder: Path, golden: Path, tmp_path: Pa
             "version": "qwen_1_5",
             "data_path": golden / "fullmodel" / "data" / "data.json",
             "image_folder": golden / "fullmodel" / "data" / "images",
-            "output_dir": tmp_path / "out",
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": -2,
             "mm_use_im_patch_token": False,
@@ -104,3 +106,9 @@ def flags(bases: dict[str, Path], tower_folder: Path, golden: Path, tmp_path: Pa
         return words
 
     return make
+
+
+@pytest.fixture()
+def flags(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """`run_flags` with an output folder of the test's own."""
+    return functools.partial(run_flags, output_dir=tmp_path / "out")

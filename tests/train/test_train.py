@@ -50,7 +50,9 @@ def quick(flags: Flags, small_tower_folder: Path) -> Flags:
     """Command line of a run of four steps on a model that takes milliseconds."""
 
     def make(**changes: object) -> list[str]:
-        return flags(**{"vision_tower": small_tower_folder, "mm_tunable_parts": "mm_language_model", **QUICK, **changes})
+        return flags(
+            **{"vision_tower": small_tower_folder, "mm_tunable_parts": "mm_language_model", **QUICK, **changes}
+        )
 
     return make
 
@@ -68,15 +70,26 @@ def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> No
     train(argv=quick(trainer_mode=mode, save_steps=2))
     out = tmp_path / "out"
     names = {path.name for path in out.rglob("*")}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "report.json", "loss.png"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "trainer_state.json",
+        "report.json",
+        "loss.png",
+    } <= names
     assert {"checkpoint-2", "checkpoint-4", "training_args.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
     report = json.loads((out / "report.json").read_text())
-    assert REPORT_FIELDS <= report.keys()
+    assert report.keys() >= REPORT_FIELDS
     assert (report["steps"], report["trainer_mode"]) == (4, mode)
     config = json.loads((out / "config.json").read_text())
-    assert (config["model_type"], config["use_cache"], config["tokenizer_model_max_length"]) == ("llava_qwen", True, 2048)
+    assert (config["model_type"], config["use_cache"], config["tokenizer_model_max_length"]) == (
+        "llava_qwen",
+        True,
+        2048,
+    )
 
     logs = [entry for entry in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
     assert len(logs) == 4
@@ -130,7 +143,9 @@ def test_finished_run_is_refused(quick: Flags, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 2
 
 
-def test_loss_that_is_not_finite_is_not_applied(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loss_that_is_not_finite_is_not_applied(
+    quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(argv=quick(trainer_mode="zo", learning_rate=0.0, output_dir=tmp_path / "untouched"))
     with pytest.raises(SystemExit) as stop:
         train(argv=quick(trainer_mode="zo", zo_eps=1e30, zo_max_bad_steps=2))

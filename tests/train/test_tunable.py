@@ -64,7 +64,9 @@ def test_optimizer_groups(case: dict[str, Any], flags: Flags, bases: dict[str, P
 
 
 def test_mezo_decays_neither_norms_nor_biases(flags: Flags) -> None:
-    arguments = parse_arguments(flags(trainer_mode="zo", weight_decay=0.1, mm_tunable_parts=ALL_PARTS, mm_projector_lr=3e-4))
+    arguments = parse_arguments(
+        flags(trainer_mode="zo", weight_decay=0.1, mm_tunable_parts=ALL_PARTS, mm_projector_lr=3e-4)
+    )
     model, tokenizer = build(*arguments)
     trainer = MeZOTrainer(model=model, args=arguments[2], processing_class=tokenizer, train_dataset=[])
     groups = trainer.create_optimizer().param_groups

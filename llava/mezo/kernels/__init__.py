@@ -27,7 +27,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -60,7 +60,7 @@ class Kernel(Protocol):
     def perturb_rows(
         self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
     ) -> None:
-        """As `perturb` for the rows `rows` [n] (int64) of `table` [V, D], into `out` [n, D]. `table` is the full tensor.
+        """As `perturb` for rows `rows` [n] (int64) of `table` [V, D], the full tensor, into `out` [n, D].
 
         Raises IndexError when a row is outside 0 .. V-1.
         """
@@ -139,7 +139,7 @@ def load(name: str, device_type: str) -> Kernel:
         raise ValueError(f"kernel {name!r} cannot be loaded ({error}); choose kernel 'auto' or 'torch'") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def numba_available() -> bool:
     """Whether numba can be imported here (it may be missing, or not fit the installed NumPy)."""
     try:

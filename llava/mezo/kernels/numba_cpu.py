@@ -7,15 +7,17 @@ addition. Weights are handled as bit patterns (uint32 or uint16), since NumPy ha
 
 from __future__ import annotations
 
-import threading
+import itertools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit, prange
+from numba import njit
 
 from llava.mezo.kernels import Field, changes_nothing
 from llava.mezo.noise import (
@@ -51,10 +53,7 @@ INF16, REBIAS, HALF13 = np.uint32(0x7C00), np.uint32(112 << 23), np.uint32(0xFFF
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
-_serial = njit(cache=True, nogil=True, error_model="numpy")
-_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-_launch = threading.Lock()
-"""numba's own thread pool must not be entered by two Python threads at a time."""
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 class NumbaKernel:
@@ -65,8 +64,9 @@ class NumbaKernel:
     def perturb(
         self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
     ) -> None:
-        args = (_patterns(weight), _KIND[weight.dtype], _patterns(out), _KIND[out.dtype], *_key(field, seed, scale))
-        _run(_perturb, weight.numel(), *args, start)
+        patterns = _patterns(weight), _KIND[weight.dtype], _patterns(out), _KIND[out.dtype]
+        tiles = start // TILE, -(-(start + weight.numel()) // TILE)
+        _share(_perturb, *tiles, weight.numel(), *patterns, *_key(field, seed, scale), start)
 
     def perturb_rows(
         self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
@@ -75,10 +75,10 @@ class NumbaKernel:
             return
         if int(rows.min()) < 0 or int(rows.max()) >= table.shape[0]:
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {table.shape[0]} rows")
-        source, target = _patterns(table), _patterns(out)
-        args = (source, _KIND[table.dtype], target, _KIND[out.dtype], *_key(field, seed, scale))
+        patterns = _patterns(table), _KIND[table.dtype], _patterns(out), _KIND[out.dtype]
         numbers = np.ascontiguousarray(rows.numpy())
-        _run(_perturb_rows, out.numel(), *args, numbers, table.shape[1])
+        arguments = *_key(field, seed, scale), numbers, table.shape[1]
+        _share(_perturb_rows, 0, rows.numel(), out.numel(), *patterns, *arguments)
 
     def update(
         self,
@@ -91,17 +91,11 @@ class NumbaKernel:
     ) -> None:
         if changes_nothing(coefficients, decay):
             return
-        args = (
-            _patterns(weight),
-            _KIND[weight.dtype],
-            noise_table(field.noise),
-            np.uint32(field.tensor),
-            np.array([split64(seed) for seed in seeds], dtype=np.uint32),
-            np.array(coefficients, dtype=np.float32),
-            np.float32(decay),
-            start,
-        )
-        _run(_update, weight.numel(), *args)
+        keys = np.array([split64(seed) for seed in seeds], dtype=np.uint32)
+        noise = noise_table(field.noise), np.uint32(field.tensor), keys, np.array(coefficients, dtype=np.float32)
+        tiles = start // TILE, -(-(start + weight.numel()) // TILE)
+        patterns = _patterns(weight), _KIND[weight.dtype]
+        _share(_update, *tiles, weight.numel(), *patterns, *noise, np.float32(decay), start)
 
 
 def _patterns(tensor: torch.Tensor) -> Array:
@@ -114,14 +108,33 @@ def _key(field: Field, seed: int, scale: float) -> tuple[Array, np.uint32, np.ui
     return noise_table(field.noise), np.uint32(field.tensor), np.uint32(low), np.uint32(high), np.float32(scale)
 
 
-def _run(function: Any, elements: int, *args: Any) -> None:
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, elements // SERIAL_BELOW)
-    with _launch:
-        numba.set_num_threads(max(1, threads))
-        function(*args)
+@lru_cache(maxsize=1)
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="mezo")
 
 
-@_serial
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
+
+
+def _share(function: Any, first: int, last: int, elements: int, *arguments: Any) -> None:
+    """Run function(a, b, *arguments) over parts a ... b of first ... last, on as many threads as torch uses.
+
+    Python threads, because the compiled code does not hold the interpreter: numba's own parallel loops share OpenMP
+    settings with torch and made its small operations wait for threads that were not running.
+    """
+    threads = min(torch.get_num_threads(), elements // SERIAL_BELOW, last - first)
+    if threads <= 1:
+        function(first, last, *arguments)
+        return
+    edges = [first + (last - first) * part // threads for part in range(threads + 1)]
+    others = [_workers().submit(function, a, b, *arguments) for a, b in itertools.pairwise(edges)]
+    function(*edges[:2], *arguments)
+    for other in others:
+        other.result()
+
+
+@_compiled
 def _philox_tile(tile, tensor, stream, k0, k1, words):  # type: ignore[no-untyped-def]
     """words[w, b] = word w of block 256 * tile + b."""
     first = np.uint64(tile) * np.uint64(BLOCKS_PER_TILE)
@@ -137,7 +150,7 @@ def _philox_tile(tile, tensor, stream, k0, k1, words):  # type: ignore[no-untype
         words[0, block], words[1, block], words[2, block], words[3, block] = c0, c1, c2, c3
 
 
-@_serial
+@_compiled
 def _direction_tile(tile, tensor, k0, k1, table, words, z):  # type: ignore[no-untyped-def]
     """z of a tile's 2048 elements."""
     _philox_tile(tile, tensor, np.uint32(STREAM_DIRECTION), k0, k1, words)
@@ -148,7 +161,7 @@ def _direction_tile(tile, tensor, k0, k1, table, words, z):  # type: ignore[no-u
             z[word * 512 + 256 + block] = table[pair >> U16]
 
 
-@_serial
+@_compiled
 def _rounding_tile(tile, tensor, k0, k1, words, r):  # type: ignore[no-untyped-def]
     """The 16 rounding bits of a tile's 2048 elements, as uint32."""
     _philox_tile(tile, tensor, np.uint32(STREAM_ROUNDING), k0, k1, words)
@@ -159,7 +172,7 @@ def _rounding_tile(tile, tensor, k0, k1, words, r):  # type: ignore[no-untyped-d
             r[word * 512 + 256 + block] = words[word, block] >> U16
 
 
-@_serial
+@_compiled
 def _half_to_single(half):  # type: ignore[no-untyped-def]
     """Bit pattern of a float16 as that of the equal float32."""
     sign, size = (half & SIGN16) << U16, half & HALF16
@@ -176,7 +189,7 @@ def _half_to_single(half):  # type: ignore[no-untyped-def]
     return sign | (exponent << U23) | ((size & np.uint32(0x3FF)) << U13)
 
 
-@_serial
+@_compiled
 def _load(source, kind, u):  # type: ignore[no-untyped-def]
     """u[i] = float32 pattern of source[i]."""
     if kind == FLOAT32:
@@ -190,7 +203,7 @@ def _load(source, kind, u):  # type: ignore[no-untyped-def]
             u[i] = _half_to_single(np.uint32(source[i]))
 
 
-@_serial
+@_compiled
 def _shift_right_nearest(mantissa, dropped):  # type: ignore[no-untyped-def]
     """mantissa / 2**dropped rounded to nearest even, for 14 <= dropped <= 31."""
     one = U1
@@ -198,7 +211,7 @@ def _shift_right_nearest(mantissa, dropped):  # type: ignore[no-untyped-def]
     return (mantissa + ((one << (dropped - one)) - one) + odd) >> dropped
 
 
-@_serial
+@_compiled
 def _single_to_half(bits):  # type: ignore[no-untyped-def]
     """float32 pattern rounded to the nearest float16, ties to even."""
     sign, size = (bits >> U16) & SIGN16, bits & SIZE32
@@ -216,7 +229,7 @@ def _single_to_half(bits):  # type: ignore[no-untyped-def]
     return sign | _shift_right_nearest(mantissa, np.uint32(np.uint32(126) - exponent))
 
 
-@_serial
+@_compiled
 def _store_nearest(u, target, kind):  # type: ignore[no-untyped-def]
     """target[i] = float32 pattern u[i] in the target's dtype, to nearest even."""
     if kind == FLOAT32:
@@ -231,7 +244,7 @@ def _store_nearest(u, target, kind):  # type: ignore[no-untyped-def]
             target[i] = _single_to_half(u[i])
 
 
-@_serial
+@_compiled
 def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
     """S(u, r) in float16, see `kernels/__init__.py`."""
     sign, size = (bits >> U16) & SIGN16, bits & SIZE32
@@ -250,7 +263,7 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
     return sign | np.uint32((mantissa + aligned) >> dropped)
 
 
-@_serial
+@_compiled
 def _store_stochastic(u, r, target, kind):  # type: ignore[no-untyped-def]
     """target[i] = S(u[i], r[i]) for a 16-bit target."""
     if kind == BFLOAT16:
@@ -262,20 +275,20 @@ def _store_stochastic(u, r, target, kind):  # type: ignore[no-untyped-def]
             target[i] = _single_to_half_stochastic(u[i], r[i])
 
 
-@_serial
+@_compiled
 def _multiply_add(values, scale, z):  # type: ignore[no-untyped-def]
     """values += scale * z, both operations rounded."""
     for i in range(z.size):
         values[i] = values[i] + scale * z[i]
 
 
-@_serial
+@_compiled
 def _scratch():  # type: ignore[no-untyped-def]
     """Philox words, z and float32 patterns of one tile."""
     return np.empty((4, BLOCKS_PER_TILE), np.uint32), np.empty(TILE, np.float32), np.empty(TILE, np.uint32)
 
 
-@_serial
+@_compiled
 def _perturb_span(source, source_kind, target, target_kind, table, tensor, k0, k1, scale, start, words, z, u):  # type: ignore[no-untyped-def]
     """`source` holds elements start ... of one tile."""
     _direction_tile(start // TILE, tensor, k0, k1, table, words, z)
@@ -285,20 +298,22 @@ def _perturb_span(source, source_kind, target, target_kind, table, tensor, k0, k
     _store_nearest(u, target, target_kind)
 
 
-@_parallel
-def _perturb(source, source_kind, target, target_kind, table, tensor, k0, k1, scale, start):  # type: ignore[no-untyped-def]
+@_compiled
+def _perturb(first_tile, last_tile, source, source_kind, target, target_kind, table, tensor, k0, k1, scale, start):  # type: ignore[no-untyped-def]
+    words, z, u = _scratch()
     stop = start + source.size
-    for tile in prange(start // TILE, (stop + TILE - 1) // TILE):
-        words, z, u = _scratch()
+    for tile in range(first_tile, last_tile):
         first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
         part, out = source[first - start : last - start], target[first - start : last - start]
         _perturb_span(part, source_kind, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
 
 
-@_parallel
-def _perturb_rows(source, source_kind, target, target_kind, table, tensor, k0, k1, scale, rows, width):  # type: ignore[no-untyped-def]
-    for number in prange(rows.size):
-        words, z, u = _scratch()
+@_compiled
+def _perturb_rows(  # type: ignore[no-untyped-def]
+    first_number, last_number, source, source_kind, target, target_kind, table, tensor, k0, k1, scale, rows, width
+):
+    words, z, u = _scratch()
+    for number in range(first_number, last_number):
         start, stop = rows[number] * width, (rows[number] + 1) * width
         shift = number * width - start
         for tile in range(start // TILE, (stop + TILE - 1) // TILE):
@@ -307,10 +322,11 @@ def _perturb_rows(source, source_kind, target, target_kind, table, tensor, k0, k
             _perturb_span(part, source_kind, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
 
 
-@_serial
+@_compiled
 def _update_span(values, kind, table, tensor, keys, coefficients, decay, start, words, z, u):  # type: ignore[no-untyped-def]
     """`values` holds elements start ... of one tile."""
-    tile, lo, hi = start // TILE, start % TILE, start % TILE + values.size
+    tile, lo = start // TILE, start % TILE
+    hi = lo + values.size
     _load(values, kind, u)
     numbers = u.view(np.float32)
     if decay != np.float32(1):
@@ -327,11 +343,11 @@ def _update_span(values, kind, table, tensor, keys, coefficients, decay, start, 
         _store_stochastic(u, r[lo:hi], values, kind)
 
 
-@_parallel
-def _update(values, kind, table, tensor, keys, coefficients, decay, start):  # type: ignore[no-untyped-def]
+@_compiled
+def _update(first_tile, last_tile, values, kind, table, tensor, keys, coefficients, decay, start):  # type: ignore[no-untyped-def]
+    words, z, u = _scratch()
     stop = start + values.size
-    for tile in prange(start // TILE, (stop + TILE - 1) // TILE):
-        words, z, u = _scratch()
+    for tile in range(first_tile, last_tile):
         first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
         part = values[first - start : last - start]
         _update_span(part, kind, table, tensor, keys, coefficients, decay, first, words, z, u)

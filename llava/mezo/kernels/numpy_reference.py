@@ -52,7 +52,7 @@ class NumpyKernel:
         with np.errstate(all="ignore"):
             if decay != 1.0:
                 u = u * np.float32(decay)
-            for seed, coefficient in zip(seeds, coefficients):
+            for seed, coefficient in zip(seeds, coefficients, strict=True):
                 u = u + np.float32(coefficient) * direction_values(seed, field.tensor, start, count, field.noise)
         if weight.dtype == torch.float32:
             weight.copy_(torch.from_numpy(u).view(weight.shape))
@@ -71,7 +71,8 @@ def widened(weight: torch.Tensor) -> Floats:
 def stochastic_bfloat16(u: Floats, r: Bits) -> Bits:
     """Bit patterns of S(u, r) in bfloat16."""
     rounded = ((u.view(np.uint32).astype(np.uint64) + r) >> np.uint64(16)).astype(np.uint16)
-    return np.where(np.isnan(u), np.uint16(0x7FC0), rounded)
+    patterns: Bits = np.where(np.isnan(u), np.uint16(0x7FC0), rounded)
+    return patterns
 
 
 def stochastic_float16(u: Floats, r: Bits) -> Bits:
@@ -90,7 +91,8 @@ def stochastic_float16(u: Floats, r: Bits) -> Bits:
 
     stored = np.where(exponent >= 113, np.minimum(normal, 0x7C00), subnormal)
     stored = np.where(np.isnan(u), 0x7E00, stored)
-    return (sign | stored).astype(np.uint16)
+    patterns: Bits = (sign | stored).astype(np.uint16)
+    return patterns
 
 
 ROUND = {torch.bfloat16: stochastic_bfloat16, torch.float16: stochastic_float16}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -44,7 +44,7 @@ class TorchKernel:
     ) -> None:
         count, width = table.shape
         if rows.numel() and not bool(((rows >= 0) & (rows < count)).all()):
-            raise IndexError(f"a row outside 0 .. {count - 1}")
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {count} rows")
         factor = torch.tensor(scale, dtype=torch.float32, device=table.device)
         inside = torch.arange(width, device=table.device)
         step = max(1, CHUNK // (8 * width))
@@ -70,7 +70,7 @@ class TorchKernel:
             u = values[first:last].to(torch.float32, copy=True)
             if decay != 1.0:
                 u.mul_(torch.tensor(decay, dtype=torch.float32, device=weight.device))
-            for seed, factor in zip(seeds, factors):
+            for seed, factor in zip(seeds, factors, strict=True):
                 u.add_(_direction(seed, field, start + first, last - first, weight.device).mul_(factor))
             if weight.dtype != torch.float32:
                 r = _bits(seeds[0], field.tensor, STREAM_ROUNDING, start + first, last - first, weight.device)
@@ -95,7 +95,7 @@ def _lookup(bits: torch.Tensor, noise: str) -> torch.Tensor:
     return _table(noise, bits.device)[bits]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(noise: str, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(noise_table(noise).copy()).to(device)
 

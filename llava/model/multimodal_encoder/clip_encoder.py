@@ -102,5 +102,4 @@ class CLIPVisionTower(VisionTower):
 
     @property
     def num_patches(self) -> int:
-        # Only this mode counts the class token; that is how the interface has always reported it.
-        return self.num_patches_per_side**2 + (self.select_feature == "cls_patch")
+        return self.num_patches_per_side**2 + SELECT_FEATURES[self.select_feature].class_token

@@ -59,13 +59,14 @@ class TowerImageProcessor:
             if config.get(step, True) is not True:
                 raise InputError(f"preprocessor_config.json: {step} {config[step]!r} is not supported; allowed: true.")
         size = _read_size(config["size"], defaults) if config.get("size") is not None else defaults.size
-        crop = config.get("crop_size", defaults.crop_size)
+        fixed = None if isinstance(size, dict) else {"height": size[0], "width": size[1]}
+        crop = config.get("crop_size") or fixed or defaults.crop_size
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         return TowerImageProcessor(
             image_mean=config.get("image_mean") or defaults.image_mean,
             image_std=config.get("image_std") or defaults.image_std,
             size=size,
-            crop_size=crop if config.get("do_center_crop", crop is not None) else None,
+            crop_size=crop if config.get("do_center_crop") is not False else None,
             resample=config.get("resample", defaults.resample),
             rescale_factor=config.get("rescale_factor") or defaults.rescale_factor,
         )
