@@ -17,11 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.eval.answers_file import AnswersFile, file_identity, model_identity
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.eval.metrics import METRICS, metric_named
-from llava.eval.questions import load_records, question_and_reference, record_id
+from llava.eval.questions import question_and_reference, record_id
 
 Answers = list[dict[str, Any]]
 
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     metric_named(arguments.metric)
     if not arguments.image_folder.is_dir():
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
-    records = load_records(arguments.data)
+    records = load_file(arguments.data)
     ids = [record_id(record, k) for k, record in enumerate(records)]
     with AnswersFile(arguments.output, _settings(arguments), ids, arguments.overwrite) as file:
         model, tokenizer, image_processor = load_model(

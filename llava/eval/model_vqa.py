@@ -22,9 +22,9 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.eval.generation import Answerer, Decoding, Question, load_model
-from llava.eval.questions import load_records
 from llava.mm_utils import get_model_name_from_path
 
 MAX_NEW_TOKENS = 1024
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     decoding = Decoding(MAX_NEW_TOKENS, options.temperature, options.top_p, options.num_beams)
     if options.test_size < 1:
         raise InputError(f"--test_size {options.test_size}: must be at least 1")
-    records = chunk(load_records(options.question_file)[: options.test_size], options.num_chunks, options.chunk_idx)
+    records = chunk(load_file(options.question_file)[: options.test_size], options.num_chunks, options.chunk_idx)
     model, tokenizer, image_processor = load_model(options.model_path, options.model_base, options.torch_dtype)
     answerer = Answerer(model.eval(), tokenizer, image_processor, options.conv_mode, image_mode="square")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,6 @@ from llava.errors import InputError
 from llava.eval.generation import Question
 
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-
-
-def load_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a .json file (one array) or a .jsonl file (one object a line, blank lines allowed).
-
-    Raises:
-        InputError: missing, not JSON (with the line), or not a list of objects.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    records = _json_lines(path, text) if path.suffix == ".jsonl" else _json_text(path, text)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise InputError(f"{path}: must hold a list of records, each a JSON object")
-    return records
 
 
 def question_and_reference(record: dict[str, Any], index: int, image_folder: str | Path) -> tuple[Question, str]:
@@ -58,24 +40,6 @@ def question_and_reference(record: dict[str, Any], index: int, image_folder: str
 def record_id(record: dict[str, Any], index: int) -> Any:
     """The record's id, or its place in the file."""
     return record.get("id", index)
-
-
-def _json_text(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-
-
-def _json_lines(path: Path, text: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    return records
 
 
 def _conversation(record: dict[str, Any], name: str) -> list[Any]:

@@ -97,7 +97,8 @@ def add_vision(
     data_args.count_image_tokens = ImageTokenCounter.of(model)
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     if training_args.trainer_mode == "zo":
-        model.to(dtype=run_dtype(training_args))  # no autocast: one dtype throughout
+        # No autocast: one dtype for all weights. Not for the whole model, whose rotary frequencies stay in float32.
+        model.get_model().mm_projector.to(dtype=run_dtype(training_args))
 
 
 def _model_class(model_args: ModelArguments, config: Any) -> type:

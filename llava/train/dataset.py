@@ -15,7 +15,7 @@ from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.train.chat_labels import template_system_text
 from llava.train.collator import DataCollatorForSupervisedDataset
-from llava.train.data_loading import Record, load_records
+from llava.data.loading import Record, load_records
 from llava.train.encoding import Encoded
 from llava.train.media import (
     Entry,
@@ -51,7 +51,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     `image` is a list of (pixels, (width, height), modality); a text-only sample carries one dummy.
 
     Args:
-        data_path: what `llava.train.data_loading.load_records` takes.
+        data_path: what `llava.data.loading.load_records` takes.
         tokenizer: left as it is.
         data_args: the flags of `DataArguments`, and `image_processor`, `is_multimodal`, `version` (template name;
             without it `llava.conversation.default_conversation` decides), `mm_use_im_start_end`, `seed`. Missing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
+
+from llava.train.tunable import vision_modules
 
 # PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
 _NOT_ADAPTED = r".*\.(vision_tower|mm_projector)\..*"
@@ -13,9 +14,8 @@ _NOT_ADAPTED = r".*\.(vision_tower|mm_projector)\..*"
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """Last name parts of the language model's linear layers (q_proj, down_proj, ...), the output head excepted."""
-    inner = model.get_model()
-    outside = [model.get_output_embeddings(), getattr(inner, "mm_projector", None), inner.get_vision_tower()]
-    skipped = {id(part) for module in outside if module is not None for part in module.modules()}
+    outside = [model.get_output_embeddings(), *vision_modules(model).values()]
+    skipped = {id(part) for module in outside for part in module.modules()}
     return sorted(
         {
             name.rsplit(".", 1)[-1]
@@ -25,8 +25,8 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
     )
 
 
-def add_lora(model: nn.Module, args: Any, dtype: torch.dtype) -> nn.Module:
-    """`model` wrapped by PEFT with fresh LoRA weights, in the run's dtype, on the language model's linear layers."""
+def add_lora(model: nn.Module, args: Any) -> nn.Module:
+    """`model` wrapped by PEFT with fresh LoRA weights, in float32 as in LLaVA-NeXT, on the language model's layers."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if args.bits != 16:
@@ -40,4 +40,4 @@ def add_lora(model: nn.Module, args: Any, dtype: torch.dtype) -> nn.Module:
         bias=args.lora_bias,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False).to(dtype=dtype)
+    return get_peft_model(model, config)

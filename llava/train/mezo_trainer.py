@@ -126,6 +126,8 @@ def mezo_config(args: Any) -> MeZOConfig:
 
 def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
     """Vision tower, then projector, as far as they are frozen: what they give depends on the images alone."""
+    if not hasattr(network, "get_model"):  # a plain language model
+        return []
     inner = network.get_model()
     modules: list[nn.Module] = []
     for module in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
-from llava.train.data_loading import data_files
+from llava.data.loading import data_files
 
 
 def check_paths(model_args: Any, data_args: Any) -> None:

@@ -28,7 +28,7 @@ def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Ten
 
     That is `image_newline`, and the embedding table when `<im_start>` and `<im_end>` were added to it.
     """
-    model.config.save_pretrained(folder)
+    _save_config(model, folder)
     save_file(_contiguous(adapter_tensors(model, state_dict)), folder / PROJECTOR_FILE, metadata={"format": "pt"})
 
 
@@ -45,7 +45,7 @@ def adapter_tensors(model: nn.Module, state_dict: dict[str, torch.Tensor] | None
 def save_lora(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config."""
     model.save_pretrained(folder, state_dict=state_dict)
-    model.config.save_pretrained(folder)
+    _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     save_file(_contiguous(non_lora_tensors(model)), folder / NON_LORA_FILE, metadata={"format": "pt"})
@@ -68,7 +68,7 @@ def lora_names(model: nn.Module) -> frozenset[str]:
 def non_lora_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up."""
     lora = lora_names(model)
-    newline = id(getattr(model.get_model(), "image_newline", None))
+    newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
         name: p.detach()
         for part, name, p in parts_of(model)
@@ -91,6 +91,12 @@ def load_tensors(model: nn.Module, file: Path) -> None:
 def is_peft(model: nn.Module) -> bool:
     """Whether `model` is PEFT's wrapper, without importing PEFT."""
     return hasattr(model, "peft_config")
+
+
+def _save_config(model: nn.Module, folder: Path) -> None:
+    """config.json where `model.save_pretrained`, which names the class in it, does not write the weights."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -29,7 +29,6 @@ from llava.train.build import (
     get_model,
     get_tokenizer,
     quantisation_of_run,
-    run_dtype,
     smart_tokenizer_and_embedding_resize,
 )
 from llava.train.callbacks import ProgressBar, StepTimes, StopOnSignal
@@ -142,13 +141,11 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     tokenizer = get_tokenizer(model_args, training_args)
     conversation.default_conversation = conversation.get_template(model_args.version)
     model = get_model(model_args, training_args, quantisation_of_run(training_args))
-    multimodal = model_args.vision_tower is not None
-    if multimodal:
+    if model_args.vision_tower is not None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:
-        model = add_lora(model, training_args, run_dtype(training_args))
-    if multimodal:
-        select_trainable(model, model_args, training_args, lora_names(model))
+        model = add_lora(model, training_args)
+    select_trainable(model, model_args, training_args, lora_names(model))
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model, tokenizer

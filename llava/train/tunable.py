@@ -39,11 +39,22 @@ def parse_parts(value: str) -> frozenset[str]:
     return frozenset(parts)
 
 
-def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """(part, name, parameter) for every parameter of a LLaVA model (or of PEFT's wrapper of one)."""
+def vision_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Vision tower and projector by part, in the order in which images pass them; empty for a plain language model.
+
+    Args:
+        model: a LLaVA model, PEFT's wrapper of one, or a plain language model.
+    """
+    if not hasattr(model, "get_model"):
+        return {}
     inner = model.get_model()
-    owners = {PROJECTOR: getattr(inner, "mm_projector", None), VISION_TOWER: inner.get_vision_tower()}
-    owner_of = {id(p): part for part, module in owners.items() if module is not None for p in module.parameters()}
+    modules = {VISION_TOWER: inner.get_vision_tower(), PROJECTOR: getattr(inner, "mm_projector", None)}
+    return {part: module for part, module in modules.items() if module is not None}
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(part, name, parameter) for every parameter; in a plain language model all belong to one part."""
+    owner_of = {id(p): part for part, module in vision_modules(model).items() for p in module.parameters()}
     for name, parameter in model.named_parameters():
         yield owner_of.get(id(parameter), LANGUAGE_MODEL), name, parameter
 
@@ -109,7 +120,7 @@ def _legacy_parts(model_args: Any, training_args: Any) -> frozenset[str]:
 
 def _backbone_names(model: nn.Module) -> frozenset[str]:
     """Names of the language model's inner weights: not `image_newline`, not an untied head."""
-    inner = model.get_model()
-    newline = id(inner.image_newline) if hasattr(inner, "image_newline") else None
+    inner = model.get_model() if hasattr(model, "get_model") else model.base_model
+    newline = id(getattr(inner, "image_newline", None))
     inside = {id(p) for p in inner.parameters()} - {newline}
     return frozenset(n for part, n, p in parts_of(model) if part == LANGUAGE_MODEL and id(p) in inside)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from llava.errors import InputError
-from llava.eval.questions import load_records, question_and_reference
+from llava.eval.questions import question_and_reference
 
 HUMAN = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A cat."}
@@ -50,26 +49,3 @@ def test_other_spellings_of_turns():
 def test_unusable_records_are_named(record, message):
     with pytest.raises(InputError, match=message):
         question_and_reference(record, 5, "")
-
-
-def test_json_and_jsonl_are_read(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([{"id": 1}, {"id": 2}]))
-    (tmp_path / "a.jsonl").write_text('{"id": 1}\n\n{"id": 2}\n')
-    assert load_records(tmp_path / "a.json") == load_records(tmp_path / "a.jsonl") == [{"id": 1}, {"id": 2}]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.json", '[{"id": 1},\n{"id" 2}]', r"a\.json, line 2"),
-        ("a.jsonl", '{"id": 1}\n{"id"', r"a\.jsonl, line 2"),
-        ("a.json", '{"id": 1}', r"a\.json.*list of records"),
-        ("a.jsonl", "3\n", r"a\.jsonl.*list of records"),
-        ("a.json", None, r"a\.json.*cannot be read"),
-    ],
-)
-def test_unreadable_files_are_named(tmp_path, name, text, message):
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_records(tmp_path / name)

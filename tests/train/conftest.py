@@ -40,13 +40,21 @@ def small_tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def fullmodel(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Flags that start a run from golden/fullmodel, whose tower has a config of its own."""
+    tower = tmp_path_factory.mktemp("fullmodel_tower")
+    shutil.copy(golden / "fullmodel" / "vision_tower_config.json", tower / "config.json")
+    return {"model_name_or_path": golden / "fullmodel" / "checkpoint", "vision_tower": tower}
+
+
 def write_tower(folder: Path, image_size: int = 384, **shape: int) -> Path:
     """A random SigLIP vision model as its own folder, with both configs."""
     from transformers import SiglipVisionModel
 
     torch.manual_seed(3)
     config = SiglipVisionConfig(num_hidden_layers=2, image_size=image_size, patch_size=14, **shape)
-    SiglipVisionModel(config).save_pretrained(folder)
+    SiglipVisionModel(config).to(torch.bfloat16).save_pretrained(folder)  # the same weights at any precision
     processor = {"size": {"height": image_size, "width": image_size}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

@@ -131,6 +131,29 @@ def test_lora_run_resumes_completely(mode: str, quick: Flags, tmp_path: Path) ->
         assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
 
 
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_plain_language_model_on_text(mode: str, quick: Flags, tmp_path: Path) -> None:
+    record = {"conversations": [{"from": "human", "value": "Say yes."}, {"from": "gpt", "value": "yes"}]}
+    (tmp_path / "text.json").write_text(json.dumps([record] * 4))
+    vision = ("vision_tower", "image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
+    changes = {"data_path": tmp_path / "text.json", "group_by_modality_length": None, "max_steps": 1}
+    train(argv=quick(trainer_mode=mode, **changes, **dict.fromkeys(vision)))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_skipped_samples_are_listed_in_the_report(quick: Flags, golden: Path, tmp_path: Path) -> None:
+    records = json.loads((golden / "fullmodel" / "data" / "data.json").read_text())
+    records.append({**records[0], "id": "gone", "image": "gone.png"})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    changes = {"trainer_mode": "zo", "data_path": tmp_path / "data.json", "max_steps": 1, "save_strategy": "no"}
+    with pytest.raises(SystemExit):
+        train(argv=quick(**changes, num_train_epochs=1, per_device_train_batch_size=7))
+    train(argv=quick(**changes, skip_bad_samples=True, output_dir=tmp_path / "skipping"))
+    (skipped,) = json.loads((tmp_path / "skipping" / "report.json").read_text())["skipped_samples"]
+    assert skipped["id"] == "gone"
+    assert "gone.png" in skipped["reason"]
+
+
 def test_finished_run_is_refused(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(argv=quick(trainer_mode="zo", max_steps=1))
     before = weights(tmp_path / "out")

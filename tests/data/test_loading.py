@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from llava.data.loading import load_file, load_records
 from llava.errors import InputError
-from llava.train.data_loading import load_file, load_records
 from llava.train.dataset import LazySupervisedDataset
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "data"

@@ -3,7 +3,7 @@
 | path | content |
 | --- | --- |
 | `x.json` | one JSON array of records |
-| `x.jsonl` | one record a line; blank lines are skipped |
+| `x.jsonl` | one record a line, blank lines are skipped; or an array as in `x.json` |
 | `prefix{a,b}.json` | `prefixa.json`, then `prefixb.json`; `.jsonl` likewise |
 | `x.yaml` | `datasets:` a list of `{json_path, sampling_strategy}` |
 
@@ -100,6 +100,8 @@ def _parse_json(path: str, text: str) -> list[Any]:
 
 
 def _parse_jsonl(path: str, text: str) -> list[Any]:
+    if text.lstrip().startswith("["):  # LLaVA-NeXT's question files are arrays by this name
+        return _parse_json(path, text)
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

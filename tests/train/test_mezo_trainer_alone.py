@@ -1,0 +1,368 @@
+"""MeZOTrainer over a bare `transformers.Trainer`: what it needs of its surroundings, and nothing of `llava.model`.
+
+The module is loaded with a stand-in for `llava.train.llava_trainer` that adds `create_optimizer(self)` alone, which
+is how it sits in a tree with another LLaVATrainer. Runs with transformers 4.40 to 5.x.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+import llava.train
+from llava.mezo import MeZOConfig
+from llava.mezo.reference import mezo_step
+
+WIDTH, VOCABULARY = 8, 11
+ZO = {
+    "zo_eps": 1e-3,
+    "zo_num_directions": 1,
+    "zo_noise": "gaussian",
+    "zo_seed": 0,
+    "zo_kernel": "torch",
+    "zo_max_bad_steps": 3,
+}
+
+
+class PlainTrainer(transformers.Trainer):
+    """A base trainer as other trees have it: AdamW over one group, no `model` argument."""
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            group = {"params": trained, "lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            self.optimizer = torch.optim.AdamW([group])
+        return self.optimizer
+
+
+class Tower(nn.Module):
+    """Counts its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, WIDTH)
+        self.calls = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.tanh(self.linear(image))
+
+
+class Toy(nn.Module):
+    """A regression on a frozen tower's view of an image and on token embeddings, laid out as a LLaVA model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_tower = Tower().requires_grad_(False)
+        self.mm_projector = nn.Linear(WIDTH, WIDTH)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 1)
+        self.autocast: list[bool] = []
+        self.dtypes: set[torch.dtype] = set()
+        self.losses: list[float] = []
+
+    def get_model(self) -> Toy:
+        return self
+
+    def get_vision_tower(self) -> Tower:
+        return self.vision_tower
+
+    def forward(self, ids: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.autocast.append(torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled())
+        dtype = self.head.weight.dtype
+        hidden = self.embed(ids).mean(dim=1) + self.mm_projector(self.vision_tower(image.to(dtype)))
+        output = self.head(self.norm(hidden))
+        self.dtypes.add(output.dtype)
+        loss = (output.double().squeeze(1) - target.double()).square().mean()
+        self.losses.append(float(loss.detach()))
+        return {"loss": loss}
+
+
+class Records(list):  # type: ignore[type-arg]
+    """A plain list that remembers which records were asked for."""
+
+    def __init__(self, records: list[dict[str, torch.Tensor]]) -> None:
+        super().__init__(records)
+        self.asked: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> Toy:
+    torch.manual_seed(0)
+    model = Toy().to(dtype)
+    with torch.no_grad():
+        model.norm.bias[0] = -0.0
+    return model
+
+
+def make_records(count: int = 16) -> Records:
+    generator = torch.Generator().manual_seed(1)
+    return Records(
+        [
+            {
+                "ids": torch.randint(0, VOCABULARY, (4,), generator=generator),
+                "image": torch.randn(3, generator=generator),
+                "target": torch.randn((), generator=generator) + 2.0,
+            }
+            for _ in range(count)
+        ]
+    )
+
+
+def collate(records: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
+
+
+@pytest.fixture()
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """llava/train/mezo_trainer.py, loaded over the plain trainer and under another name."""
+    stand_in = ModuleType("llava.train.llava_trainer")
+    stand_in.LLaVATrainer = PlainTrainer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    # transformers 4.40 reads its own pickles of random states, which later torch refuses by default
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    file = Path(llava.train.__path__[0]) / "mezo_trainer.py"
+    spec = importlib.util.spec_from_file_location("mezo_trainer_alone", file)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def make_trainer(
+    trainer_class: type[transformers.Trainer],
+    folder: Path,
+    model: Toy | None = None,
+    records: Records | None = None,
+    **changes: Any,
+) -> Any:
+    zo = {name: changes.pop(name, value) for name, value in ZO.items()}
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "remove_unused_columns": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **changes,
+    }
+    args = transformers.TrainingArguments(**settings)
+    for name, value in zo.items():
+        setattr(args, name, value)
+    return trainer_class(
+        model=make_model() if model is None else model,
+        args=args,
+        train_dataset=make_records() if records is None else records,
+        data_collator=collate,
+    )
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture()
+def mezo(module: ModuleType, tmp_path: Path) -> Make:
+    """Makes a MeZOTrainer; changes to its arguments by keyword."""
+    return lambda folder="run", **changes: make_trainer(module.MeZOTrainer, tmp_path / folder, **changes)
+
+
+def bits(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    signed = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+    return {name: weight.detach().clone().view(signed[weight.dtype]) for name, weight in weights.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def steps_of(trainer: Any) -> list[dict[str, float]]:
+    """The log entries of steps (the last entry of a run is its summary)."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_a_step_is_algorithm_1_over_the_window(mezo: Make) -> None:
+    model, records = make_model(), make_records()
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    decayed = {name: 0.1 for name, p in model.named_parameters() if p.dim() > 1}
+    trainer = mezo(
+        model=model,
+        records=records,
+        gradient_accumulation_steps=3,
+        per_device_train_batch_size=2,
+        max_steps=2,
+        weight_decay=0.1,
+        zo_seed=7,
+        zo_num_directions=2,
+    )
+    trainer.train()
+    twin, order = make_model(), records.asked[:12]
+
+    for step in range(2):
+        window = [order[6 * step + 2 * batch :][:2] for batch in range(3)]
+
+        def loss(weights: dict[str, torch.Tensor], window: list[list[int]] = window) -> float:
+            twin.load_state_dict({**twin.state_dict(), **weights})
+            with torch.no_grad():
+                return sum(float(twin(**collate([list(records)[i] for i in batch]))["loss"]) for batch in window) / 3
+
+        config = MeZOConfig(eps=1e-3, seed=7, num_directions=2)
+        trained, projected_grads = mezo_step(trained, loss, step, config, 1e-3, decayed)
+        assert steps_of(trainer)[step]["projected_grad"] == projected_grads[-1]
+    assert same(bits(trained), bits({name: p for name, p in model.named_parameters() if p.requires_grad}))
+
+
+def test_the_log_shows_a_zeroth_order_step(mezo: Make) -> None:
+    trainer = mezo(gradient_accumulation_steps=2, max_steps=6, logging_steps=2)
+    trainer.train()
+    entries = steps_of(trainer)
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    for number, entry in enumerate(entries):
+        assert "grad_norm" not in entry and entry["step_time"] > 0
+        assert entry["projected_grad"] == (entry["loss_plus"] - entry["loss_minus"]) / 2e-3 != 0
+        losses = trainer.model.losses[8 * number : 8 * number + 8]  # two steps of two micro-batches and two points
+        assert entry["loss"] == pytest.approx(sum(losses) / 8, abs=1e-4)
+        assert entry["loss_plus"] == pytest.approx((losses[4] + losses[6]) / 2)
+    assert not any("projected_grad" in entry for entry in trainer.state.log_history if "train_runtime" in entry)
+
+
+def test_the_loss_goes_down(mezo: Make) -> None:
+    trainer = mezo(max_steps=60, learning_rate=2e-2, per_device_train_batch_size=16, logging_steps=5)
+    trainer.train()
+    losses = [entry["loss"] for entry in steps_of(trainer)]
+    assert len(losses) == 12 and losses[-1] < 0.4 * losses[0]
+
+
+def test_frozen_vision_parts_run_once_per_micro_batch(mezo: Make) -> None:
+    trainer = mezo(gradient_accumulation_steps=2, max_steps=3, zo_num_directions=2)
+    trainer.train()
+    assert len(trainer.model.losses) == 3 * 2 * 4 and trainer.model.vision_tower.calls == 3 * 2
+    assert trainer.model.training  # as it was before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.dtype) -> None:
+    settings = {
+        "max_steps": 7,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 1,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "bf16": dtype == torch.bfloat16,
+    }
+    whole = mezo("whole", model=make_model(dtype), **settings)
+    whole.train()
+    saved = load_file(tmp_path / "whole" / "checkpoint-3" / "model.safetensors")
+    resumed = mezo("resumed", model=make_model(dtype), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert same(bits(whole.model.state_dict()), bits(resumed.model.state_dict()))
+    assert not same(bits(saved), bits(whole.model.state_dict()))
+    logged = ("step", "loss", "projected_grad", "loss_plus", "loss_minus", "learning_rate")
+    first, second = ([[entry[name] for name in logged] for entry in steps_of(t)] for t in (whole, resumed))
+    assert first == second and len(resumed.model.losses) == 4 * 2 * 2
+
+
+def test_four_accumulated_records_equal_a_batch_of_four(mezo: Make) -> None:
+    start = make_model().state_dict()
+    ends, logs, orders = [], [], []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        records = make_records()
+        trainer = mezo(
+            records=records,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=6,  # more than the four of an epoch
+        )
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+        logs.append(steps_of(trainer))
+        orders.append(records.asked[:24])
+    assert orders[0] == orders[1]
+    for name in ("loss", "projected_grad", "loss_plus", "loss_minus", "epoch"):
+        assert [e[name] for e in logs[0]] == pytest.approx([e[name] for e in logs[1]], rel=2e-3, abs=2e-3), name
+    moved = max(float((ends[0][name] - start[name]).abs().max()) for name in start)
+    apart = max(float((ends[0][name] - ends[1][name]).abs().max()) for name in start)
+    assert moved > 1e-2 and apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learning_rate_of_zero_changes_no_bit(mezo: Make, dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    before = bits(model.state_dict())
+    trainer = mezo(model=model, learning_rate=0.0, weight_decay=0.1, max_steps=20)
+    trainer.train()
+    assert steps_of(trainer)[-1]["projected_grad"] != 0
+    assert same(before, bits(model.state_dict()))
+
+
+def test_bf16_is_the_weights_dtype_and_no_autocast(mezo: Make) -> None:
+    model = make_model(torch.bfloat16)
+    before = bits(model.state_dict())
+    trainer = mezo(model=model, bf16=True)
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"  # which accelerate turns into autocast for other trainers
+    assert len(model.autocast) == 8 and not any(model.autocast)
+    assert model.dtypes == {torch.bfloat16} and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not same(before, bits(model.state_dict()))
+
+
+def test_the_plain_trainer_does_run_under_autocast(tmp_path: Path) -> None:
+    """So that the test above can fail."""
+    trainer = make_trainer(PlainTrainer, tmp_path, bf16=True, max_steps=1)
+    trainer.train()
+    assert trainer.model.autocast == [True]
+
+
+class Failing(Toy):
+    """Its loss is not finite from the given forward on."""
+
+    def __init__(self, first_bad: int, last_bad: int) -> None:
+        super().__init__()
+        self.bad = range(first_bad, last_bad + 1)
+
+    def forward(self, ids: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss = super().forward(ids, image, target)["loss"]
+        return {"loss": loss * float("nan") if len(self.losses) in self.bad else loss}
+
+
+def test_a_run_that_diverged_stops_with_its_last_good_weights(module: ModuleType, mezo: Make, tmp_path: Path) -> None:
+    good = mezo("good", max_steps=3)
+    good.train()
+    torch.manual_seed(0)
+    model = Failing(first_bad=7, last_bad=10**6)
+    model.load_state_dict(make_model().state_dict())
+    trainer = mezo("bad", model=model, max_steps=20, zo_max_bad_steps=2)
+    with pytest.raises(module.DivergedError, match=r"last 2 steps .*--zo_max_bad_steps 2.*checkpoint-5"):
+        trainer.train()
+    assert trainer.state.global_step == 5 and len(model.losses) == 10
+    saved = load_file(tmp_path / "bad" / "checkpoint-5" / "model.safetensors")
+    assert same(bits(saved), bits(good.model.state_dict()))
+    assert same(bits(model.state_dict()), bits(good.model.state_dict()))
+
+
+def test_single_bad_steps_do_not_stop_a_run(mezo: Make) -> None:
+    torch.manual_seed(0)
+    model = Failing(first_bad=3, last_bad=6)
+    trainer = mezo(model=model, max_steps=6, zo_max_bad_steps=3)
+    trainer.train()
+    assert trainer.state.global_step == 6 and trainer.mezo.bad_steps == 0
