@@ -33,6 +33,12 @@ class LLaVATrainer(transformers.Trainer):
         self.run_arguments: dict[str, Any] = run_folder.flat_arguments(self.args)
         """All flags of the run, written beside every saved model."""
 
+    def create_accelerator_and_postprocess(self) -> None:
+        if self.args.ddp_find_unused_parameters is None:
+            # post_layernorm of a SigLIP tower counts as tuned with it, and nothing reads it
+            self.args.ddp_find_unused_parameters = True
+        super().create_accelerator_and_postprocess()
+
     def report(self) -> dict[str, Any]:
         """What this kind of trainer adds to report.json."""
         return {}
@@ -59,7 +65,8 @@ class LLaVATrainer(transformers.Trainer):
                 lengths=dataset.lengths,
                 variable_length=True,
             )
-        return super()._get_train_sampler(dataset)
+        given = () if train_dataset is None else (train_dataset,)  # transformers 4.40 takes none
+        return super()._get_train_sampler(*given)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -79,8 +86,9 @@ class LLaVATrainer(transformers.Trainer):
             saving.save_adapter(self.model, folder, state_dict)
         else:
             saving.save_full(self.model, folder, state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        tokenizer = getattr(self, "processing_class", None)  # absent in transformers 4.40
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         run_folder.save_arguments(self.run_arguments, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

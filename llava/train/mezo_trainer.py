@@ -9,6 +9,7 @@ Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -34,6 +35,14 @@ class MeZOTrainer(LLaVATrainer):
         self._log_time: float | None = None
         self._log_step = 0
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the base class, but models are not wrapped in DistributedDataParallel.
+
+        Ranks share losses, not gradients, and its buffers for these would take as much memory as the trained weights.
+        """
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """A `MeZO` over the groups of the base trainer: same learning rates, no decay on norms and biases."""
         if self.optimizer is None:
@@ -51,7 +60,7 @@ class MeZOTrainer(LLaVATrainer):
         """
         if self._log_time is None:
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
-        # accelerate's wrapper would run the forward under autocast, DDP's would wait for gradients
+        # accelerate's wrapper would run the forward under autocast
         network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         inputs = self._prepare_inputs(inputs)
         with reuse_outputs(frozen_image_modules(network)):

@@ -160,15 +160,24 @@ def test_an_update_of_nothing_writes_nothing(name: str, dtype: torch.dtype) -> N
     assert torch.equal(weight.view(SIGNED[dtype]), before.view(SIGNED[dtype]))
 
 
-def test_many_tiles_on_several_threads(kernel: Kernel) -> None:
-    """Large enough that chunks and threads share the work."""
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_tiles_on_several_threads(kernel: Kernel, dtype: torch.dtype) -> None:
+    """Large enough that chunks and threads share the work, each part of it once."""
     count, field = 300 * TILE + 5, Field(3, "gaussian")
-    torch.set_num_threads(2 if kernel.name == "numba" else 1)
-    weight = weights(count, torch.bfloat16, 0.02, 1)
-    expected, out = torch.empty_like(weight), torch.empty_like(weight)
-    REFERENCE.perturb(weight, expected, field, 4, 1e-3)
-    kernel.perturb(weight, out, field, 4, 1e-3)
-    assert_same_bits(out, expected)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 if kernel.name == "numba" else 1)
+    try:
+        weight = weights(count, dtype, 0.02, 1)
+        expected, out = torch.empty_like(weight), torch.empty_like(weight)
+        REFERENCE.perturb(weight, expected, field, 4, 1e-3)
+        kernel.perturb(weight, out, field, 4, 1e-3)
+        assert_same_bits(out, expected)
+        expected, out = weight.clone(), weight.clone()
+        REFERENCE.update(expected, field, [4, 5], [0.01, -0.02], 1.0)
+        kernel.update(out, field, [4, 5], [0.01, -0.02], 1.0)
+        assert_same_bits(out, expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def neighbours(values: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]

@@ -128,8 +128,9 @@ def _share(function: Any, first: int, last: int, elements: int, *arguments: Any)
         function(first, last, *arguments)
         return
     edges = [first + (last - first) * part // threads for part in range(threads + 1)]
-    others = [_workers().submit(function, a, b, *arguments) for a, b in itertools.pairwise(edges)]
-    function(*edges[:2], *arguments)
+    own, *rest = itertools.pairwise(edges)
+    others = [_workers().submit(function, *part, *arguments) for part in rest]
+    function(*own, *arguments)
     for other in others:
         other.result()
 

@@ -1,0 +1,99 @@
+"""Data-parallel runs: two processes on the CPU against one that accumulates over the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.mezo_trainer import MeZOTrainer
+from llava.train.parsing import parse_arguments
+from llava.train.train import build, train
+
+ROOT = Path(__file__).parents[2]
+
+Flags = Callable[..., list[str]]
+
+
+@pytest.fixture()
+def small_run(flags: Flags, small_tower_folder: Path, tmp_path: Path) -> Flags:
+    """Command line of a zeroth-order run of three steps, one sample at a time."""
+
+    def make(**changes: Any) -> list[str]:
+        settings = {
+            "vision_tower": small_tower_folder,
+            "trainer_mode": "zo",
+            "gradient_checkpointing": None,
+            "mm_tunable_parts": "mm_language_model",
+            "bf16": None,
+            "max_steps": 3,
+            "per_device_train_batch_size": 1,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        return flags(**settings | changes)
+
+    return make
+
+
+def logs_of(folder: Path) -> list[tuple[float, float, float]]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [(entry["loss"], entry["loss_plus"], entry["loss_minus"]) for entry in history if "loss" in entry]
+
+
+def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: Path) -> None:
+    """Bit for bit: losses are means over both processes, of which each uses its own copy of the updated weights.
+
+    Both runs see the same samples in a step, since the sampler orders them by processes times accumulated batches.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "llava" / "train" / "train_mem.py"), *small_run(output_dir=tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    train(argv=small_run(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
+
+    assert len(logs_of(tmp_path / "one")) == 3
+    assert logs_of(tmp_path / "two") == logs_of(tmp_path / "one")
+    two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    assert all(torch.equal(two[name], one[name]) for name in one)
+
+
+class Replica(torch.nn.Module):
+    """Stands for DistributedDataParallel, which needs other processes."""
+
+    def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.module = module
+        self.options = options
+
+
+@pytest.mark.parametrize("trainer_class", [MeZOTrainer, LLaVATrainer])
+def test_which_models_are_wrapped(
+    trainer_class: type[LLaVATrainer], small_run: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeroth-order runs do without DistributedDataParallel; regular ones tell it that some weights are not used."""
+    monkeypatch.setattr(accelerate.Accelerator, "multi_device", True)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Replica)
+    arguments = parse_arguments(small_run())
+    model, tokenizer = build(*arguments)
+    trainer = trainer_class(model=model, args=arguments[2], processing_class=tokenizer, train_dataset=[])
+    prepared = trainer.accelerator.prepare(model)
+    if trainer_class is MeZOTrainer:
+        assert prepared is model
+    else:
+        assert prepared.options["find_unused_parameters"]
