@@ -34,7 +34,9 @@ def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dic
         chosen |= {name for name in named if name.rsplit(".", 1)[-1] == "bias"}
     elif bias == "lora_only":
         owners = {name.split("lora_")[0] for name in chosen}
-        chosen |= {owner + "bias" for owner in owners if owner + "bias" in named}
+        # newer PEFT keeps the layer, bias included, one level further down
+        biases = {owner + bias for owner in owners for bias in ("bias", "base_layer.bias")}
+        chosen |= biases & named.keys()
     return {name: maybe_zero_3(named[name]) for name in named if name in chosen}
 
 

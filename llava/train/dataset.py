@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, get_template
+from llava.data.loading import Record, load_records
 from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.train.chat_labels import template_system_text
 from llava.train.collator import DataCollatorForSupervisedDataset
-from llava.data.loading import Record, load_records
 from llava.train.encoding import Encoded
 from llava.train.media import (
     Entry,
@@ -142,16 +142,22 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         system = template_system_text(template) if use_own else None
         encoded = encode(turns, self.tokenizer, bool(media), template, system)
         kept = encoded.input_ids.count(IMAGE_TOKEN_INDEX)
-        if kept != len(media):
+        if kept > len(media):
+            _check_marks(kept, len(media))
+        elif kept < len(media):
             logger.warning("the conversation template shows only the first %d of %d images", kept, len(media))
         return encoded
 
     def _check_cut(self, encoded: Encoded, entries: list[Entry]) -> None:
-        """Refuse a sample whose answers are all cut off, by the collator or by the model after splicing."""
-        first = next((k for k, label in enumerate(encoded.answer_labels) if label != IGNORE_INDEX), None)
+        """Refuse a sample whose answers are all cut off by the model after splicing.
+
+        Without `count_image_tokens` only what the collator cuts is known, and any label that it leaves will do.
+        """
+        count = getattr(self.data_args, "count_image_tokens", None)
+        labels = self._labels(encoded) if count is None else encoded.answer_labels
+        first = next((k for k, label in enumerate(labels) if label != IGNORE_INDEX), None)
         if first is None:
             return
-        count = getattr(self.data_args, "count_image_tokens", None)
         place = first
         if count is not None:
             before = encoded.input_ids[:first].count(IMAGE_TOKEN_INDEX)

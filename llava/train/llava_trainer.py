@@ -14,8 +14,28 @@ import transformers
 
 from llava.train import run_folder, saving, state
 from llava.train.param_groups import parameter_groups
-from llava.train.samplers import LengthGroupedSampler
+from llava.train.samplers import (
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+    get_length_grouped_indices_auto_single,
+    get_modality_length_grouped_indices,
+    get_modality_length_grouped_indices_auto,
+    get_variable_length_grouped_indices,
+    split_to_even_chunks,
+)
 from llava.train.tunable import adapter_only
+
+__all__ = [
+    "LLaVATrainer",
+    "LengthGroupedSampler",
+    "get_length_grouped_indices",
+    "get_length_grouped_indices_auto_single",
+    "get_modality_length_grouped_indices",
+    "get_modality_length_grouped_indices_auto",
+    "get_variable_length_grouped_indices",
+    "should_only_save_mm_adapter",
+    "split_to_even_chunks",
+]
 
 
 def should_only_save_mm_adapter(args: Any) -> bool:
@@ -24,9 +44,14 @@ def should_only_save_mm_adapter(args: Any) -> bool:
 
 
 class LLaVATrainer(transformers.Trainer):
-    """Trainer of a LLaVA model; `args` is `llava.train.arguments.TrainingArguments`."""
+    """Trainer of a LLaVA model; `args` is `llava.train.arguments.TrainingArguments`.
+
+    `tokenizer`, transformers 4's name of `processing_class`, is taken too.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "tokenizer" in kwargs:
+            kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
         # The loss is a mean over each micro-batch, as LLaVA-NeXT has it, not over the accumulation window.
         self.model_accepts_loss_kwargs = False

@@ -6,23 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from llava.train.tunable import vision_modules
-
 # PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
+_OUTSIDE = {"mm_projector", "vision_tower", "vision_resampler", "lm_head"}
 _NOT_ADAPTED = r".*\.(vision_tower|mm_projector)\..*"
 
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """Last name parts of the language model's linear layers (q_proj, down_proj, ...), the output head excepted."""
-    outside = [model.get_output_embeddings(), *vision_modules(model).values()]
-    skipped = {id(part) for module in outside for part in module.modules()}
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and id(module) not in skipped
-        }
-    )
+    linear = [name.split(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return sorted({parts[-1] for parts in linear if not _OUTSIDE & set(parts)})
 
 
 def add_lora(model: nn.Module, args: Any) -> nn.Module:

@@ -6,6 +6,7 @@ Exclusions are named here, in one place, with the flag to change.
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -21,28 +22,28 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.arguments import KERNELS, NOISES, TRAINER_MODES, DataArguments, ModelArguments, TrainingArguments
 from llava.train.tunable import parse_parts
 
+logger = logging.getLogger(__name__)
+
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        argv = ["--use_cpu", "True", *argv]  # transformers refuses --bf16 True on a CPU that was not asked for
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    if "--mm_tunable_parts" in argv and argv[argv.index("--mm_tunable_parts") + 1 :][:1] in ([], [""]):
-        raise InputError("--mm_tunable_parts needs a value, e.g. mm_language_model")
     _refuse_unknown(parser, argv)
+    given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    values = parser.parse_args(argv)
+    check_run(values, given)
     try:
-        model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+        arguments = parser.parse_args_into_dataclasses([*argv, *_adjustments(values)])
     except InputError:
         raise
-    except ValueError as error:  # transformers' own checks
+    except (ValueError, ImportError) as error:  # transformers' own checks, and packages that a flag needs
         raise InputError(str(error)) from error
-    given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    model_args, data_args, training_args = arguments
     check_model_arguments(model_args)
     check_data_arguments(data_args)
-    check_training_arguments(training_args, given)
     # The trainer sees the run's arguments alone, and saving depends on what is tuned.
     for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
         setattr(training_args, name, getattr(model_args, name))
@@ -50,6 +51,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     data_args.seed = training_args.seed
     data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
     return model_args, data_args, training_args
+
+
+def _adjustments(values: Any) -> list[str]:
+    """Flags that follow from the machine and from the trainer mode; they come last and so win."""
+    extra = []
+    if values.trainer_mode == "zo":
+        extra += ["--gradient_checkpointing", "False"]  # a default that has no meaning there
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        extra += ["--use_cpu", "True"]  # transformers refuses --bf16 True on a CPU that was not asked for
+        if values.tf32:
+            logger.warning("--tf32 True has no effect without a CUDA device")
+            extra += ["--tf32", "False"]
+    return extra
 
 
 def check_model_arguments(args: ModelArguments) -> None:
@@ -80,48 +94,48 @@ def check_data_arguments(args: DataArguments) -> None:
         )
 
 
-def check_training_arguments(args: TrainingArguments, given: set[str]) -> None:
-    """Ranges, and what excludes what.
+def check_run(values: Any, given: set[str]) -> None:
+    """Ranges of the run's flags, and what excludes what.
 
     Args:
+        values: the flags as attributes, before transformers looks at them.
         given: names of the flags on the command line, since some defaults give way to the trainer mode
             while the same value given by hand is refused.
     """
-    _one_of("trainer_mode", args.trainer_mode, TRAINER_MODES)
-    _one_of("zo_noise", args.zo_noise, NOISES)
-    _one_of("zo_kernel", args.zo_kernel, KERNELS)
-    _one_of("lora_bias", args.lora_bias, ("none", "all", "lora_only"))
-    _one_of("bits", args.bits, (4, 8, 16))
-    if args.model_max_length < 1:
-        raise InputError(f"--model_max_length {args.model_max_length} must be at least 1")
-    if args.trainer_mode == "zo":
-        _check_zeroth_order(args, given)
+    _one_of("trainer_mode", values.trainer_mode, TRAINER_MODES)
+    _one_of("zo_noise", values.zo_noise, NOISES)
+    _one_of("zo_kernel", values.zo_kernel, KERNELS)
+    _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
+    _one_of("bits", values.bits, (4, 8, 16))
+    if values.model_max_length < 1:
+        raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
+    if values.trainer_mode == "zo":
+        _check_zeroth_order(values, given)
 
 
-def _check_zeroth_order(args: TrainingArguments, given: set[str]) -> None:
-    if not args.zo_eps > 0:
-        raise InputError(f"--zo_eps {args.zo_eps} must be above 0 (usual: 1e-3)")
+def _check_zeroth_order(values: Any, given: set[str]) -> None:
+    if not values.zo_eps > 0:
+        raise InputError(f"--zo_eps {values.zo_eps} must be above 0 (usual: 1e-3)")
     for name in ("zo_num_directions", "zo_max_bad_steps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.zo_seed < 0:
-        raise InputError(f"--zo_seed {args.zo_seed} must be 0 or more")
-    if args.gradient_checkpointing and "gradient_checkpointing" in given:
+        if getattr(values, name) < 1:
+            raise InputError(f"--{name} {getattr(values, name)} must be at least 1")
+    if values.zo_seed < 0:
+        raise InputError(f"--zo_seed {values.zo_seed} must be 0 or more")
+    if values.gradient_checkpointing and "gradient_checkpointing" in given:
         raise InputError(
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
-    args.gradient_checkpointing = args.activation_checkpointing = False
-    if args.fp16:
+    if values.fp16:
         raise InputError(
             "--fp16 True (autocast, loss scaling) excludes --trainer_mode zo: use --bf16 True, or neither for float32"
         )
     for name in ("deepspeed", "fsdp", "torch_compile"):
-        if getattr(args, name):
+        if getattr(values, name):
             raise InputError(
                 f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module"
             )
-    if "optim" in given and args.optim != "adamw_torch":
-        raise InputError(f"--optim {args.optim.value} has no effect with --trainer_mode zo: leave it out")
+    if "optim" in given and values.optim != "adamw_torch":
+        raise InputError(f"--optim {values.optim} has no effect with --trainer_mode zo: leave it out")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
 from llava.data.loading import data_files
+from llava.errors import InputError
 
 
 def check_paths(model_args: Any, data_args: Any) -> None:

@@ -7,10 +7,12 @@ present name; a value that nothing can be done with any more is an error that sa
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llava.errors import InputError
+
+GONE = "gone from transformers; accepted at its default alone"
 
 
 def renamed(help: str, default: Any = None) -> Any:
@@ -43,12 +45,28 @@ class RenamedFlags:
     push_to_hub_model_id: str | None = renamed("now --hub_model_id")
     push_to_hub_token: str | None = renamed("now --hub_token")
 
+    fp16_opt_level: str = renamed(GONE, "O1")
+    jit_mode_eval: bool = renamed(GONE, False)
+    use_ipex: bool = renamed(GONE, False)
+    use_legacy_prediction_loop: bool = renamed(GONE, False)
+    tpu_num_cores: int | None = renamed(GONE)
+    tpu_metrics_debug: bool = renamed(GONE, False)
+    past_index: int = renamed(GONE, -1)
+    fsdp_min_num_params: int = renamed(GONE, 0)
+    fsdp_transformer_layer_cls_to_wrap: str | None = renamed(GONE)
+    push_to_hub_organization: str | None = renamed(GONE)
+    mp_parameters: str = renamed(GONE, "")
+    ray_scope: str = renamed(GONE, "last")
+
     def __post_init__(self) -> None:
         self._apply_renamed_flags()
         super().__post_init__()  # type: ignore[misc]
 
     def _apply_renamed_flags(self) -> None:
         """Move every old value to the name that is in force today."""
+        for old in fields(RenamedFlags):
+            if old.metadata["help"] == GONE and getattr(self, old.name) != old.default:
+                raise InputError(f"--{old.name} {getattr(self, old.name)}: transformers no longer has it; leave it out")
         if not self.save_safetensors:
             raise InputError("--save_safetensors False is not supported: weights are written as safetensors only")
         if self.warmup_ratio and not 0 <= self.warmup_ratio < 1:

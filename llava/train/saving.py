@@ -66,11 +66,14 @@ def lora_names(model: nn.Module) -> frozenset[str]:
 
 
 def non_lora_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up."""
+    """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up.
+
+    Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
+    """
     lora = lora_names(model)
     newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
-        name: p.detach()
+        _name_outside_lora(name): p.detach()
         for part, name, p in parts_of(model)
         if name not in lora and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
     }
@@ -78,7 +81,7 @@ def non_lora_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_tensors(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` into the parameters of the same names; unknown names raise `InputError`."""
-    parameters = dict(model.named_parameters())
+    parameters = {_name_outside_lora(name): parameter for name, parameter in model.named_parameters()}
     tensors = load_file(file)
     unknown = sorted(set(tensors) - set(parameters))
     if unknown:
@@ -91,6 +94,11 @@ def load_tensors(model: nn.Module, file: Path) -> None:
 def is_peft(model: nn.Module) -> bool:
     """Whether `model` is PEFT's wrapper, without importing PEFT."""
     return hasattr(model, "peft_config")
+
+
+def _name_outside_lora(name: str) -> str:
+    """`q_proj.base_layer.bias`, as it is called inside PEFT's layer, is `q_proj.bias`."""
+    return name.replace(".base_layer.", ".")
 
 
 def _save_config(model: nn.Module, folder: Path) -> None:

@@ -130,10 +130,12 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except FloatingPointError as error:
         sys.stderr.write(f"error: {error}\n")
+        leave_together(trainer)
         sys.exit(EXIT_DIVERGED)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         sys.exit(EXIT_SIGNAL)
     finish(trainer, folder, model_args, times, getattr(data["train_dataset"], "skipped", []))
+    leave_together(trainer)
 
 
 def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> tuple[Any, Any]:
@@ -158,6 +160,12 @@ def trainer_class(mode: str) -> type[LLaVATrainer]:
 
         return MeZOTrainer
     return LLaVATrainer
+
+
+def leave_together(trainer: LLaVATrainer) -> None:
+    """Wait for all ranks and end their group: one that leaves it open may abort, and then the launcher kills all."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def finish(

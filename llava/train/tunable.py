@@ -78,7 +78,7 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora
     Args:
         model: LLaVA model, possibly wrapped by PEFT.
         lora_names: names of the LoRA weights, which are always trained; empty without LoRA. With LoRA the
-            language model's own weights stay frozen.
+            language model's own weights stay frozen, but for the biases that `--lora_bias` asks for.
     """
     if model_args.mm_tunable_parts is not None:
         parts = parse_parts(model_args.mm_tunable_parts)
@@ -96,7 +96,7 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora
     for part, name, parameter in parts_of(model):
         chosen = part in parts and name not in frozen
         if lora_names and part == LANGUAGE_MODEL:
-            chosen = False
+            chosen = parameter.requires_grad  # as PEFT has it, which goes by --lora_bias
         trainable = chosen or name in lora_names
         if parameter.is_floating_point():
             parameter.requires_grad_(trainable)

@@ -72,8 +72,9 @@ def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
 
 
 def count_image_marks(turns: list[Turn]) -> int:
-    """Number of `<image>` marks in all turns that are used."""
-    return sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in split_system(turns)[1])
+    """Number of `<image>` marks in all turns that are used, a leading system turn among them."""
+    system, others = split_system(turns)
+    return sum(text.count(DEFAULT_IMAGE_TOKEN) for text in [system or "", *(turn["value"] for turn in others)])
 
 
 def place_image_marks(turns: list[Turn], use_im_start_end: bool = False) -> list[Turn]:

@@ -204,15 +204,35 @@ BAD = (
 )
 
 
+# train.py hands over the model's own count; one token an image here
+IN_TRAINING = {"count_image_tokens": lambda pixels, size, modality: 1}
+
+
 @pytest.fixture()
 def short():
     return AutoTokenizer.from_pretrained(GOLDEN / "tokenizer_qwen", model_max_length=60)
 
 
+def test_without_a_model_s_count_any_label_that_is_left_will_do(tmp_path, short):
+    record = {"conversations": [{"from": "human", "value": "w " * 200}, TURNS[1]], "id": "r"}
+    item = dataset(tmp_path, [record], short)[0]
+    assert (item["labels"][:60] != -100).any()
+    with pytest.raises(InputError, match=r"record 'r'.*--model_max_length 60 cuts off"):
+        dataset(tmp_path, [record], short, train_on_answers_only=True)[0]
+
+
+def test_marks_in_a_system_turn_count(tmp_path, qwen):
+    turns = [{"from": "system", "value": "Look at <image>."}, {"from": "human", "value": "What?"}, TURNS[1]]
+    item = dataset(tmp_path, [{"image": "s64x64.png", "conversations": turns}], qwen)[0]
+    assert item["input_ids"].tolist().count(-200) == 1
+    with pytest.raises(InputError, match="2 <image> marks in the turns, but 1 images"):
+        dataset(tmp_path, [{"image": "s64x64.png", "conversations": [turns[0], *TURNS]}], qwen)[0]
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_record(bad, name, tmp_path, short):
     record, message = bad[name]
-    items = dataset(tmp_path, [{"conversations": TURNS}, record | {"id": "the-id"}], short)
+    items = dataset(tmp_path, [{"conversations": TURNS}, record | {"id": "the-id"}], short, **IN_TRAINING)
     items[0]
     with pytest.raises(InputError, match=rf"record 'the-id' \(number 1\): .*{message}"):
         items[1]
@@ -236,7 +256,7 @@ def test_bad_samples_are_skipped_and_listed(bad, tmp_path, short, caplog):
     records = [record | {"id": name} for name, (record, _) in bad.items()]
     records = [{"id": "empty"}, *records[:4], good, *records[4:], {"conversations": TURNS}]
     with caplog.at_level("WARNING", logger="llava"):
-        items = dataset(tmp_path, records, short, skip_bad_samples=True)
+        items = dataset(tmp_path, records, short, skip_bad_samples=True, **IN_TRAINING)
     assert [item["id"] for item in items] == ["good", len(records) - 1]
     assert {entry["id"] for entry in items.skipped} == {"empty", *bad}
     assert len(items.lengths) == len(items.modality_lengths) == len(items) == 2

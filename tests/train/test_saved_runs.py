@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import llava.train.train as training
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -66,7 +67,9 @@ def positions_alone(tower: SigLipVisionTower, images: torch.Tensor) -> torch.Ten
 
 @torch.no_grad()
 def logits_of(model: Any) -> torch.Tensor:
-    ids = torch.tensor([[40, 41, IMAGE_TOKEN_INDEX, 50, 51, 52]])
+    rows = len(model.get_input_embeddings().weight)
+    # of 916 rows, 903 and 904 are those of <im_start> and <im_end> where these are added
+    ids = torch.tensor([[40, 41, IMAGE_TOKEN_INDEX, 50, 51, rows - 13, rows - 12]])
     pixels = torch.rand(3, 384, 384, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return model(ids, images=[pixels], image_sizes=[(384, 384)]).logits[:, -8:]
 
@@ -225,6 +228,13 @@ def test_generation_config(name: str, run_of: Callable[[str], Run]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_trainer_state(name: str, run_of: Callable[[str], Run]) -> None:
+    state = json.loads((run_of(name).folder / "trainer_state.json").read_text())
+    assert state["global_step"] == CASES[name]["run"]["steps"]
+    assert set(CASES[name]["trainer_state_keys"]) <= state.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_loads_back(name: str, run_of: Callable[[str], Run]) -> None:
     run = run_of(name)
     model = load(run)
@@ -237,3 +247,34 @@ def test_checkpoint_of_a_step_loads_back(name: str, run_of: Callable[[str], Run]
     run = run_of(name)
     torch.testing.assert_close(logits_of(load(run, run.folder / "checkpoint-2")), run.logits, atol=1e-4, rtol=1e-4)
     assert (logits_of(load(run, run.folder / "checkpoint-1")) - run.logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_lora_with_biases_loads_back(
+    bias: str,
+    run_flags: Callable[..., list[str]],
+    bases: dict[str, Path],
+    tower_folder: Path,
+    tmp_path: Path,
+) -> None:
+    base = bases["qwen2-base"]
+    words = run_flags(
+        model_name_or_path=base,
+        output_dir=tmp_path,
+        mm_tunable_parts="mm_mlp_adapter",
+        model_max_length=16384,
+        max_steps=2,
+        save_steps=1,
+        per_device_train_batch_size=1,
+        learning_rate=1e-2,
+        disable_tqdm=True,
+        lora_enable=True,
+        lora_r=4,
+        lora_bias=bias,
+    )
+    run = Run(tmp_path, base, tower_folder, _train(words))
+    file = tmp_path / "non_lora_trainables.safetensors"
+    name = "base_model.model.model.layers.1.self_attn.q_proj.bias"
+    assert tensors_of(file)[name] == ([32], "bfloat16")
+    torch.testing.assert_close(logits_of(load(run)), run.logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(load_file(file)[name], load_file(tmp_path / "checkpoint-1" / file.name)[name])

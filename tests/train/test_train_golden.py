@@ -86,8 +86,8 @@ def test_image_grid_pinpoints(case: dict[str, Any], flags: Flags, fullmodel: dic
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_rotary_frequencies_stay_exact_in_bfloat16(lora: bool, flags: Flags, fullmodel: dict[str, Path]) -> None:
-    """In bfloat16 they would be off by whole turns at the positions that anyres images reach."""
+def test_dtypes_of_a_zeroth_order_run(lora: bool, flags: Flags, fullmodel: dict[str, Path]) -> None:
+    """Weights are bfloat16 and LoRA's float32; rotary frequencies, too, since bfloat16 is off by turns far along."""
     words = flags(
         **fullmodel,
         trainer_mode="zo",
@@ -98,5 +98,6 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(lora: bool, flags: Flags, ful
     )
     model, _ = build(*parse_arguments(words))
     assert model.get_model().rotary_emb.inv_freq.dtype == torch.float32
-    frozen = {p.dtype for p in model.parameters() if not (lora and p.requires_grad)}
-    assert frozen == {torch.bfloat16}
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert (trained, frozen) == ({torch.float32 if lora else torch.bfloat16}, {torch.bfloat16})
