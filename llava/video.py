@@ -39,7 +39,7 @@ def read_video(path: str | Path, data_args: Any) -> Video:
     """Sample frames of a file or of a folder of frames as `data_args` says.
 
     Reads `video_fps` (frames taken per second), `frames_upbound` (at most so many, 0: no limit) and `force_sample`
-    (exactly `frames_upbound` frames). Raises `InputError` for a missing or unreadable video.
+    (exactly `frames_upbound` frames, if that is set). Raises `InputError` for a missing or unreadable video.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,9 +57,8 @@ def read_frames_folder(folder: Path, data_args: Any) -> Video:
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     if not files:
         raise InputError(f"video folder {folder} holds no frames")
-    count = FOLDER_FRAMES
-    if getattr(data_args, "force_sample", False):
-        count = _checked_upbound(data_args)
+    upbound, force = _limit(data_args)
+    count = upbound if force and upbound > 0 else FOLDER_FRAMES
     indices = np.linspace(0, len(files) - 1, count, dtype=int).tolist()
     frames = [_open_frame(files[index]) for index in indices]
     return Video(frames, [index / FOLDER_FPS for index in indices], len(files) / FOLDER_FPS)
@@ -67,11 +66,11 @@ def read_frames_folder(folder: Path, data_args: Any) -> Video:
 
 def sample_indices(total: int, fps: float, data_args: Any) -> list[int]:
     """Which of `total` frames are used, at `fps` frames a second, in order."""
-    wanted = getattr(data_args, "video_fps", None) or 1
-    upbound = getattr(data_args, "frames_upbound", None) or 0
-    force = bool(getattr(data_args, "force_sample", False))
-    if force:
-        upbound = _checked_upbound(data_args)
+    wanted = getattr(data_args, "video_fps", None)
+    wanted = 1 if wanted is None else wanted
+    if wanted <= 0:
+        raise InputError(f"--video_fps {wanted}: the frames taken per second must be more than 0")
+    upbound, force = _limit(data_args)
     indices = list(range(0, total, max(1, round(fps / wanted))))
     if upbound > 0 and (len(indices) > upbound or force):
         indices = np.linspace(0, total - 1, upbound, dtype=int).tolist()
@@ -146,8 +145,9 @@ def _open_frame(file: Path) -> Image.Image:
         raise InputError(f"video frame {file} cannot be read as an image: {error}") from error
 
 
-def _checked_upbound(data_args: Any) -> int:
+def _limit(data_args: Any) -> tuple[int, bool]:
+    """`frames_upbound` (0: no limit) and `force_sample`."""
     upbound = getattr(data_args, "frames_upbound", None) or 0
-    if upbound < 1:
-        raise InputError(f"--force_sample needs --frames_upbound of at least 1, got {upbound}")
-    return upbound
+    if upbound < 0:
+        raise InputError(f"--frames_upbound {upbound}: give a number of frames, or 0 for no limit")
+    return upbound, bool(getattr(data_args, "force_sample", False))

@@ -109,8 +109,10 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(InputError, match=r"text\.mp4 cannot be decoded"):
         read_video(tmp_path / "text.mp4", flags())
-    with pytest.raises(InputError, match="--force_sample needs --frames_upbound"):
-        sample_indices(FRAMES, FPS, flags(force_sample=True))
+    with pytest.raises(InputError, match=r"--frames_upbound -1: give a number of frames"):
+        sample_indices(FRAMES, FPS, flags(frames_upbound=-1))
+    with pytest.raises(InputError, match=r"--video_fps 0: .* more than 0"):
+        sample_indices(FRAMES, FPS, flags(video_fps=0))
     folder = tmp_path / "frames"
     folder.mkdir()
     with pytest.raises(InputError, match="frames holds no frames"):

@@ -23,6 +23,7 @@ from llava.eval.answers_file import AnswersFile, file_identity, model_identity
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import question_and_reference, record_id
+from llava.model.checkpoint_files import check_checkpoint
 
 Answers = list[dict[str, Any]]
 
@@ -166,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
     records = load_file(arguments.data)
     ids = [record_id(record, k) for k, record in enumerate(records)]
+    check_checkpoint(arguments.model_path, arguments.model_base)  # before a file of answers is begun
     with AnswersFile(arguments.output, _settings(arguments), ids, arguments.overwrite) as file:
         model, tokenizer, image_processor = load_model(
             arguments.model_path, arguments.model_base, arguments.torch_dtype, arguments.attn_implementation

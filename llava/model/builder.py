@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_tensors, weight_files
+from llava.model.checkpoint_files import check_checkpoint, find_file, read_tensors, weight_files
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens
@@ -58,8 +58,9 @@ def load_pretrained_model(
         (tokenizer, model in eval mode, image processor or None for a plain language model, context length).
 
     Raises:
-        InputError: for a checkpoint that is incomplete or of an unsupported kind.
+        InputError: for a checkpoint that is missing, incomplete or of an unsupported kind.
     """
+    check_checkpoint(model_path, model_base)
     multimodal = kwargs.pop("multimodal", None)
     arguments = {
         "dtype": resolve_dtype(torch_dtype),

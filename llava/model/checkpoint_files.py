@@ -1,4 +1,4 @@
-"""Weight files of a checkpoint: find them, read some tensors or only their shapes.
+"""Files of a checkpoint: whether it is there, its weight files, some of their tensors or only the shapes.
 
 Knows safetensors and torch files, in one piece or in shards with an index. Torch files are pickles and are
 read with `weights_only=True`. Which files exist is looked up in a local folder or, for a hub id, in the hub cache.
@@ -7,8 +7,9 @@ read with `weights_only=True`. Which files exist is looked up in a local folder 
 from __future__ import annotations
 
 import json
+import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,54 @@ def find_file(name_or_path: str, filename: str, local_only: bool = False, **hub:
     except (OSError, ValueError):
         return None
     return Path(found) if found is not None else None
+
+
+def check_model(name: str, flag: str, variable: str | None = None, settings: Sequence[str] = ("config.json",)) -> None:
+    """`InputError` unless `name` is a folder with one of `settings`, or a hub id that is cached or can be reached.
+
+    Args:
+        flag, variable: what the message tells to set: the flag and, where a script has one, its variable.
+    """
+    where = flag if variable is None else f"{variable} or {flag}"
+    if Path(name).is_dir():
+        if not any((Path(name) / file).exists() for file in settings):
+            raise InputError(f"{flag} {name}: the folder has no {' or '.join(settings)}; set {where} to a model folder")
+        return
+    if looks_local(name):
+        raise InputError(f"{flag} {name}: no such folder; set {where} to a model folder or a hub id")
+    problem = _unreachable(name, settings)
+    if problem is not None:
+        raise InputError(
+            f"{flag} {name}: not a folder here, not in the hub cache, and the hub does not give it "
+            f"({type(problem).__name__}); set {where} to a folder that holds the model, or go online"
+        ) from problem
+
+
+def check_checkpoint(model_path: str, model_base: str | None) -> None:
+    """`InputError` unless a checkpoint and, where one is given, the model it belongs to are there."""
+    check_model(model_path, "--model-path", settings=("config.json", "adapter_config.json"))
+    if model_base is not None:
+        check_model(model_base, "--model-base")
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model is named by a path rather than by a hub id (`owner/name`)."""
+    return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def _unreachable(name: str, settings: Sequence[str]) -> Exception | None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    problem = None
+    for file in settings:
+        try:
+            if not isinstance(try_to_load_from_cache(name, file), str):
+                hf_hub_download(name, file)
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            problem = error
+        else:
+            return None
+    return problem
 
 
 def read_json(path: Path) -> dict[str, Any]:

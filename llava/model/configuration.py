@@ -30,11 +30,16 @@ class LlavaConfigMixin:
         result = super().from_dict(dict(config_dict), **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         config._keys_read = sorted(key for key in config_dict if not key.startswith("_"))
+        # What the library empties on reading, as it does with `sliding_window` when `use_sliding_window` is false.
+        config._emptied = {
+            key: value for key, value in config_dict.items() if value is not None and getattr(config, key, key) is None
+        }
         return result
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop("_keys_read", None)
+        values |= {key: value for key, value in values.pop("_emptied", {}).items() if values.get(key) is None}
         if values.pop("_tower_found_elsewhere", False):
             for key in TOWER_KEYS:
                 values.pop(key, None)

@@ -50,9 +50,11 @@ class LlavaMetaForCausalLM:
         config = kwargs.pop("config", None)
         if pretrained_model_name_or_path is not None:
             config = loading.settled_config(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        kwargs["key_mapping"] = {**loading.READ_AS, **(kwargs.get("key_mapping") or {})}
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
         )
+        loading.forget_renaming(model)
         loading.check_loaded(model, info, projector_needed=not elsewhere)
         return (model, info) if want_info else model
 
@@ -80,13 +82,17 @@ class LlavaMetaForCausalLM:
         return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
 
     def image_features(
-        self, images: Images, image_sizes: Sequence[Any] | None, modalities: Sequence[str] | str | None
+        self,
+        images: Images,
+        image_sizes: Sequence[Any] | None,
+        modalities: Sequence[str] | str | None,
+        rows: int = 1,
     ) -> list[torch.Tensor]:
-        """Visual tokens [tokens, hidden] of each image; see `prepare_inputs_labels_for_multimodal`."""
+        """Visual tokens [tokens, hidden] of each image of `rows` rows; see `prepare_inputs_labels_for_multimodal`."""
         if isinstance(images, torch.Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         entries = [image[None] if image.ndim == 3 else image for image in images]
-        kinds = _modality_of_each(modalities, len(entries))
+        kinds = _modality_of_each(modalities, len(entries), rows)
         sizes = [None] * len(entries) if image_sizes is None else list(image_sizes)
         if len(sizes) != len(entries):
             raise InputError(f"image_sizes has {len(sizes)} entries for {len(entries)} images: give one for each.")
@@ -119,7 +125,8 @@ class LlavaMetaForCausalLM:
             past_key_values: handed through.
             images: a list of pixels, one entry [3, S, S] or [tiles, 3, S, S] per image, or those stacked; a stacked
                 [n, 3, S, S] is used as it is, without newlines.
-            modalities: "image", "video" or "text" (a dummy) of each entry; None or one string holds for all.
+            modalities: "image", "video" or "text" (a dummy) of each entry; None or one string holds for all, and so
+                does `["image"]` in a batch of one row.
             image_sizes: (width, height) of each original image.
 
         Returns:
@@ -131,7 +138,7 @@ class LlavaMetaForCausalLM:
         """
         if self.get_vision_tower() is None or images is None or input_ids.shape[1] == 1:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        features = self.image_features(images, image_sizes, modalities)
+        features = self.image_features(images, image_sizes, modalities, len(input_ids))
         side = getattr(self.config, "tokenizer_padding_side", None) or "right"
         batch = self._splice(input_ids, attention_mask, labels, features, side)
         new_positions = None if position_ids is None else batch.position_ids
@@ -225,12 +232,19 @@ class LlavaMetaForCausalLM:
             mask = _mask_of_padding(input_ids, self.config.pad_token_id if pad is None else pad)
         if images is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             raise InputError("the prompt has <image> marks, but no images were given.")
-        features = [] if images is None else self.image_features(images, image_sizes, modalities)
+        if images is not None and self.get_vision_tower() is None:
+            raise InputError(
+                "images were given, but the model has no vision tower: its config names no mm_vision_tower."
+            )
+        features = [] if images is None else self.image_features(images, image_sizes, modalities, len(input_ids))
         batch = self._splice(input_ids, mask, None, features, "left")
         return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
 
 
-def _modality_of_each(modalities: Sequence[str] | str | None, images: int) -> list[str]:
+def _modality_of_each(modalities: Sequence[str] | str | None, images: int, rows: int) -> list[str]:
+    # ["image"] is the default of LLaVA-NeXT, which callers pass on whatever the number of images in their one row.
+    if rows == 1 and modalities is not None and list(modalities) == ["image"]:
+        modalities = "image"
     shared = modalities is None or isinstance(modalities, str)
     kinds = [modalities or "image"] * images if shared else list(modalities)
     if len(kinds) != images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, weight_files
+from llava.model.multimodal_encoder.tower import loads_at_once
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,9 @@ ADAPTER_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 
 TOWER_PREFIX = "model.vision_tower."
 _TOWER_BODY = "model.vision_tower.vision_tower.vision_model."
+# How names in a checkpoint are read: pattern -> replacement. Checkpoints written with the library's later vision
+# classes lack one level in the names of the tower.
+READ_AS = {r"^model\.vision_tower\.vision_tower\.(?!vision_model\.)": _TOWER_BODY}
 _PROJECTOR_PREFIX = "model.mm_projector."
 _HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
 
@@ -47,8 +52,17 @@ def _tower_shapes(name_or_path: str, hub: dict[str, Any]) -> dict[str, tuple[int
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(name_or_path, **hub):
         shapes.update(tensor_shapes(path))
-    body = {name.removeprefix(_TOWER_BODY): shape for name, shape in shapes.items() if name.startswith(_TOWER_BODY)}
-    return body
+    for pattern, replacement in READ_AS.items():
+        shapes = {re.sub(pattern, replacement, name): shape for name, shape in shapes.items()}
+    return {name.removeprefix(_TOWER_BODY): shape for name, shape in shapes.items() if name.startswith(_TOWER_BODY)}
+
+
+def forget_renaming(model: Any) -> None:
+    """Let the model be saved under its own names: the library would write those that `READ_AS` replaced."""
+    applied = getattr(model, "_weight_conversions", None) or []
+    kept = [renaming for renaming in applied if not set(renaming.source_patterns) & set(READ_AS)]
+    if len(kept) < len(applied):
+        model._weight_conversions = kept
 
 
 def check_loaded(model: nn.Module, info: dict[str, Any], projector_needed: bool = True) -> None:
@@ -89,7 +103,7 @@ def _settle_tower(model: Any, missing: set[str]) -> None:
             f"{model.config.name_or_path}: the checkpoint holds only a part of the vision tower; it lacks "
             f"{_some(missing)}."
         )
-    elif not getattr(model.config, "delay_load", False):
+    elif loads_at_once(model.config, getattr(model.config, "delay_load", False)):
         tower.load_model()
 
 

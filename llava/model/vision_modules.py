@@ -25,7 +25,7 @@ class LlavaMetaModel:
         if getattr(config, "mm_vision_tower", None) is None:
             return
         build_vision_resampler(config)
-        self.vision_tower = build_vision_tower(config, delay_load=True)
+        self.vision_tower = build_vision_tower(config, in_checkpoint=True)
         self.vision_tower.spec.remember(config)
         if getattr(config, "mm_hidden_size", None) is None:
             config.mm_hidden_size = self.vision_tower.hidden_size

@@ -6,6 +6,7 @@ Exclusions are named here, in one place, with the flag to change.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -111,6 +112,9 @@ def check_run(values: Any, given: set[str]) -> None:
         raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
+    # asked here because transformers would look for it only after changing global state
+    if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")
 
 
 def _check_zeroth_order(values: Any, given: set[str]) -> None:

@@ -160,14 +160,17 @@ def autograd_direction(model: nn.Module, optimizer: MeZO, seed: int) -> float:
 
 def test_agrees_with_the_directional_derivative() -> None:
     model = make_model().eval()
-    optimizer = MeZO(groups_of(model, 0.0), model, MeZOConfig(eps=2e-4))
-    for step in range(5):
-        optimizer.accumulate(step, lambda: loss_of(model).double() * 1.0)
+    optimizer = MeZO(groups_of(model, 0.0), model, MeZOConfig(eps=5e-4))
+    for step in range(20):
+        # the last sum in float64: the rounding of a float32 loss over 2 eps would be near the tolerance
+        optimizer.accumulate(
+            step, lambda: functional.cross_entropy(model(IDS).double().flatten(0, 1), NEXT.flatten())
+        )
         optimizer.step()
         assert optimizer.last is not None
         (direction,) = optimizer.last.directions
         expected = autograd_direction(model, optimizer, direction.seed)
-        assert direction.projected_grad == pytest.approx(expected, rel=1e-3, abs=1e-3 * 3)
+        assert direction.projected_grad == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_mean_of_many_estimates_points_along_the_gradient() -> None:

@@ -47,9 +47,16 @@ def tower_class(name: str, model_config: Any = None) -> type[VisionTower]:
     return TOWER_CLASSES[family]
 
 
-def build_vision_tower(vision_tower_cfg: Any, delay_load: bool = False, **kwargs: Any) -> VisionTower:
-    """Build the tower that a model config or arguments name (`mm_vision_tower`, else `vision_tower`)."""
+def build_vision_tower(
+    vision_tower_cfg: Any, delay_load: bool = False, in_checkpoint: bool = False, **kwargs: Any
+) -> VisionTower:
+    """Build the tower that a model config or arguments name (`mm_vision_tower`, else `vision_tower`).
+
+    Args:
+        delay_load, in_checkpoint: as for `VisionTower`.
+        kwargs: accepted for compatibility.
+    """
     name = tower_name(vision_tower_cfg)
     if name is None:
         raise InputError(f"no vision tower is named: set --vision_tower; supported: {SUPPORTED_TOWERS}.")
-    return tower_class(name, vision_tower_cfg)(name, vision_tower_cfg, delay_load=delay_load)
+    return tower_class(name, vision_tower_cfg)(name, vision_tower_cfg, delay_load, in_checkpoint)

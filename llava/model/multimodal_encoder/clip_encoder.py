@@ -62,9 +62,9 @@ class CLIPVisionTower(VisionTower):
 
     family = "clip"
 
-    def __init__(self, vision_tower: str, vision_tower_cfg: Any, delay_load: bool = False) -> None:
-        self.select(vision_tower_cfg)
-        super().__init__(vision_tower, vision_tower_cfg, delay_load)
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False, in_checkpoint: bool = False) -> None:
+        self.select(args)
+        super().__init__(vision_tower, args, delay_load, in_checkpoint)
 
     def select(self, args: Any) -> None:
         """Take `mm_vision_select_layer` and `mm_vision_select_feature` from a config or arguments."""

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BatchFeature
 
 from llava.errors import InputError
 
-Picture = Image.Image | np.ndarray
+Picture = Image.Image | np.ndarray | torch.Tensor
 
 _FIXED_STEPS = ("do_resize", "do_rescale", "do_normalize")
 
@@ -91,13 +92,14 @@ class TowerImageProcessor:
         """Process one picture or several.
 
         Args:
-            images: PIL pictures, or uint8 arrays [height, width, 3]; frames may be [frames, height, width, 3].
+            images: PIL pictures, or uint8 arrays or tensors: colour [height, width, 3] or [3, height, width], grey
+                [height, width]; frames may be stacked, [frames, ...] of colour pictures.
             return_tensors: "pt" or "np" for one stacked array; None for a list of arrays.
 
         Returns:
             `{"pixel_values": float32 [n, 3, height, width]}`.
         """
-        single = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        single = isinstance(images, Image.Image) or getattr(images, "ndim", None) in (2, 3)
         pictures = [images] if single else list(images)
         pixels = [self._pixels(_as_rgb(picture)) for picture in pictures]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
@@ -164,14 +166,17 @@ def _read_size(size: Any, defaults: TowerImageProcessor) -> tuple[int, int] | di
 
 
 def _as_rgb(picture: Picture) -> Image.Image:
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3:
-            raise InputError(
-                f"an image array must be uint8 [height, width, 3], but this one is {picture.dtype} "
-                f"{list(picture.shape)}."
-            )
-        picture = Image.fromarray(picture)
-    return picture.convert("RGB")
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    values = picture.numpy(force=True) if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] not in (3, 4):
+        values = values.transpose(1, 2, 0)
+    if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))):
+        raise InputError(
+            "an image array or tensor must be uint8 [height, width, 3], [3, height, width] or [height, width] (grey), "
+            f"but this one is {values.dtype} {list(values.shape)}."
+        )
+    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
 
 
 def _center_crop(picture: Image.Image, width: int, height: int) -> Image.Image:

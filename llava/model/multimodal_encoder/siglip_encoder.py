@@ -6,6 +6,7 @@ The last encoder layer and the pooling head are not built. `post_layernorm` stay
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +15,16 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from llava.errors import InputError
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
 from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.multimodal_encoder.tower_config import SO400M
 
 __all__ = ["SigLipImageProcessor", "SigLipVisionConfig", "SigLipVisionTower"]
 
-SigLipVisionConfig = SiglipVisionConfig
+
+class SigLipVisionConfig(SiglipVisionConfig):
+    """The library's config, with the so400m tower (384 pixels, patch 14) as default."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**(SO400M | values))
 
 
 class _SiglipBody(SiglipVisionModel):

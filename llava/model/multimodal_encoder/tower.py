@@ -25,28 +25,39 @@ logger = logging.getLogger(__name__)
 _LEVEL = "vision_model."
 
 
+def loads_at_once(model_config: Any, delay_load: bool) -> bool:
+    """Whether a tower reads its own weights when it is made: unless delayed, and always when it is to be trained."""
+    parts = str(getattr(model_config, "mm_tunable_parts", None) or "").split(",")
+    trained = getattr(model_config, "unfreeze_mm_vision_tower", False) or "mm_vision_tower" in map(str.strip, parts)
+    return bool(trained) or not delay_load
+
+
 class VisionTower(nn.Module):
     """Pixels [n, 3, S, S] to features [n, patches, hidden_size].
 
     Args:
         vision_tower: hub id or folder.
         vision_tower_cfg: model config or arguments with the `mm_vision_*` fields.
-        delay_load: build the architecture with random weights only. They are replaced by those of the checkpoint
-            that is being loaded, or by `load_model()`.
+        delay_load: build the architecture with random weights, which `load_model()` or a state dict replaces; not
+            for a tower that is to be trained (`loads_at_once`).
+        in_checkpoint: the weights come with a checkpoint that is being loaded; nothing is read here in any case.
     """
 
     family: ClassVar[str]
 
-    def __init__(self, vision_tower: str, vision_tower_cfg: Any, delay_load: bool = False) -> None:
+    def __init__(
+        self, vision_tower: str, vision_tower_cfg: Any, delay_load: bool = False, in_checkpoint: bool = False
+    ) -> None:
         super().__init__()
         self.vision_tower_name = vision_tower
         self.spec = describe_tower(vision_tower, vision_tower_cfg)
         if self.spec.family != self.family:
             raise InputError(f"vision tower {vision_tower!r} is of the {self.spec.family} family, not {self.family}.")
         self.is_loaded = False
+        self._warned = False
         self.vision_tower = nn.Module()
         self.vision_tower.vision_model = self.build(getattr(vision_tower_cfg, "_attn_implementation", None))
-        if not delay_load:
+        if not in_checkpoint and loads_at_once(vision_tower_cfg, delay_load):
             self.load_model()
 
     def build(self, attn_implementation: str | None) -> nn.Module:
@@ -99,7 +110,23 @@ class VisionTower(nn.Module):
                 f"vision tower {self.vision_tower_name!r} takes {self.image_size} x {self.image_size} pixels, but got "
                 f"{list(images.shape)}: process images with this tower's image_processor."
             )
+        if not (self.is_loaded or self._warned):
+            self._warned = True
+            logger.warning(
+                "vision tower %s has random weights: load a checkpoint, or its own weights with load_model()",
+                self.vision_tower_name,
+            )
         return self.encode(images.to(device=self.device, dtype=self.dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Torch's hook for `load_state_dict`: takes names without the inner level too, and notes a complete load."""
+        body = f"{prefix}vision_tower."
+        for name in [name for name in state_dict if name.startswith(body)]:
+            if not name.startswith(body + _LEVEL):
+                state_dict[body + _LEVEL + name.removeprefix(body)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if all(prefix + name in state_dict for name in self.state_dict()):
+            self.is_loaded = True
 
     @property
     def image_processor(self) -> TowerImageProcessor:

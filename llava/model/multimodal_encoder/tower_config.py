@@ -7,7 +7,8 @@ configuration. It is looked for in this order, and the network is asked last:
 2. config.json and preprocessor_config.json in the folder that `mm_vision_tower` names (a relative one may lie
    inside the checkpoint) or in the hub cache,
 3. the shapes of the tower weights in the checkpoint,
-4. the hub.
+4. the table of published towers below, for their hub ids,
+5. the hub.
 """
 
 from __future__ import annotations
@@ -47,6 +48,28 @@ _DEFAULT_PROCESSOR = {
 _HEADS_OF_WIDTH = {"siglip": {768: 12, 1024: 16, 1152: 16}, "clip": {768: 12, 1024: 16, 1280: 16, 1664: 16}}
 # Where the side of the picture is not a multiple of the patch: (patch, patches per side) of published towers.
 _IMAGE_SIZE_OF_GRID = {(14, 27): 384}
+SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+_CLIP_LARGE = {
+    "model_type": CLIPVisionConfig.model_type,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+# Architectures of the usual towers, so that their hub ids build without the hub. Weights are never assumed.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "google/siglip-so400m-patch14-384": {"model_type": SiglipVisionConfig.model_type, **SO400M},
+    "openai/clip-vit-large-patch14-336": {**_CLIP_LARGE, "image_size": 336},
+    "openai/clip-vit-large-patch14": {**_CLIP_LARGE, "image_size": 224},
+}
 # SigLIP loses its last layer in LLaVA, CLIP keeps all.
 DROPPED_LAYERS = {"siglip": 1, "clip": 0}
 
@@ -125,6 +148,8 @@ def describe_tower(
         values = None if problem else values
     if values is None and checkpoint_shapes:
         values = infer_vision_config(checkpoint_shapes, name)
+    if values is None:
+        values = _PUBLISHED.get(source)
     if values is None:
         values, network = _read_config(source, local_only=False), True
     if values is None:
