@@ -24,31 +24,36 @@ find_python() {
     fail "no Python >= 3.10 found: install one, or set PYTHON to its path"
 }
 
-# Whether `llava` is installed in Python $1, from this checkout, with what it needs.
+# Whether `llava` is installed in Python $1, from this checkout, with what it needs; for $2 = dev the tests' needs too.
 runs_this_checkout() {
-    (cd / && env -u PYTHONPATH "$1" - "$ROOT" > /dev/null 2>&1) << 'EOF'
+    (cd / && env -u PYTHONPATH "$1" - "$ROOT" "${2:-}" > /dev/null 2>&1) << 'EOF'
 import os, sys
 import llava, torch, transformers, accelerate, numba
+if sys.argv[2] == "dev":
+    import hypothesis, pytest
 sys.exit(os.path.realpath(os.path.dirname(llava.__file__)) != os.path.join(os.path.realpath(sys.argv[1]), "llava"))
 EOF
 }
 
-# Sets PY. The stamp holds a hash of what was installed, so that changed requirements are installed too.
+# Sets PY, a Python that can run this checkout or, with the argument dev, its tests.
+# The stamp holds a hash of what was installed, so that changed requirements are installed too.
 use_python() {
-    local base wanted stamp="$ROOT/.venv/installed"
+    local extra="${1:-}" base wanted found stamp="$ROOT/.venv/installed"
     base=$(find_python)
-    if runs_this_checkout "$base"; then
+    if runs_this_checkout "$base" "$extra"; then
         PY=$base
         return
     fi
     PY="$ROOT/.venv/bin/python"
     wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum)
-    if [ -x "$PY" ] && [ "$(cat "$stamp" 2> /dev/null)" = "$wanted" ]; then
+    found=$(cat "$stamp" 2> /dev/null || true)
+    if [ -x "$PY" ] && { [ "$found" = "$wanted dev" ] || [ "$found" = "$wanted $extra" ]; }; then
         return
     fi
     echo "Setting up $ROOT/.venv (once; takes a few minutes) ..." >&2
     [ -x "$PY" ] || "$base" -m venv "$ROOT/.venv" || fail "'$base -m venv' failed: is the venv module installed?"
-    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/scripts/constraints.txt" -e "$ROOT[dev]" >&2 ||
+    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/scripts/constraints.txt" \
+        -e "$ROOT${extra:+[$extra]}" >&2 ||
         fail "installing the dependencies failed: see above (is there a network or a package mirror?)"
-    echo "$wanted" > "$stamp"
+    echo "$wanted $extra" > "$stamp"
 }

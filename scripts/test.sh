@@ -2,6 +2,6 @@
 # Sets everything up and runs the tests: bash scripts/test.sh [pytest argument ...]. A few minutes on two cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-use_python
+use_python dev
 cd "$ROOT"
 exec "$PY" -m pytest "$@"

@@ -23,7 +23,7 @@ LAYERS = (
     {"llava.eval"},
     {"llava.train"},
 )
-MAY_IMPORT_MEZO = {"llava/train/mezo_trainer.py", "llava/train/arguments.py"}
+MAY_IMPORT_MEZO = {"llava/train/mezo_trainer.py", "llava/train/sparse_loss.py", "llava/train/arguments.py"}
 OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
 
 

@@ -18,8 +18,8 @@ NAMES = {
     "process_highres_image select_best_resolution resize_and_pad_image divide_to_patches get_anyres_image_grid_shape "
     "process_anyres_image load_image_from_base64 expand2square process_images tokenizer_image_token "
     "get_model_name_from_path KeywordsStoppingCriteria",
-    "llava.utils": "process_video_with_decord process_video_with_pyav rank0_print rank_print build_logger StreamToLogger "
-    "disable_torch_init pretty_print_semaphore",
+    "llava.utils": "process_video_with_decord process_video_with_pyav rank0_print rank_print build_logger "
+    "StreamToLogger disable_torch_init pretty_print_semaphore",
     "llava.model": "LlavaLlamaForCausalLM LlavaConfig LlavaQwenForCausalLM LlavaQwenConfig",
     "llava.model.language_model.llava_qwen": "LlavaQwenForCausalLM LlavaQwenConfig",
     "llava.model.language_model.llava_llama": "LlavaLlamaForCausalLM LlavaConfig",
@@ -34,8 +34,8 @@ NAMES = {
     "DataCollatorForSupervisedDataset make_supervised_data_module preprocess preprocess_multimodal preprocess_plain "
     "preprocess_v1 preprocess_llama_2 preprocess_mpt preprocess_qwen preprocess_gemma preprocess_llama3 get_model "
     "find_all_linear_names get_peft_state_maybe_zero_3 get_peft_state_non_lora_maybe_zero_3 "
-    "get_mm_adapter_state_maybe_zero_3 maybe_zero_3 safe_save_model_for_hf_trainer smart_tokenizer_and_embedding_resize "
-    "train",
+    "get_mm_adapter_state_maybe_zero_3 maybe_zero_3 safe_save_model_for_hf_trainer "
+    "smart_tokenizer_and_embedding_resize train",
     "llava.train.llava_trainer": "LLaVATrainer LengthGroupedSampler split_to_even_chunks get_length_grouped_indices "
     "get_length_grouped_indices_auto_single get_modality_length_grouped_indices "
     "get_modality_length_grouped_indices_auto get_variable_length_grouped_indices should_only_save_mm_adapter",

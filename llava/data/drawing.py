@@ -71,8 +71,12 @@ def sample(image: Image.Image, prompt: str, answer: str, kind: str) -> Sample:
 
 
 def conversation(rng: np.random.Generator, image: Image.Image, rounds: Sequence[Round]) -> Sample:
-    """A picture with up to `MOST_ROUNDS` of the given questions, in random order, the tag in front of the first."""
-    chosen = [rounds[int(k)] for k in rng.permutation(len(rounds))[:MOST_ROUNDS]]
+    """A picture with up to `MOST_ROUNDS` of the given questions in random order, the tag in front of the first.
+
+    The first of `rounds` is always among them.
+    """
+    others = 1 + rng.permutation(len(rounds) - 1)[: MOST_ROUNDS - 1]
+    chosen = [rounds[int(k)] for k in rng.permutation([0, *others])]
     chosen[0] = replace(chosen[0], prompt=f"<image>\n{chosen[0].prompt}")
     return Sample(image, tuple(chosen))
 

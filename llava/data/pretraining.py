@@ -15,21 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from llava.data import blocks, shapes, spots
+from llava.data import blocks, grids, spots
 from llava.data.drawing import MOST_ROUNDS, Sample, sample_rng
 from llava.data.records import write_split
 from llava.errors import InputError, command
 
 STREAM = 1000  # keeps these random streams apart from those of the demo sets
-# Spots come twice as often: they take longest to learn.
 _TURN: tuple[Callable[[np.random.Generator], Sample], ...] = (
     spots.draw,
-    shapes.draw_shape,
-    spots.draw,
+    grids.draw_shapes,
     blocks.draw,
-    shapes.draw_discs,
+    grids.draw_corners,
     spots.draw,
-    shapes.draw_corner,
+    grids.draw_pies,
+    blocks.draw,
 )
 
 

@@ -20,17 +20,21 @@ def draw(rng: np.random.Generator) -> Sample:
     """An ellipse with or without a bright spot, a dark spot and a ring; tiny specks may be anywhere in it."""
     bright, dark, ring = (bool(rng.random() < chance) for chance in (0.5, 0.4, 0.5))
     scene = _Scene(rng, ring)
+    spots = []
+    if dark:
+        spots.append(("dark", scene.add_large_spot(-1)))
+    if bright:
+        spots.append(("bright", scene.add_large_spot(+1)))
+    listed = "; ".join(f"{name} {_side(where, scene.centre)}" for name, where in reversed(spots)) or "nothing"
+    places = {name: _side(where, scene.centre) for name, where in spots}
     rounds = [
+        Round("Read the picture.\nAnswer:", listed, "spot_list"),
         _yes_no(rng, pick(rng, ["a bright spot", "a light spot"]), bright, "bright_spot"),
         _yes_no(rng, "a dark spot", dark, "dark_spot"),
         _yes_no(rng, "a ring", ring, "ring"),
+        Round("Where is the bright spot?\nAnswer:", places.get("bright", "nowhere"), "spot_side"),
+        _overall(rng, scene),
     ]
-    if dark:
-        scene.add_large_spot(-1)
-    where = scene.add_large_spot(+1) if bright else None
-    rounds.append(_side(where, scene.centre, axis=0, sides=("left", "right")))
-    rounds.append(_side(where, scene.centre, axis=1, sides=("top", "bottom")))
-    rounds.append(_overall(rng, scene))
     noise = rng.normal(0, rng.uniform(1, 7), scene.values.shape)
     return conversation(rng, grey_image(scene.values + noise), rounds)
 
@@ -69,11 +73,9 @@ def _yes_no(rng: np.random.Generator, thing: str, there: bool, kind: str) -> Rou
     return Round(pick(rng, _WORDING).format(thing), "Yes" if there else "No", kind)
 
 
-def _side(where: Point | None, centre: Point, axis: int, sides: tuple[str, str]) -> Round:
-    """Asked in a way that does not give away whether there is a bright spot at all."""
-    prompt = f"Where is the bright spot, {sides[0]}, {sides[1]} or nowhere?\nAnswer:"
-    answer = "nowhere" if where is None else sides[int(where[axis] > centre[axis])]
-    return Round(prompt, answer, "spot_side")
+def _side(where: Point, centre: Point) -> str:
+    """Quarter of the ellipse, as `top left`."""
+    return f"{('top', 'bottom')[int(where[1] > centre[1])]} {('left', 'right')[int(where[0] > centre[0])]}"
 
 
 def _overall(rng: np.random.Generator, scene: _Scene) -> Round:

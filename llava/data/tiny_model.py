@@ -10,6 +10,7 @@ Widths are 128; four layers each (the tower has a fifth that is never used, as w
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def build_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM
         num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
+        initializer_range=0.06,  # near 1 / sqrt(width), as the usual 0.02 is for a width of 2048
         bos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
         eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
         pad_token_id=None,
@@ -95,7 +97,7 @@ def build_language_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM
 
 
 def build_tower() -> tuple[SiglipVisionModel, SiglipImageProcessor]:
-    """A randomly initialised SigLIP of width 128 for 56-pixel pictures in patches of 7, and its processor."""
+    """A SigLIP of width 128 for 56-pixel pictures in patches of 7, random but for its positions, and its processor."""
     config = SiglipVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -107,7 +109,20 @@ def build_tower() -> tuple[SiglipVisionModel, SiglipImageProcessor]:
     )
     size = {"height": SIZE, "width": SIZE}
     processor = SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return SiglipVisionModel(config), processor
+    tower = SiglipVisionModel(config)
+    (positions,) = (module for name, module in tower.named_modules() if name.endswith("position_embedding"))
+    positions.weight.data.copy_(_waves(SIZE // PATCH, config.hidden_size))
+    return tower, processor
+
+
+def _waves(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of the row and the column of each patch, [side * side, width].
+
+    The usual random positions are so faint beside the pixels that a tower of this size does not find them in time.
+    """
+    frequency = math.pi / 4 * 0.1 ** torch.linspace(0, 1, width // 4 + 1)[:-1]
+    rows, columns = (n.flatten()[:, None] * frequency for n in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    return 0.7 * torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
 
 
 def write(folder: Path, seed: int) -> None:

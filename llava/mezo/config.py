@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 NOISES = ("gaussian", "rademacher")
-KERNELS = ("auto", "reference", "torch", "numba")
+KERNELS = ("auto", "reference", "torch", "numba", "triton")
+STORAGES = ("native", "fixed16", "fp32")
 LARGEST_SEED = 2**64 - 1
 MOST_DIRECTIONS = 4096
 
@@ -32,7 +33,10 @@ class MeZOConfig:
     """Seed of the run, 0 to 2**64 - 1. 0 is a seed like any other."""
 
     kernel: str = "auto"
-    """Who computes the noise: "reference" (NumPy), "torch", "numba", or "auto". The numbers do not depend on it."""
+    """Who computes the noise, with equal results: "reference" (NumPy), "torch", "numba", "triton" (CUDA), or "auto"."""
+
+    storage: str = "native"
+    """How 16-bit weights are stored while they are trained: "native", "fixed16" or "fp32", see `weights.py`."""
 
     max_bad_steps: int = 3
     """Consecutive steps with a loss that is not finite after which a trainer stops; at least 1."""
@@ -46,6 +50,7 @@ class MeZOConfig:
         _check_integer("max_bad_steps", self.max_bad_steps, 1, None)
         _check_choice("noise", self.noise, NOISES)
         _check_choice("kernel", self.kernel, KERNELS)
+        _check_choice("storage", self.storage, STORAGES)
 
 
 def _check_number(name: str, value: object) -> None:

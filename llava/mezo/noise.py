@@ -152,7 +152,7 @@ def kernel_for(name: str, device_type: str) -> Kernel:
     from llava.mezo import kernels
 
     if name == "auto":
-        name = "numba" if device_type == "cpu" and kernels.numba_available() else "torch"
+        name = kernels.fastest(device_type)
         logger.info("mezo: %s kernel for tensors on %s", name, device_type)
     return kernels.load(name, device_type)
 

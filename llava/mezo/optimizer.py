@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from llava.mezo.estimator import Loss, LossWindow, Reduce, StepResult, coefficie
 from llava.mezo.kernels import Field, as_float32
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
-from llava.mezo.weights import STORAGES, Storage
+from llava.mezo.weights import Storage, store
+
+logger = logging.getLogger(__name__)
 
 
 class MeZO(Optimizer):
@@ -52,7 +56,7 @@ class MeZO(Optimizer):
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
         self.storages: dict[nn.Parameter, Storage] = {
-            p: STORAGES["native"](p, Field(number, self.config.noise), self.config.kernel)
+            p: store(p, Field(number, self.config.noise), self.config.kernel, self.config.storage)
             for number, p in enumerate(chosen)
         }
         self.perturbation = Perturbation(model, self.storages)
@@ -62,6 +66,7 @@ class MeZO(Optimizer):
         """Consecutive steps that were not applied because a loss was not finite."""
         self._reduce = reduce or mean_over_ranks(parameters[0].device)
         self._window = LossWindow()
+        self._released = False
 
     @property
     def names_hash(self) -> str:
@@ -84,9 +89,64 @@ class MeZO(Optimizer):
         `loss` takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
         called 2 * num_directions times, each time under perturbed weights, in evaluation mode and without autograd.
         """
+        if self._released:
+            raise RuntimeError("the weights were released to the model; build another MeZO to train on")
         losses = measure(self.perturbation, self.config, step, loss)
         self._window.add(step, losses)
         return sum(losses) / len(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim, and the exact values of weights that are stored outside the model, by name."""
+        stored = {name: s.state() for name, s in zip(self.names, self.storages.values(), strict=True)}
+        return super().state_dict() | {"storage": {name: state for name, state in stored.items() if state}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch.optim. ValueError: the weights were stored in another way, or are others."""
+        others = dict(state_dict)
+        stored = others.pop("storage", {})
+        unknown = sorted(set(stored) - set(self.names))
+        if unknown:
+            raise ValueError(f"the saved state has a weight {unknown[0]!r}, which is not trained now")
+        super().load_state_dict(others)
+        for name, storage in zip(self.names, self.storages.values(), strict=True):
+            storage.load(stored.get(name, {}))
+
+    @contextmanager
+    def current_weights(self) -> Iterator[None]:
+        """Within it, a forward through the model sees the current weights, wherever they are stored; for evaluation."""
+        if not any(storage.state() for storage in self.storages.values()):
+            yield
+            return
+        with self.perturbation.attached(), self.perturbation.at(0, 0.0):
+            yield
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Within it, the model's parameters hold the current weights in the model's dtype; for saving.
+
+        Weights that are stored elsewhere are copied to the CPU for this.
+        """
+        elsewhere = [(p, p.data, storage) for p, storage in self.storages.items() if storage.state()]
+        try:
+            for parameter, _, storage in elsewhere:
+                parameter.data = storage.exported().cpu()
+            yield
+        finally:
+            for parameter, placeholder, _ in elsewhere:
+                parameter.data = placeholder
+
+    def release(self) -> None:
+        """End training: all weights go back into the model's parameters, in the model's dtype."""
+        self._released = any(storage.state() for storage in self.storages.values())
+        stuck = sum(storage.at_the_limit() for storage in self.storages.values())
+        if stuck:
+            logger.warning(
+                "mezo: %d weights have grown to the end of their 16-bit grid and could grow no further; the storage "
+                "'fp32' has no such limit",
+                stuck,
+            )
+        for storage in self.storages.values():
+            storage.release()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -3,8 +3,8 @@
 While a pass runs, every module that owns trained parameters has a stand-in for its table of parameters. Reading a
 parameter from it, by whatever code, gives weight + scale * z in scratch memory. A copy that was read within its
 owner's forward is dropped when that forward returns, so that at any time about one layer exists twice; a copy that
-was read from elsewhere (LLaVA's `image_newline`, a tied head) is kept until the pass ends. Of an embedding matrix
-only the rows that are looked up are made (`tables.py`).
+was read from elsewhere (LLaVA's `image_newline`) is kept until the pass ends. Of an embedding matrix, and of a matrix
+that is read from elsewhere (an output head), only the rows that are asked for are made (`tables.py`).
 
 `model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters.
 """
@@ -98,11 +98,14 @@ class Perturbation:
         if found is None:
             found = shelf.get(parameter)
         if found is None:
-            found = shelf[parameter] = self._perturbed(parameter, storage, *self._point)
+            by_rows = parameter.dim() == 2 and (own is None or parameter in self._tables)
+            found = shelf[parameter] = self._perturbed(parameter, storage, by_rows)
         return found
 
-    def _perturbed(self, parameter: nn.Parameter, storage: Storage, seed: int, scale: float) -> torch.Tensor:
-        if parameter in self._tables:
+    def _perturbed(self, parameter: nn.Parameter, storage: Storage, by_rows: bool) -> torch.Tensor:
+        assert self._point is not None
+        seed, scale = self._point
+        if by_rows:
             return PerturbedTable.make(parameter, storage, self.pool, seed, scale)
         out = self.pool.empty(storage.shape, storage.dtype, storage.device)
         storage.perturb(out, seed, scale)

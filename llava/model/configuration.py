@@ -27,12 +27,15 @@ class LlavaConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        result = super().from_dict(dict(config_dict), **kwargs)
+        values = dict(config_dict)
+        if "torch_dtype" in values:
+            values["dtype"] = values.pop("torch_dtype")
+        result = super().from_dict(values, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         config._keys_read = sorted(key for key in config_dict if not key.startswith("_"))
         # What the library empties on reading, as it does with `sliding_window` when `use_sliding_window` is false.
         config._emptied = {
-            key: value for key, value in config_dict.items() if value is not None and getattr(config, key, key) is None
+            key: value for key, value in values.items() if value is not None and getattr(config, key, key) is None
         }
         return result
 

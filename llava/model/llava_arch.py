@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
@@ -63,12 +62,6 @@ class LlavaMetaForCausalLM:
 
     def get_vision_tower(self) -> VisionTower | None:
         return self.get_model().get_vision_tower()
-
-    def image_only_modules(self) -> list[nn.Module]:
-        """Modules whose inputs are images alone, in order of use: tower and projector; none without a tower."""
-        if self.get_vision_tower() is None:
-            return []
-        return [self.get_vision_tower(), self.get_model().mm_projector]
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Add the image marks that the arguments ask for to the tokenizer, and rows for them to the embeddings."""

@@ -12,11 +12,10 @@ from typing import Any
 
 import transformers
 
+from llava.mezo.config import KERNELS, NOISES, STORAGES
 from llava.train.renamed_flags import RenamedFlags
 
 TRAINER_MODES = ("regular", "zo")
-NOISES = ("gaussian", "rademacher")
-KERNELS = ("auto", "reference", "torch", "numba")
 
 
 def flag(default: Any, help: str) -> Any:
@@ -142,6 +141,10 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     lora_bias: str = flag("none", "none, all or lora_only")
     mm_projector_lr: float | None = flag(None, "own learning rate of the projector")
     mm_vision_tower_lr: float | None = flag(None, "own learning rate of the vision tower")
+    mm_feature_cache: str | None = flag(
+        None, "this tree: folder that keeps the image features of frozen modules across epochs and runs"
+    )
+    mm_feature_cache_gb: float = flag(20.0, "this tree: most that the folder may take, in GiB; the oldest go first")
     group_by_varlen: bool = flag(False, "sampler: batches of similar length, varlen flavour")
     group_by_modality_length: bool = flag(False, "sampler: batches of one modality and similar length")
     group_by_modality_length_auto: bool = flag(False, "sampler: modality and length, automatic flavour")
@@ -151,7 +154,8 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     trainer_mode: str = flag("regular", "regular: backpropagation; zo: zeroth-order (MeZO)")
     zo_eps: float = flag(1e-3, "MeZO: size of the perturbation, in units of the weights")
     zo_num_directions: int = flag(1, "MeZO: directions a step; each costs two forwards")
-    zo_noise: str = flag("gaussian", "MeZO: gaussian or rademacher directions")
+    zo_noise: str = flag("gaussian", f"MeZO: distribution of a direction: {', '.join(NOISES)}")
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
-    zo_kernel: str = flag("auto", "MeZO: auto, reference, torch or numba; results do not depend on it")
+    zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")
+    zo_weight_storage: str = flag("native", f"MeZO: how 16-bit weights are kept: {', '.join(STORAGES)}")
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")

@@ -9,6 +9,7 @@ Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 
 from llava.mezo import MeZO, MeZOConfig, no_decay_names, reuse_outputs
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.sparse_loss import sparse_loss
 
 
 class DivergedError(FloatingPointError):
@@ -64,9 +66,14 @@ class MeZOTrainer(LLaVATrainer):
         network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         inputs = self._prepare_inputs(inputs)
         with reuse_outputs(frozen_image_modules(network)):
-            loss = self.mezo.accumulate(self.state.global_step, lambda: self.compute_loss(network, dict(inputs)))
+            loss = self.mezo.accumulate(self.state.global_step, lambda: self.step_loss(network, inputs))
         window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         return torch.tensor(loss / window, device=self.args.device)
+
+    def step_loss(self, network: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The loss of one forward; without logits where the model is a language model that allows it."""
+        loss = sparse_loss(network, inputs)
+        return self.compute_loss(network, dict(inputs)) if loss is None else loss
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """Adds the last step's projected gradient and losses, and the seconds a step took since the last log."""
@@ -82,9 +89,29 @@ class MeZOTrainer(LLaVATrainer):
             self._log_time, self._log_step = now, self.state.global_step
         super().log(logs, *rest)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, with the weights as they are now, wherever they are stored."""
+        with contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
+            super()._save(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        self.mezo.release()
+        super()._load_best_model()
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class; raises `DivergedError` when it had to stop because the loss is not finite."""
-        result = super().train(*args, **kwargs)
+        """As the base class; raises `DivergedError` when it had to stop because the loss is not finite.
+
+        Afterwards the weights are in the model, however they were stored in training.
+        """
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            if self.optimizer is not None:
+                self.mezo.release()
         if self.diverged:
             raise DivergedError(
                 f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
@@ -96,7 +123,8 @@ class MeZOTrainer(LLaVATrainer):
 
     def report(self) -> dict[str, Any]:
         """What report.json says of the engine besides the flags."""
-        return {"zo_kernel": self.args.zo_kernel, "zo_eps": self.args.zo_eps, "zo_seed": self.args.zo_seed}
+        names = ("zo_kernel", "zo_eps", "zo_seed", "zo_weight_storage")
+        return {name: getattr(self.args, name) for name in names}
 
     @property
     def mezo(self) -> MeZO:
@@ -129,6 +157,7 @@ def mezo_config(args: Any) -> MeZOConfig:
         noise=args.zo_noise,
         seed=args.zo_seed,
         kernel=args.zo_kernel,
+        storage=args.zo_weight_storage,
         max_bad_steps=args.zo_max_bad_steps,
     )
 

@@ -20,7 +20,15 @@ from llava.conversation import get_template
 from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.train.arguments import KERNELS, NOISES, TRAINER_MODES, DataArguments, ModelArguments, TrainingArguments
+from llava.train.arguments import (
+    KERNELS,
+    NOISES,
+    STORAGES,
+    TRAINER_MODES,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from llava.train.tunable import parse_parts
 
 logger = logging.getLogger(__name__)
@@ -106,10 +114,13 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("trainer_mode", values.trainer_mode, TRAINER_MODES)
     _one_of("zo_noise", values.zo_noise, NOISES)
     _one_of("zo_kernel", values.zo_kernel, KERNELS)
+    _one_of("zo_weight_storage", values.zo_weight_storage, STORAGES)
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("bits", values.bits, (4, 8, 16))
     if values.model_max_length < 1:
         raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
+    if not values.mm_feature_cache_gb > 0:
+        raise InputError(f"--mm_feature_cache_gb {values.mm_feature_cache_gb} must be above 0")
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
     # asked here because transformers would look for it only after changing global state
@@ -132,6 +143,11 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
     if values.fp16:
         raise InputError(
             "--fp16 True (autocast, loss scaling) excludes --trainer_mode zo: use --bf16 True, or neither for float32"
+        )
+    if values.label_smoothing_factor:
+        raise InputError(
+            f"--label_smoothing_factor {values.label_smoothing_factor} excludes --trainer_mode zo, whose loss is the "
+            "cross entropy: leave it out"
         )
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(values, name):

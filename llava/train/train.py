@@ -22,7 +22,7 @@ from llava import conversation
 from llava.errors import command
 from llava.eval.plots import plot_loss
 from llava.eval.report import versions, write_report
-from llava.train import run_folder
+from llava.train import feature_cache, run_folder
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.build import (
     add_vision,
@@ -118,6 +118,9 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
 
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
+    cache = None
+    if training_args.mm_feature_cache is not None:
+        cache = feature_cache.install(model, training_args.mm_feature_cache, training_args.mm_feature_cache_gb)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     times, stop = StepTimes(), StopOnSignal()
     trainer = trainer_class(training_args.trainer_mode)(
@@ -134,7 +137,10 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         sys.exit(EXIT_DIVERGED)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         sys.exit(EXIT_SIGNAL)
-    finish(trainer, folder, model_args, times, getattr(data["train_dataset"], "skipped", []))
+    more = {"skipped_samples": getattr(data["train_dataset"], "skipped", [])}
+    if cache is not None:
+        more["feature_cache"] = {"hits": cache.hits, "misses": cache.misses}
+    finish(trainer, folder, model_args, times, more)
     leave_together(trainer)
 
 
@@ -169,9 +175,13 @@ def leave_together(trainer: LLaVATrainer) -> None:
 
 
 def finish(
-    trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes, skipped: list[dict[str, Any]]
+    trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes, more: dict[str, Any]
 ) -> None:
-    """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run."""
+    """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run.
+
+    Args:
+        more: further entries of the report.
+    """
     trainer.model.config.use_cache = True
     trainer.save_model()
     if not trainer.args.should_save:
@@ -194,8 +204,8 @@ def finish(
             "seconds_per_step": times.median(),
             "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            "skipped_samples": skipped,
             "versions": versions(),
+            **more,
             **trainer.report(),
         },
     )

@@ -25,7 +25,7 @@ STUDY_METHOD_FLAGS=(
     --save_steps 250
 )
 DEMO_METHOD_FLAGS=(
-    --learning_rate 5e-4
+    --learning_rate 1e-4
     --max_steps 3000
     --save_steps 1000
 )

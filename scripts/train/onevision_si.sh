@@ -6,6 +6,7 @@
 # Of the study, for every preset.
 COMMON_FLAGS=(
     --version qwen_1_5
+    --train_on_answers_only True
     --mm_projector_type mlp2x_gelu
     --mm_vision_select_layer -2
     --mm_use_im_start_end False

@@ -13,7 +13,12 @@ WIDTH = 16
 
 
 def run(
-    dtype: torch.dtype, steps: int, lr: float, directions: int = 1, nearest: torch.dtype | None = None
+    dtype: torch.dtype,
+    steps: int,
+    lr: float,
+    directions: int = 1,
+    nearest: torch.dtype | None = None,
+    storage: str = "native",
 ) -> list[float]:
     """Losses of a linear regression with weights in `dtype` and the arithmetic of the forward in float32.
 
@@ -31,7 +36,7 @@ def run(
     def loss() -> torch.Tensor:
         return functional.mse_loss(functional.linear(x, model.weight.float(), model.bias.float()), y)
 
-    optimizer = MeZO(model.parameters(), model, MeZOConfig(eps=1e-1, num_directions=directions), lr=lr)
+    optimizer = MeZO(model.parameters(), model, MeZOConfig(eps=1e-1, num_directions=directions, storage=storage), lr=lr)
     losses = []
     for step in range(steps):
         losses.append(optimizer.accumulate(step, loss))
@@ -40,6 +45,7 @@ def run(
             with torch.no_grad():
                 for p in model.parameters():
                     p.copy_(p.to(nearest))
+    optimizer.release()
     with torch.no_grad():
         losses.append(float(loss()))
     return losses
@@ -50,14 +56,15 @@ def test_regression_is_solved() -> None:
     assert losses[0] > 30 and losses[-1] < 0.1 * losses[0]
 
 
-def gain(dtype: torch.dtype, nearest: torch.dtype | None = None) -> float:
-    losses = run(dtype, steps=800, lr=1.25e-4, nearest=nearest)
+def gain(dtype: torch.dtype, nearest: torch.dtype | None = None, storage: str = "native") -> float:
+    losses = run(dtype, steps=800, lr=1.25e-4, nearest=nearest, storage=storage)
     return losses[0] - losses[-1]
 
 
+@pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_follow_float32(dtype: torch.dtype) -> None:
-    assert gain(dtype) == pytest.approx(gain(torch.float32), rel=0.1)
+def test_sixteen_bits_follow_float32(dtype: torch.dtype, storage: str) -> None:
+    assert gain(dtype, storage=storage) == pytest.approx(gain(torch.float32), rel=0.1)
 
 
 def test_rounding_to_nearest_would_lose_most_updates() -> None:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.mezo.kernels import Field, Kernel, as_float32, load
-from llava.mezo.kernels.numpy_reference import stochastic_bfloat16, stochastic_float16
+from llava.mezo.kernels import Field, Grid, Kernel, as_float32, load
+from llava.mezo.kernels.numpy_reference import stochastic_bfloat16, stochastic_float16, stochastic_on_grid
 from llava.mezo.noise import TILE
 
 pytest.importorskip("numba")
@@ -117,6 +117,72 @@ def test_rows_are_the_rows_of_the_whole(
         out = torch.empty(len(rows), width, dtype=dtype)
         load(name, "cpu").perturb_rows(table, rows, out, field, seed, 1e-3)
         assert_same_bits(out, whole[rows])
+
+
+def on_grid(rows: int, width: int, seed: int) -> tuple[torch.Tensor, Grid]:
+    """All kinds of integers, and steps that differ from row to row."""
+    generator = np.random.default_rng(seed % 2**32)
+    integers = generator.integers(-32767, 32768, (rows, width)).astype(np.int16)
+    integers.flat[:3] = (32767, -32767, 0)[: integers.size]
+    steps = (2.0 ** generator.integers(-24, 0, rows)).astype(np.float32)
+    return torch.from_numpy(integers), Grid(torch.from_numpy(steps), width)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seeds,
+    st.integers(1, 30),
+    st.sampled_from([1, 3, 24, 896, 2048, 2500]),
+    st.integers(0, 29),
+    st.sampled_from(DTYPES),
+    st.lists(scales, min_size=2, max_size=2),
+    st.sampled_from([1.0, 0.999]),
+)
+def test_grid_agrees(
+    seed: int, rows: int, width: int, first: int, target: torch.dtype, factors: list[float], decay: float
+) -> None:
+    """Rows first ... of a weight on a grid: perturbed, looked up and updated."""
+    whole, grid = on_grid(rows, width, seed)
+    first = min(first, rows - 1)
+    weight, field = whole[first:], Field(7, "gaussian")
+    chosen = torch.tensor([first, rows - 1, first])
+    expected, expected_rows = torch.empty(weight.shape, dtype=target), torch.empty(3, width, dtype=target)
+    updated, factors = whole.clone(), [as_float32(f) for f in factors]
+    REFERENCE.perturb(weight, expected, field, seed, 1e-3, first * width, grid)
+    REFERENCE.perturb_rows(whole, chosen, expected_rows, field, seed, 1e-3, grid)
+    REFERENCE.update(updated[first:], field, [seed, 5], factors, as_float32(decay), first * width, grid)
+    assert_same_bits(expected_rows, expected[chosen - first])
+    for name in OTHERS:
+        other = load(name, "cpu")
+        out, out_rows, changed = torch.empty_like(expected), torch.empty_like(expected_rows), whole.clone()
+        other.perturb(weight, out, field, seed, 1e-3, first * width, grid)
+        other.perturb_rows(whole, chosen, out_rows, field, seed, 1e-3, grid)
+        other.update(changed[first:], field, [seed, 5], factors, as_float32(decay), first * width, grid)
+        assert_same_bits(out, expected)
+        assert_same_bits(out_rows, expected_rows)
+        assert torch.equal(changed, updated)
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+@pytest.mark.parametrize(
+    ("factor", "limits"), [(1e30, [-32767, 32767]), (float("inf"), [-32767, 32767]), (float("nan"), [0])]
+)
+def test_values_beyond_the_grid_stay_at_its_end(name: str, factor: float, limits: list[int]) -> None:
+    weight, grid = on_grid(4, 500, 0)
+    load(name, "cpu").update(weight, Field(0, "rademacher"), [1], [factor], 1.0, grid=grid)
+    assert sorted(weight.unique().tolist()) == limits
+
+
+def test_rounding_to_the_grid_is_exact_in_probability() -> None:
+    """Over all 65536 values of r the mean is the number itself, but for less than 2**-16 of a step."""
+    all_r = np.arange(65536, dtype=np.uint16)
+    for value in np.random.default_rng(3).uniform(-3, 3, 12).astype(np.float32):
+        got = stochastic_on_grid(np.full(65536, value), all_r, np.ones(1, dtype=np.float32))
+        assert set(np.unique(got)) <= {np.floor(value), np.ceil(value)}
+        assert abs(got.astype(np.float64).mean() - np.float64(value)) <= 2.0**-16
+    integers = np.arange(-32767, 32768).astype(np.float32)
+    for r in (0, 1, 40000, 65535):
+        assert (stochastic_on_grid(integers, np.full(1, r, np.uint16), np.ones(1, np.float32)) == integers).all()
 
 
 @pytest.mark.parametrize("name", ["reference", *OTHERS])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llava.mezo.kernels import fastest
 from llava.mezo.noise import (
     STREAM_DIRECTION,
     STREAM_ROUNDING,
@@ -124,8 +125,8 @@ def test_global_generators_are_not_touched() -> None:
 
 
 def test_kernel_names_and_devices_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"'fast'.*auto, reference, torch, numba"):
+    with pytest.raises(ValueError, match=r"'fast'.*auto, reference, torch, numba, triton"):
         kernel_for("fast", "cpu")
     with pytest.raises(ValueError, match=r"'reference' runs on cpu alone.*'cuda'"):
         kernel_for("reference", "cuda")
-    assert kernel_for("auto", "cuda").name == "torch"
+    assert kernel_for("auto", "cuda").name == fastest("cuda")

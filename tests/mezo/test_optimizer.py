@@ -163,9 +163,7 @@ def test_agrees_with_the_directional_derivative() -> None:
     optimizer = MeZO(groups_of(model, 0.0), model, MeZOConfig(eps=5e-4))
     for step in range(20):
         # the last sum in float64: the rounding of a float32 loss over 2 eps would be near the tolerance
-        optimizer.accumulate(
-            step, lambda: functional.cross_entropy(model(IDS).double().flatten(0, 1), NEXT.flatten())
-        )
+        optimizer.accumulate(step, lambda: functional.cross_entropy(model(IDS).double().flatten(0, 1), NEXT.flatten()))
         optimizer.step()
         assert optimizer.last is not None
         (direction,) = optimizer.last.directions
@@ -410,7 +408,7 @@ class TestRefusals:
         ("seed", True, "an integer"),
         ("max_bad_steps", 0, "at least 1"),
         ("noise", "normal", "gaussian, rademacher"),
-        ("kernel", "cuda", "auto, reference, torch, numba"),
+        ("kernel", "cuda", "auto, reference, torch, numba, triton"),
     ],
 )
 def test_configuration_is_checked(field: str, value: object, message: str) -> None:

@@ -111,7 +111,6 @@ def test_plain_language_model_learns_to_see(siglip_folder, tmp_path):
     Qwen2ForCausalLM(Qwen2Config(**SMALL_QWEN)).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     model = LlavaQwenForCausalLM.from_pretrained(tmp_path / "base")
     assert model.get_vision_tower() is None
-    assert model.image_only_modules() == []
     model.get_model().initialize_vision_modules(vision_settings(siglip_folder, mm_newline_position="grid"))
     assert model.get_vision_tower().is_loaded
     assert model.get_vision_tower().dtype == model.model.image_newline.dtype == torch.bfloat16

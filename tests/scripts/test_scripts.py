@@ -45,6 +45,7 @@ STUDY = {
     "attn_implementation": "sdpa",
     "model_max_length": "1792",
     "version": "qwen_1_5",
+    "train_on_answers_only": "True",
 }
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ ZO = {
     "zo_noise": "gaussian",
     "zo_seed": 0,
     "zo_kernel": "torch",
+    "zo_weight_storage": "native",
     "zo_max_bad_steps": 3,
 }
 
@@ -258,9 +259,18 @@ def test_frozen_vision_parts_run_once_per_micro_batch(mezo: Make) -> None:
     assert trainer.model.training  # as it was before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "storage"),
+    [
+        (torch.float32, "native"),
+        (torch.bfloat16, "native"),
+        (torch.bfloat16, "fixed16"),
+        (torch.bfloat16, "fp32"),
+    ],
+)
+def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.dtype, storage: str) -> None:
     settings = {
+        "zo_weight_storage": storage,
         "max_steps": 7,
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 1,
@@ -280,6 +290,24 @@ def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.
     logged = ("step", "loss", "projected_grad", "loss_plus", "loss_minus", "learning_rate")
     first, second = ([[entry[name] for name in logged] for entry in steps_of(t)] for t in (whole, resumed))
     assert first == second and len(resumed.model.losses) == 4 * 2 * 2
+
+
+@pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
+def test_evaluation_during_training_sees_the_weights(mezo: Make, storage: str) -> None:
+    model = make_model(torch.bfloat16)
+    trainer = mezo(model=model, bf16=True, max_steps=4, zo_weight_storage=storage)
+    trainer.label_names = ["target"]  # by which the Trainer knows that there is a loss to evaluate
+
+    class Evaluate(transformers.TrainerCallback):
+        losses: ClassVar[list[float]] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.losses.append(trainer.evaluate(make_records())["eval_loss"])
+
+    trainer.add_callback(Evaluate())
+    trainer.train()
+    assert len(Evaluate.losses) == 4 and len(set(Evaluate.losses)) > 1
+    assert Evaluate.losses[-1] == trainer.evaluate(make_records())["eval_loss"]
 
 
 def test_four_accumulated_records_equal_a_batch_of_four(mezo: Make) -> None:

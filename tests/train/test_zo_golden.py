@@ -70,7 +70,7 @@ def trainer_of(
         assert set(trainable) == set(case["trainable_in_order"])
         in_order = [trainable[name] for name in case["trainable_in_order"]]
         monkeypatch.setattr(GivenNoise, "noise", {seed: _draw(seed, in_order) for seed in case["seeds"]}, raising=False)
-        monkeypatch.setitem(optimizer.STORAGES, "native", GivenNoise)
+        monkeypatch.setattr(optimizer, "store", lambda p, field, kernel, storage: GivenNoise(p, field, kernel))
         monkeypatch.setattr(estimator, "direction_seed", lambda base, step, direction: case["seeds"][direction])
         data = make_supervised_data_module(tokenizer, data_args)
         trainer = MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)

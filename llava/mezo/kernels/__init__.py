@@ -8,7 +8,7 @@ Every kernel computes precisely this in float32, each operation rounded to neare
                w the stored weight (16-bit weights widen exactly), s = float32(scale), R = rounding to nearest even
                into the dtype of `out`
     update     u = w;  u = fl(u * decay) unless decay == 1;  then for d = 0 .. n-1 in order  u = fl(u + fl(c_d * z_d))
-               float32 weights store u; bfloat16 and float16 weights store S(u, r)
+               float32 weights store u; bfloat16 and float16 weights store S(u, r); integers on a grid store G(u, r)
     S(u, r)    stochastic rounding with the element's 16 bits r of stream 1 (seed of direction 0): to the bit
                pattern of |u|, of which the lowest k bits do not fit, add r aligned with the top of these k bits and
                drop them. bfloat16: k = 16, so r is added as it is. float16: k = 13 for normal numbers (r >> 3 is
@@ -18,6 +18,13 @@ The probability of rounding up is the distance to the lower neighbour in units o
 for normal float16, below by less than 2**-16 for subnormal float16. A value that 16 bits can hold is kept for any r.
 Infinities stay, a NaN stays some NaN (its payload is not promised), and values beyond the largest number become
 infinite as in ordinary rounding.
+
+Weights may also be 16-bit integers q on a grid of their row (`Grid`), w = q * step with a step that is a power of two,
+so that w is exact. They are stored by
+
+    G(u, r)    v = u / step, limited to -32767 ... 32767;  f = floor(v);  q = f + (floor(2**16 * (v - f)) + r >> 16)
+
+which is stochastic rounding without bias but for the bits of v - f below 2**-16. A NaN is stored as 0.
 
 An update with every c_d == 0 and decay == 1 writes nothing (so -0.0 stays -0.0).
 """
@@ -44,21 +51,49 @@ class Field:
     noise: str
 
 
+LARGEST_ON_GRID = 32767
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the integers of a weight [rows, ...] stand for: integer * step of the row."""
+
+    steps: torch.Tensor
+    """float32 [rows], powers of two, on the weight's device."""
+    width: int
+    """Elements of a row."""
+
+
 class Kernel(Protocol):
-    """What a kernel can do. All tensors are contiguous, on one device and of `SUPPORTED_DTYPES`."""
+    """What a kernel can do. All tensors are contiguous and on one device.
+
+    Weights are of `SUPPORTED_DTYPES`, or int16 with the `Grid` of the full tensor; outputs are of `SUPPORTED_DTYPES`.
+    `start` is the number of the weight's first element in the full tensor.
+    """
 
     name: str
 
     def perturb(
-        self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
+        self,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
-        """Write R(w + scale * z) into `out` (as many elements as `weight`; its dtype may differ from weight's).
-
-        `start` is the number of the first element of `weight` in the full tensor.
-        """
+        """Write R(w + scale * z) into `out` (as many elements as `weight`; its dtype may differ from weight's)."""
 
     def perturb_rows(
-        self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
+        self,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        grid: Grid | None = None,
     ) -> None:
         """As `perturb` for rows `rows` [n] (int64) of `table` [V, D], the full tensor, into `out` [n, D].
 
@@ -73,6 +108,7 @@ class Kernel(Protocol):
         coefficients: Sequence[float],
         decay: float,
         start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         """Change `weight` in place: decay, then one addition per direction, then storing as described above.
 
@@ -109,6 +145,12 @@ def _load_numba() -> Kernel:
     return NumbaKernel()
 
 
+def _load_triton() -> Kernel:
+    from llava.mezo.kernels.triton_cuda import TritonKernel
+
+    return TritonKernel()
+
+
 @dataclass(frozen=True)
 class _Entry:
     load: Callable[[], Kernel]
@@ -120,6 +162,7 @@ _TABLE = {
     "reference": _Entry(_load_reference, ("cpu",)),
     "torch": _Entry(_load_torch, None),
     "numba": _Entry(_load_numba, ("cpu",)),
+    "triton": _Entry(_load_triton, ("cuda",)),
 }
 
 
@@ -140,10 +183,16 @@ def load(name: str, device_type: str) -> Kernel:
 
 
 @cache
-def numba_available() -> bool:
-    """Whether numba can be imported here (it may be missing, or not fit the installed NumPy)."""
+def available(package: str) -> bool:
+    """Whether numba or triton can be imported here (it may be missing, or not fit its surroundings)."""
     try:
-        importlib.import_module("numba")
-    except Exception:  # a numba that does not fit its surroundings fails with whatever it stumbles over
+        importlib.import_module(package)
+    except Exception:  # a numba that does not fit the installed NumPy fails with whatever it stumbles over
         return False
     return True
+
+
+def fastest(device_type: str) -> str:
+    """Name of the fastest kernel that runs on this type of device."""
+    special = {"cpu": "numba", "cuda": "triton"}.get(device_type)
+    return special if special is not None and available(special) else "torch"

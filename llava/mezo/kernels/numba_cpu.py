@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
-from llava.mezo.kernels import Field, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     PHILOX_MULTIPLIERS,
@@ -33,11 +33,13 @@ from llava.mezo.noise import (
 )
 
 Array = npt.NDArray[Any]
+Stored = tuple[Array, int, Array, int]
+"""A weight: its bit patterns, their kind, the steps of its grid and the width of a row (1 and unused without one)."""
 
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
-_KIND = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-_SIGNED = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_UNSIGNED = {torch.float32: np.uint32, torch.bfloat16: np.uint16, torch.float16: np.uint16}
+FLOAT32, BFLOAT16, FLOAT16, GRID = 0, 1, 2, 3
+_KIND = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.int16: GRID}
+_SIGNED = {torch.float32: torch.int32}  # all others: int16
+_UNSIGNED = {torch.float32: np.uint32}  # all others: uint16
 
 SERIAL_BELOW = 16 * TILE
 """Elements below which starting threads costs more than it saves."""
@@ -62,20 +64,34 @@ class NumbaKernel:
     name = "numba"
 
     def perturb(
-        self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
+        self,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
-        patterns = _patterns(weight), _KIND[weight.dtype], _patterns(out), _KIND[out.dtype]
+        patterns = _stored(weight, grid), _patterns(out), _KIND[out.dtype]
         tiles = start // TILE, -(-(start + weight.numel()) // TILE)
         _share(_perturb, *tiles, weight.numel(), *patterns, *_key(field, seed, scale), start)
 
     def perturb_rows(
-        self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
+        self,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        grid: Grid | None = None,
     ) -> None:
         if rows.numel() == 0:
             return
         if int(rows.min()) < 0 or int(rows.max()) >= table.shape[0]:
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {table.shape[0]} rows")
-        patterns = _patterns(table), _KIND[table.dtype], _patterns(out), _KIND[out.dtype]
+        patterns = _stored(table, grid), _patterns(out), _KIND[out.dtype]
         numbers = np.ascontiguousarray(rows.numpy())
         arguments = *_key(field, seed, scale), numbers, table.shape[1]
         _share(_perturb_rows, 0, rows.numel(), out.numel(), *patterns, *arguments)
@@ -88,19 +104,28 @@ class NumbaKernel:
         coefficients: Sequence[float],
         decay: float,
         start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         if changes_nothing(coefficients, decay):
             return
         keys = np.array([split64(seed) for seed in seeds], dtype=np.uint32)
         noise = noise_table(field.noise), np.uint32(field.tensor), keys, np.array(coefficients, dtype=np.float32)
         tiles = start // TILE, -(-(start + weight.numel()) // TILE)
-        patterns = _patterns(weight), _KIND[weight.dtype]
-        _share(_update, *tiles, weight.numel(), *patterns, *noise, np.float32(decay), start)
+        _share(_update, *tiles, weight.numel(), _stored(weight, grid), *noise, np.float32(decay), start)
 
 
 def _patterns(tensor: torch.Tensor) -> Array:
     """The tensor's memory as a flat array of unsigned integers."""
-    return tensor.detach().view(-1).view(_SIGNED[tensor.dtype]).numpy().view(_UNSIGNED[tensor.dtype])
+    flat = tensor.detach().view(-1).view(_SIGNED.get(tensor.dtype, torch.int16))
+    return flat.numpy().view(_UNSIGNED.get(tensor.dtype, np.uint16))
+
+
+_NO_GRID = np.ones(1, dtype=np.float32), 1
+
+
+def _stored(weight: torch.Tensor, grid: Grid | None) -> Stored:
+    steps, width = _NO_GRID if grid is None else (grid.steps.numpy(), grid.width)
+    return _patterns(weight), _KIND[weight.dtype], steps, width
 
 
 def _key(field: Field, seed: int, scale: float) -> tuple[Array, np.uint32, np.uint32, np.uint32, np.float32]:
@@ -191,9 +216,24 @@ def _half_to_single(half):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _load(source, kind, u):  # type: ignore[no-untyped-def]
-    """u[i] = float32 pattern of source[i]."""
-    if kind == FLOAT32:
+def _load_grid(source, steps, width, start, values):  # type: ignore[no-untyped-def]
+    """values[i] = source[i], an integer, times the step of its row."""
+    first, row = 0, start // width
+    while first < source.size:
+        last, step = min(source.size, (row + 1) * width - start), steps[row]
+        for i in range(first, last):
+            values[i] = np.float32(np.int16(source[i])) * step
+        first, row = last, row + 1
+
+
+@_compiled
+def _load(stored, first, start, size, u):  # type: ignore[no-untyped-def]
+    """u[i] = float32 pattern of element start + i of the full tensor, which is number `first` of the patterns."""
+    patterns, kind, steps, width = stored
+    source = patterns[first : first + size]
+    if kind == GRID:
+        _load_grid(source, steps, width, start, u.view(np.float32))
+    elif kind == FLOAT32:
         for i in range(source.size):
             u[i] = np.uint32(source[i])
     elif kind == BFLOAT16:
@@ -265,9 +305,27 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_stochastic(u, r, target, kind):  # type: ignore[no-untyped-def]
-    """target[i] = S(u[i], r[i]) for a 16-bit target."""
-    if kind == BFLOAT16:
+def _store_grid(values, r, target, steps, width, start):  # type: ignore[no-untyped-def]
+    """target[i] = G(values[i], r[i]), see `kernels/__init__.py`."""
+    first, row = 0, start // width
+    limit = np.float32(LARGEST_ON_GRID)
+    while first < target.size:
+        last, step = min(target.size, (row + 1) * width - start), steps[row]
+        for i in range(first, last):
+            v = values[i] / step
+            v = min(max(v, -limit), limit) if v == v else np.float32(0)
+            floor = np.floor(v)
+            part = np.int32((v - floor) * np.float32(65536))
+            target[i] = np.uint16(np.int32(floor) + ((part + np.int32(r[i])) >> np.int32(16)))
+        first, row = last, row + 1
+
+
+@_compiled
+def _store_stochastic(u, r, target, kind, steps, width, start):  # type: ignore[no-untyped-def]
+    """target[i] = S(u[i], r[i]), or G, for a 16-bit target that holds elements start ... of the full tensor."""
+    if kind == GRID:
+        _store_grid(u.view(np.float32), r, target, steps, width, start)
+    elif kind == BFLOAT16:
         for i in range(target.size):
             rounded = (u[i] + r[i]) >> U16
             target[i] = rounded if (u[i] & SIZE32) <= INF32 else NAN_BFLOAT16
@@ -290,28 +348,28 @@ def _scratch():  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _perturb_span(source, source_kind, target, target_kind, table, tensor, k0, k1, scale, start, words, z, u):  # type: ignore[no-untyped-def]
-    """`source` holds elements start ... of one tile."""
+def _perturb_span(stored, first, target, target_kind, table, tensor, k0, k1, scale, start, words, z, u):  # type: ignore[no-untyped-def]
+    """`target` takes elements start ... of one tile, of which `first` is the number in the stored patterns."""
     _direction_tile(start // TILE, tensor, k0, k1, table, words, z)
-    _load(source, source_kind, u)
+    _load(stored, first, start, target.size, u)
     lo = start % TILE
-    _multiply_add(u.view(np.float32), scale, z[lo : lo + source.size])
+    _multiply_add(u.view(np.float32), scale, z[lo : lo + target.size])
     _store_nearest(u, target, target_kind)
 
 
 @_compiled
-def _perturb(first_tile, last_tile, source, source_kind, target, target_kind, table, tensor, k0, k1, scale, start):  # type: ignore[no-untyped-def]
+def _perturb(first_tile, last_tile, stored, target, target_kind, table, tensor, k0, k1, scale, start):  # type: ignore[no-untyped-def]
     words, z, u = _scratch()
-    stop = start + source.size
+    stop = start + target.size
     for tile in range(first_tile, last_tile):
         first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-        part, out = source[first - start : last - start], target[first - start : last - start]
-        _perturb_span(part, source_kind, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
+        out = target[first - start : last - start]
+        _perturb_span(stored, first - start, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
 
 
 @_compiled
 def _perturb_rows(  # type: ignore[no-untyped-def]
-    first_number, last_number, source, source_kind, target, target_kind, table, tensor, k0, k1, scale, rows, width
+    first_number, last_number, stored, target, target_kind, table, tensor, k0, k1, scale, rows, width
 ):
     words, z, u = _scratch()
     for number in range(first_number, last_number):
@@ -319,36 +377,37 @@ def _perturb_rows(  # type: ignore[no-untyped-def]
         shift = number * width - start
         for tile in range(start // TILE, (stop + TILE - 1) // TILE):
             first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-            part, out = source[first:last], target[first + shift : last + shift]
-            _perturb_span(part, source_kind, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
+            out = target[first + shift : last + shift]
+            _perturb_span(stored, first, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
 
 
 @_compiled
-def _update_span(values, kind, table, tensor, keys, coefficients, decay, start, words, z, u):  # type: ignore[no-untyped-def]
-    """`values` holds elements start ... of one tile."""
+def _update_span(stored, first, size, table, tensor, keys, coefficients, decay, start, words, z, u):  # type: ignore[no-untyped-def]
+    """Elements start ... start + size - 1, in one tile, of which `first` is the number in the stored patterns."""
+    patterns, kind, steps, width = stored
     tile, lo = start // TILE, start % TILE
-    hi = lo + values.size
-    _load(values, kind, u)
+    hi = lo + size
+    _load(stored, first, start, size, u)
     numbers = u.view(np.float32)
     if decay != np.float32(1):
-        for i in range(values.size):
+        for i in range(size):
             numbers[i] = numbers[i] * decay
     for d in range(coefficients.size):
         _direction_tile(tile, tensor, keys[d, 0], keys[d, 1], table, words, z)
         _multiply_add(numbers, coefficients[d], z[lo:hi])
+    target = patterns[first : first + size]
     if kind == FLOAT32:
-        _store_nearest(u, values, kind)
+        _store_nearest(u, target, kind)
     else:
         r = z.view(np.uint32)
         _rounding_tile(tile, tensor, keys[0, 0], keys[0, 1], words, r)
-        _store_stochastic(u, r[lo:hi], values, kind)
+        _store_stochastic(u, r[lo:hi], target, kind, steps, width, start)
 
 
 @_compiled
-def _update(first_tile, last_tile, values, kind, table, tensor, keys, coefficients, decay, start):  # type: ignore[no-untyped-def]
+def _update(first_tile, last_tile, stored, table, tensor, keys, coefficients, decay, start):  # type: ignore[no-untyped-def]
     words, z, u = _scratch()
-    stop = start + values.size
+    stop = start + stored[0].size
     for tile in range(first_tile, last_tile):
         first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-        part = values[first - start : last - start]
-        _update_span(part, kind, table, tensor, keys, coefficients, decay, first, words, z, u)
+        _update_span(stored, first - start, last - first, table, tensor, keys, coefficients, decay, first, words, z, u)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import Field, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
 from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
 
 Floats = npt.NDArray[np.float32]
@@ -21,20 +21,34 @@ class NumpyKernel:
     name = "reference"
 
     def perturb(
-        self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
+        self,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         z = direction_values(seed, field.tensor, start, weight.numel(), field.noise)
         with np.errstate(all="ignore"):
-            total = widened(weight) + np.float32(scale) * z
+            total = widened(weight) * steps_of(grid, start, weight.numel()) + np.float32(scale) * z
         out.copy_(torch.from_numpy(total).to(out.dtype).view(out.shape))
 
     def perturb_rows(
-        self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
+        self,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        grid: Grid | None = None,
     ) -> None:
         for position, row in enumerate(rows.tolist()):
             if not 0 <= row < table.shape[0]:
                 raise IndexError(f"row {row} of a table with {table.shape[0]} rows")
-            self.perturb(table[row], out[position], field, seed, scale, start=row * table.shape[1])
+            self.perturb(table[row], out[position], field, seed, scale, row * table.shape[1], grid)
 
     def update(
         self,
@@ -44,12 +58,14 @@ class NumpyKernel:
         coefficients: Sequence[float],
         decay: float,
         start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         if changes_nothing(coefficients, decay):
             return
         count = weight.numel()
-        u = widened(weight)
+        steps = steps_of(grid, start, count)
         with np.errstate(all="ignore"):
+            u = widened(weight) * steps
             if decay != 1.0:
                 u = u * np.float32(decay)
             for seed, coefficient in zip(seeds, coefficients, strict=True):
@@ -58,6 +74,9 @@ class NumpyKernel:
             weight.copy_(torch.from_numpy(u).view(weight.shape))
             return
         r = random_bits(seeds[0], field.tensor, STREAM_ROUNDING, start, count)
+        if grid is not None:
+            weight.copy_(torch.from_numpy(stochastic_on_grid(u, r, steps)).view(weight.shape))
+            return
         stored = ROUND[weight.dtype](u, r)
         weight.copy_(torch.from_numpy(stored.view(np.int16)).view(weight.dtype).view(weight.shape))
 
@@ -66,6 +85,24 @@ def widened(weight: torch.Tensor) -> Floats:
     """The weight's values as a flat float32 array (a copy)."""
     values: Floats = weight.detach().reshape(-1).to(torch.float32, copy=True).numpy()
     return values
+
+
+def steps_of(grid: Grid | None, start: int, count: int) -> Floats:
+    """The step of each element, or 1 for a weight that is no integer."""
+    if grid is None:
+        return np.ones(1, dtype=np.float32)
+    rows = (start + np.arange(count, dtype=np.int64)) // grid.width
+    steps: Floats = grid.steps.numpy()[rows]
+    return steps
+
+
+def stochastic_on_grid(u: Floats, r: Bits, steps: Floats) -> npt.NDArray[np.int16]:
+    """The integers G(u, r)."""
+    v = np.clip(np.nan_to_num(u / steps), -LARGEST_ON_GRID, LARGEST_ON_GRID)
+    floor = np.floor(v)
+    part = ((v - floor) * np.float32(65536)).astype(np.int64)
+    integers: npt.NDArray[np.int16] = (floor.astype(np.int64) + (part + r >> 16)).astype(np.int16)
+    return integers
 
 
 def stochastic_bfloat16(u: Floats, r: Bits) -> Bits:

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from llava.mezo.kernels import Field, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     LOW32,
@@ -31,16 +31,31 @@ class TorchKernel:
     name = "torch"
 
     def perturb(
-        self, weight: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float, start: int = 0
+        self,
+        weight: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         source, target = weight.view(-1), out.view(-1)
         factor = torch.tensor(scale, dtype=torch.float32, device=weight.device)
         for first, last in _chunks(source.numel(), start):
             z = _direction(seed, field, start + first, last - first, weight.device)
-            target[first:last] = (source[first:last].float() + z.mul_(factor)).to(out.dtype)
+            values = source[first:last].float() * _steps(grid, start + first, last - first)
+            target[first:last] = values.add_(z.mul_(factor)).to(out.dtype)
 
     def perturb_rows(
-        self, table: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, field: Field, seed: int, scale: float
+        self,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        out: torch.Tensor,
+        field: Field,
+        seed: int,
+        scale: float,
+        grid: Grid | None = None,
     ) -> None:
         count, width = table.shape
         if rows.numel() and not bool(((rows >= 0) & (rows < count)).all()):
@@ -51,7 +66,8 @@ class TorchKernel:
         for first in range(0, rows.numel(), step):
             chosen = rows[first : first + step]
             z = _lookup(_bits_of(seed, field.tensor, STREAM_DIRECTION, chosen[:, None] * width + inside), field.noise)
-            out[first : first + step] = (table[chosen].float() + z.mul_(factor)).to(out.dtype)
+            values = table[chosen].float() * (1 if grid is None else grid.steps[chosen][:, None])
+            out[first : first + step] = values.add_(z.mul_(factor)).to(out.dtype)
 
     def update(
         self,
@@ -61,20 +77,22 @@ class TorchKernel:
         coefficients: Sequence[float],
         decay: float,
         start: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         if changes_nothing(coefficients, decay):
             return
         values = weight.view(-1)
         factors = [torch.tensor(c, dtype=torch.float32, device=weight.device) for c in coefficients]
         for first, last in _chunks(values.numel(), start):
-            u = values[first:last].to(torch.float32, copy=True)
+            steps = _steps(grid, start + first, last - first)
+            u = values[first:last].to(torch.float32, copy=True).mul_(steps)
             if decay != 1.0:
                 u.mul_(torch.tensor(decay, dtype=torch.float32, device=weight.device))
             for seed, factor in zip(seeds, factors, strict=True):
                 u.add_(_direction(seed, field, start + first, last - first, weight.device).mul_(factor))
             if weight.dtype != torch.float32:
                 r = _bits(seeds[0], field.tensor, STREAM_ROUNDING, start + first, last - first, weight.device)
-                u = _ROUND[weight.dtype](u, r)
+                u = _ROUND[weight.dtype](u, r) if grid is None else _stochastic_on_grid(u, r, steps)
             values[first:last] = u
 
 
@@ -85,6 +103,14 @@ def _chunks(count: int, start: int) -> Iterator[tuple[int, int]]:
         last = min(count, first + CHUNK - (start + first) % TILE)
         yield first, last
         first = last
+
+
+def _steps(grid: Grid | None, start: int, count: int) -> torch.Tensor | int:
+    """The step of each element, or 1 for a weight that is no integer."""
+    if grid is None:
+        return 1
+    rows = torch.arange(start, start + count, device=grid.steps.device) // grid.width
+    return grid.steps[rows]
 
 
 def _direction(seed: int, field: Field, start: int, count: int, device: torch.device) -> torch.Tensor:
@@ -162,6 +188,13 @@ def _stochastic_float16(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     stored = torch.where(exponent >= 113, normal, subnormal)
     stored = torch.where(u.isnan(), torch.full_like(r, 0x7E00), stored)
     return _from_pattern(sign | stored, torch.float16)
+
+
+def _stochastic_on_grid(u: torch.Tensor, r: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+    v = (u / steps).nan_to_num().clamp(-LARGEST_ON_GRID, LARGEST_ON_GRID)
+    floor = v.floor()
+    part = (v - floor).mul_(65536).to(torch.int64)
+    return floor.to(torch.int64).add_(part.add_(r) >> 16).to(torch.int16)
 
 
 _ROUND = {torch.bfloat16: _stochastic_bfloat16, torch.float16: _stochastic_float16}

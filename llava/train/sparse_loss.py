@@ -1,0 +1,69 @@
+"""The loss of a causal language model without its logits: what a zeroth-order step needs of a forward.
+
+The head and the cross entropy are `llava.mezo.head`; this module finds the parts of the model. It relies on what
+LLaVA-NeXT's models and transformers' have in common since 4.40.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.mezo.head import next_token_loss
+
+
+def sparse_loss(network: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Mean next-token loss of a batch, as `network(**inputs).loss` gives it; None if the model is of another kind.
+
+    Args:
+        network: a LLaVA model or a causal language model of transformers, also inside PEFT's wrapper.
+        inputs: what the collator gives: `input_ids`, `labels`, `attention_mask`, with images also those.
+    """
+    model = network.get_base_model() if hasattr(network, "get_base_model") else network
+    head = plain_head(model)
+    if head is None or inputs.get("labels") is None:
+        return None
+    hidden, labels = last_hidden(model, inputs)
+    return next_token_loss(hidden, head.weight, labels)
+
+
+def plain_head(model: nn.Module) -> nn.Module | None:
+    """The output head, where logits are hidden states times its weights and nothing else."""
+    config = getattr(model, "config", None)
+    if getattr(config, "model_type", None) not in _PLAIN_HEADS:
+        return None
+    head = model.get_output_embeddings()
+    return head if type(head) is nn.Linear and head.bias is None else None
+
+
+_PLAIN_HEADS = ("llava_qwen", "llava_llama", "qwen2", "llama")
+"""Model types whose forward is body, head, cross entropy; others may scale or cap logits in between."""
+
+
+def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last hidden states [batch, length, D] and labels [batch, length], both after images are put into the text."""
+    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
+    embeds = None
+    if inputs.get("images") is not None:
+        ids, _, mask, _, embeds, labels = model.prepare_inputs_labels_for_multimodal(
+            ids,
+            None,
+            mask,
+            None,
+            labels,
+            inputs["images"],
+            modalities=inputs.get("modalities", ["image"]),
+            image_sizes=inputs.get("image_sizes"),
+        )
+    if mask is not None and padded_on_the_right(mask):
+        mask = None  # no token sees what comes after it; without a mask, attention skips half of the work
+    outputs = model.base_model(input_ids=ids, inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    return outputs[0], labels
+
+
+def padded_on_the_right(mask: torch.Tensor) -> bool:
+    """Whether padding, if any, comes after the tokens in every row of [batch, length]."""
+    return bool((mask[:, 1:] <= mask[:, :-1]).all())

@@ -1,0 +1,239 @@
+"""Which way of keeping 16-bit weights trains as well as float32: the experiment behind --zo_weight_storage's default.
+
+    python scripts/study/storage.py --task tiny  --output runs/storage/tiny         (about 20 minutes on two CPU cores)
+    python scripts/study/storage.py --task words --output runs/storage/words        (about 3 hours; needs words.py)
+
+The same model, data order, noise and bfloat16 forward for every scheme:
+
+    inplace     the usual scheme: the weights themselves are perturbed in bfloat16 (+eps, -2 eps, +eps, update)
+    nearest     perturbed without touching them, updates rounded to the nearest bfloat16
+    native      the same, with stochastic rounding     } these three are
+    fixed16     16-bit integers on a grid              } --zo_weight_storage
+    fp32        float32 beside the model               }
+
+Writes one JSON file a scheme (finished ones are not repeated) and storage.png: training loss, test loss and accuracy.
+Accuracy is the share of test records whose first answer token is the most likely one of all first answer tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from tqdm.auto import tqdm
+
+from llava.constants import IGNORE_INDEX
+from llava.mezo import MeZO, MeZOConfig, reuse_outputs
+from llava.mezo.estimator import coefficients
+from llava.mezo.noise import direction_seed
+from llava.mezo.weights import NativeStorage
+from llava.train.collator import DataCollatorForSupervisedDataset
+from llava.train.dataset import LazySupervisedDataset
+from llava.train.mezo_trainer import frozen_image_modules
+from llava.train.parsing import parse_arguments
+from llava.train.sparse_loss import last_hidden, sparse_loss
+from llava.train.train import build
+
+matplotlib.use("Agg")
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMES = ("inplace", "nearest", "native", "fixed16", "fp32")
+TASKS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model": ROOT / "playground" / "tiny-llava-onevision",
+        "train": ROOT / "playground" / "data" / "scan" / "train.json",
+        "test": ROOT / "playground" / "data" / "scan" / "test.json",
+        "images": ROOT / "playground" / "data" / "scan",
+        "flags": ["--image_aspect_ratio", "anyres_max_9", "--image_grid_pinpoints", "(1x1),...,(6x6)"],
+        "lr": 5e-4,
+        "batch": 4,
+        "steps": 5000,
+    },
+    "words": {
+        "model": ROOT / "runs" / "words" / "model",
+        "train": ROOT / "runs" / "words" / "train.json",
+        "test": ROOT / "runs" / "words" / "test.json",
+        "images": None,
+        "flags": [],
+        "lr": 1e-6,
+        "batch": 16,
+        "steps": 1000,
+    },
+}
+EPS = 1e-3
+
+
+class NearestStorage(NativeStorage):
+    """Updates rounded to the nearest number of the weight's dtype."""
+
+    def update(self, seeds: Sequence[int], factors: Sequence[float], decay: float) -> None:
+        for seed, factor in zip(seeds, factors, strict=True):
+            self.perturb(self.parameter.detach(), seed, factor)
+
+
+class InPlace(MeZO):
+    """The usual scheme: between the losses the weights themselves are changed, and rounded each time."""
+
+    def accumulate(self, step: int, loss: Callable[[], torch.Tensor]) -> float:
+        seed, losses = direction_seed(self.config.seed, step, 0), []
+        with torch.no_grad():
+            for scale in (EPS, -2 * EPS):
+                self._add(seed, scale)
+                losses.append(float(loss()))
+            self._add(seed, EPS)
+        self._window.add(step, losses)
+        return sum(losses) / 2
+
+    def step(self, closure: Any = None) -> None:
+        _, directions = self._window.close(self.config, self._reduce)
+        (factor,) = coefficients(directions, self.param_groups[0]["lr"])
+        self._add(directions[0].seed, factor)
+
+    def _add(self, seed: int, scale: float) -> None:
+        for parameter, storage in self.storages.items():
+            storage.perturb(parameter.detach(), seed, scale)
+
+
+def make_optimizer(scheme: str, model: torch.nn.Module, lr: float, seed: int) -> MeZO:
+    """The optimizer of a scheme over what is trained in `model`."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    storage = scheme if scheme in ("native", "fixed16", "fp32") else "native"
+    config = MeZOConfig(eps=EPS, seed=seed, storage=storage)
+    if scheme == "inplace":
+        return InPlace(trained, model, config, lr=lr)
+    made = MeZO(trained, model, config, lr=lr)
+    if scheme == "nearest":
+        made.storages.update({p: NearestStorage(p, s.field, s.kernel) for p, s in made.storages.items()})
+    return made
+
+
+def load(task: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Model, training set and test set."""
+    words = ["--model_name_or_path", str(task["model"]), "--data_path", str(task["train"])]
+    words += ["--version", "qwen_1_5", "--trainer_mode", "zo", "--bf16", "True", "--attn_implementation", "sdpa"]
+    words += ["--train_on_answers_only", "True", "--mm_tunable_parts", "mm_language_model", "--output_dir", "unused"]
+    words += ["--mm_use_im_patch_token", "False", "--mm_patch_merge_type", "spatial_unpad", *task["flags"]]
+    if task["images"] is not None:
+        words += ["--image_folder", str(task["images"])]
+    model_args, data_args, training_args = parse_arguments(words)
+    model, tokenizer = build(model_args, data_args, training_args)
+    sets = [LazySupervisedDataset(str(task[name]), tokenizer, data_args) for name in ("train", "test")]
+    return model.eval(), *sets
+
+
+def batches(dataset: Any, size: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Endless batches in an order that depends on the seed alone."""
+    collate = DataCollatorForSupervisedDataset(tokenizer=dataset.tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        for first in range(0, len(order) - size + 1, size):
+            yield collate([dataset[index] for index in order[first : first + size]])
+
+
+@torch.no_grad()
+def evaluate(model: Any, prepared: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean loss and accuracy over test batches."""
+    losses, logits, answers = [], [], []
+    for batch in prepared:
+        hidden, labels = last_hidden(model, batch)
+        losses.append(float(sparse_loss(model, batch)))
+        first = (labels != IGNORE_INDEX).int().argmax(dim=1)
+        rows = torch.arange(len(labels))
+        logits.append(model.lm_head(hidden[rows, first - 1]).float())
+        answers.append(labels[rows, first])
+    logit, answer = torch.cat(logits), torch.cat(answers)
+    candidates = answer.unique()
+    right = candidates[logit[:, candidates].argmax(dim=1)] == answer
+    return sum(losses) / len(losses), float(right.float().mean())
+
+
+def run(scheme: str, task: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train with one scheme; the losses of all steps and the tests in between."""
+    model, train_set, test_set = load(task)
+    made = make_optimizer(scheme, model, options.lr or task["lr"], options.seed)
+    collate = DataCollatorForSupervisedDataset(tokenizer=test_set.tokenizer)
+    records = [test_set[index] for index in range(min(len(test_set), options.test))]
+    prepared = [collate(records[first : first + 50]) for first in range(0, len(records), 50)]
+    steps = options.steps or task["steps"]
+    losses, tests, begin = [], [], time.perf_counter()
+    source = batches(train_set, task["batch"], options.seed)
+    for step in tqdm(range(steps + 1), desc=scheme, mininterval=10):
+        if step % (steps // 20) == 0:
+            with made.current_weights():
+                loss, accuracy = evaluate(model, prepared)
+            tests.append({"step": step, "loss": loss, "accuracy": accuracy})
+            tqdm.write(f"{scheme} step {step}: test loss {loss:.4f}, accuracy {100 * accuracy:.1f} %")
+        if step < steps:
+            batch = next(source)
+            with reuse_outputs(frozen_image_modules(model)):
+                losses.append(made.accumulate(step, lambda batch=batch: sparse_loss(model, batch)))
+            made.step()
+    return {"scheme": scheme, "losses": losses, "tests": tests, "seconds": time.perf_counter() - begin}
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window` values at each place."""
+    total = [0.0]
+    for value in values:
+        total.append(total[-1] + value)
+    return [
+        (total[k + 1] - total[max(0, k + 1 - window)]) / min(k + 1, window) for k in range(len(values))
+    ]
+
+
+def draw(results: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Training loss, test loss and test accuracy against steps, a line a scheme."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for result in results:
+        losses = result["losses"]
+        axes[0].plot(smooth(losses, max(1, len(losses) // 20)), label=result["scheme"])
+        steps = [test["step"] for test in result["tests"]]
+        axes[1].plot(steps, [test["loss"] for test in result["tests"]], label=result["scheme"])
+        axes[2].plot(steps, [100 * test["accuracy"] for test in result["tests"]], label=result["scheme"])
+    for axis, label in zip(axes, ("training loss (smoothed)", "test loss", "test accuracy, %"), strict=True):
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Run the schemes that are missing, draw all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="tiny")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--test", type=int, default=500, help="test records that are used")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for scheme in options.schemes:
+        path = options.output / f"{scheme}-{options.seed}.json"
+        if not path.exists():
+            path.write_text(json.dumps(run(scheme, TASKS[options.task], options)), encoding="utf-8")
+        results.append(json.loads(path.read_text(encoding="utf-8")))
+    draw(results, options.output / "storage.png", f"{options.task}: bfloat16 forward, weights kept in five ways")
+    for result in results:
+        last = result["tests"][-1]
+        print(
+            f"{result['scheme']:<8} test loss {last['loss']:.4f}  accuracy {100 * last['accuracy']:.1f} %  "
+            f"{result['seconds'] / len(result['losses']):.3f} s/step"
+        )
+
+
+if __name__ == "__main__":
+    main()

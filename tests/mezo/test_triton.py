@@ -1,0 +1,42 @@
+"""The CUDA kernel without a GPU: its bits in Triton's interpreter, and what it compiles to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava.mezo.kernels import available
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(not available("triton"), reason="triton is not installed")
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Processes of their own, since Triton decides on import whether it interprets."""
+    words = [sys.executable, str(HERE / script)]
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    return subprocess.run(words, capture_output=True, text=True, env=variables)
+
+
+@pytest.mark.slow
+def test_it_gives_the_bits_of_the_reference() -> None:
+    result = run("interpreted_triton.py", TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout.split()[0]) > 80
+
+
+@pytest.mark.slow
+def test_it_compiles_for_gpus_without_fused_multiply_add(tmp_path: Path) -> None:
+    result = run("compiled_triton.py", TRITON_CACHE_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout)
+    assert {entry["capability"] for entry in kernels} == {80, 86, 90}
+    assert len(kernels) == 3 * 4 * 3
+    assert all(entry["machine_code"] > 0 for entry in kernels)
+    assert all(entry["fused"] == 0 < entry["fused_if_allowed"] for entry in kernels)
