@@ -1,6 +1,6 @@
 """What MeZO gains on the demo, against AdamW with the study's budgets: mean and spread over three seeds.
 
-    python scripts/study/demo_gain.py --output runs/demo_gain       (about @@GAIN_TIME@@ on two CPU cores)
+    python scripts/study/demo_gain.py --output runs/demo_gain       (about 14 minutes on two CPU cores)
 
 Runs both *_onevision_si.sh demo scripts for each seed (a finished run is not repeated) and writes gain.md and
 gain.json: accuracy before and after, gain in points, MeZO's share of AdamW's gain.

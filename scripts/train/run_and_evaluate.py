@@ -18,7 +18,7 @@ from typing import Any
 
 from llava.errors import InputError, command
 from llava.eval.metrics import METRICS
-from llava.eval.report import closing_table, write_report
+from llava.eval.report import closing_table, update_report
 from llava.train import run_folder
 from llava.train.parsing import parse_arguments
 from llava.train.preflight import check_paths
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         run_training(train_flags, options.num_gpus)
     base = model_args.model_name_or_path if training_args.lora_enable or adapter_only(training_args) else None
     after = accuracy("after", str(folder), base)
-    report = read_report(folder) | {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
-    write_report(folder, report)
+    found = {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
+    report = update_report(folder, found)
     sys.stdout.write(f"\n{closing_table(report, folder)}\n")
 
 
