@@ -36,7 +36,6 @@ from shapes import SHAPES, batch, build, count
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
-from llava.mezo.head import next_token_loss
 from llava.mezo.noise import kernel_for
 from llava.train.feature_cache import CachedEncoder, FeatureCache
 from llava.train.mezo_trainer import frozen_image_modules

@@ -183,9 +183,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     total = [0.0]
     for value in values:
         total.append(total[-1] + value)
-    return [
-        (total[k + 1] - total[max(0, k + 1 - window)]) / min(k + 1, window) for k in range(len(values))
-    ]
+    return [(total[k + 1] - total[max(0, k + 1 - window)]) / min(k + 1, window) for k in range(len(values))]
 
 
 def draw(results: list[dict[str, Any]], path: Path, title: str) -> None:

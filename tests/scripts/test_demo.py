@@ -74,7 +74,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def demo(folder: Path, questions: Path | str, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OUTPUT_DIR": str(folder), "EVAL_DATA": str(questions), **more}
-    return subprocess.run(["bash", str(SCRIPT), "demo", *QUICK, *flags], capture_output=True, text=True, env=environment)
+    words = ["bash", str(SCRIPT), "demo", *QUICK, *flags]
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow

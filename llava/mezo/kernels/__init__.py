@@ -140,6 +140,10 @@ def _load_torch() -> Kernel:
 
 
 def _load_numba() -> Kernel:
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # one that does not fit the installed NumPy fails with whatever it stumbles over
+        raise ImportError(f"numba cannot be imported: {error}") from error
     from llava.mezo.kernels.numba_cpu import NumbaKernel
 
     return NumbaKernel()
@@ -183,11 +187,11 @@ def load(name: str, device_type: str) -> Kernel:
 
 
 @cache
-def available(package: str) -> bool:
-    """Whether numba or triton can be imported here (it may be missing, or not fit its surroundings)."""
+def available(name: str) -> bool:
+    """Whether the kernel's package is here, and fit for it."""
     try:
-        importlib.import_module(package)
-    except Exception:  # a numba that does not fit the installed NumPy fails with whatever it stumbles over
+        _TABLE[name].load()
+    except ImportError:
         return False
     return True
 

@@ -16,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
+if int(triton.__version__.split(".")[0]) < 3:
+    raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
+
 from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
 from llava.mezo.noise import BLOCKS_PER_TILE, PHILOX_ROUNDS, STREAM_DIRECTION, STREAM_ROUNDING, TILE, noise_table
 
