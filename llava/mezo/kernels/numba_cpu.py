@@ -52,6 +52,7 @@ U1, U3, U13, U16, U23 = (np.uint32(value) for value in (1, 3, 13, 16, 23))
 LOW16, SIGN16, HALF16 = np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0x7FFF)
 SIZE32, INF32, MANTISSA32 = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x7FFFFF)
 INF16, REBIAS, HALF13 = np.uint32(0x7C00), np.uint32(112 << 23), np.uint32(0xFFF)
+ZERO, ONE = np.float32(0), np.float32(1)
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
@@ -216,13 +217,18 @@ def _half_to_single(half):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _load_row(source, step, values):  # type: ignore[no-untyped-def]
+    for i in range(source.size):
+        values[i] = np.float32(np.int16(source[i])) * step
+
+
+@_compiled
 def _load_grid(source, steps, width, start, values):  # type: ignore[no-untyped-def]
     """values[i] = source[i], an integer, times the step of its row."""
     first, row = 0, start // width
     while first < source.size:
-        last, step = min(source.size, (row + 1) * width - start), steps[row]
-        for i in range(first, last):
-            values[i] = np.float32(np.int16(source[i])) * step
+        last = min(source.size, (row + 1) * width - start)
+        _load_row(source[first:last], steps[row], values[first:last])
         first, row = last, row + 1
 
 
@@ -305,18 +311,26 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_grid(values, r, target, steps, width, start):  # type: ignore[no-untyped-def]
+def _store_row(values, r, target, step):  # type: ignore[no-untyped-def]
     """target[i] = G(values[i], r[i]), see `kernels/__init__.py`."""
+    inverse, limit = ONE / step, np.float32(LARGEST_ON_GRID)  # the former exact, for a power of two
+    for i in range(target.size):
+        v = values[i] * inverse
+        v = v if v == v else ZERO
+        v = v if v < limit else limit
+        v = v if v > -limit else -limit
+        floor = np.int32(v)  # towards zero
+        floor = np.int32(floor - np.int32(np.float32(floor) > v))
+        part = np.int32((v - np.float32(floor)) * np.float32(65536))
+        target[i] = np.uint16(floor + np.int32((part + np.int32(r[i])) >> np.int32(16)))
+
+
+@_compiled
+def _store_grid(values, r, target, steps, width, start):  # type: ignore[no-untyped-def]
     first, row = 0, start // width
-    limit = np.float32(LARGEST_ON_GRID)
     while first < target.size:
-        last, step = min(target.size, (row + 1) * width - start), steps[row]
-        for i in range(first, last):
-            v = values[i] / step
-            v = min(max(v, -limit), limit) if v == v else np.float32(0)
-            floor = np.floor(v)
-            part = np.int32((v - floor) * np.float32(65536))
-            target[i] = np.uint16(np.int32(floor) + ((part + np.int32(r[i])) >> np.int32(16)))
+        last = min(target.size, (row + 1) * width - start)
+        _store_row(values[first:last], r[first:last], target[first:last], steps[row])
         first, row = last, row + 1
 
 
