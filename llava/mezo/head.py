@@ -15,7 +15,7 @@ from torch.nn import functional
 from llava.mezo.noise import TILE
 
 IGNORED = -100
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 8 * 2**20
 """Size of a chunk's weights, and at most of its logits."""
 
 

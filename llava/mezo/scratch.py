@@ -8,7 +8,6 @@ last tensor that looks into it is gone: an output that is a view of a perturbed 
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +23,25 @@ class ScratchPool:
     """Hands out uninitialised tensors."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Block]] = defaultdict(list)
+        self._free: list[Block] = []
 
     def empty(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A contiguous tensor without defined contents."""
         size = shape.numel() * dtype.itemsize
         if device.type != "cpu" or size < SMALLEST_POOLED:
             return torch.empty(shape, dtype=dtype, device=device)
-        words = -(-size // 8)
-        free = self._free[words]
-        block = free.pop() if free else np.empty(words, dtype=np.int64)
+        block = self._smallest(-(-size // 8))
         lent = block[:]
-        weakref.finalize(lent, free.append, block).atexit = False
+        weakref.finalize(lent, self._free.append, block).atexit = False
         return torch.from_numpy(lent).view(dtype)[: shape.numel()].view(shape)
+
+    def _smallest(self, words: int) -> Block:
+        """The smallest free block that is large enough, of whatever size, so that all layers share few; or a new one."""
+        fitting = [number for number, block in enumerate(self._free) if block.size >= words]
+        if not fitting:
+            return np.empty(words, dtype=np.int64)
+        return self._free.pop(min(fitting, key=lambda number: self._free[number].size))
 
     def clear(self) -> None:
         """Give the unused blocks back to the system."""
-        for free in self._free.values():
-            free.clear()
+        self._free.clear()
