@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from llava.mezo.config import MeZOConfig
-from llava.mezo.kernels import as_float32
+from llava.mezo.kernels import Update, as_float32
 from llava.mezo.noise import direction_seed
 from llava.mezo.perturb import Perturbation
 
@@ -100,9 +100,10 @@ class LossWindow:
         return step, tuple(directions)
 
 
-def coefficients(directions: Sequence[Direction], lr: float) -> list[float]:
-    """Factor of each direction's z in the update: -lr * projected_grad / n in float64, rounded once to float32."""
-    return [as_float32(-lr * d.projected_grad / len(directions)) for d in directions]
+def update_of(directions: Sequence[Direction], lr: float, weight_decay: float) -> Update:
+    """The update of a group: coefficients -lr * projected_grad / n and decay, in float64, rounded once to float32."""
+    factors = tuple(as_float32(-lr * d.projected_grad / len(directions)) for d in directions)
+    return Update(tuple(d.seed for d in directions), factors, as_float32(1.0 - lr * weight_decay))
 
 
 def mean_over_ranks(device: torch.device) -> Reduce:

@@ -13,10 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llava.mezo.config import MeZOConfig
-from llava.mezo.estimator import Loss, LossWindow, Reduce, StepResult, coefficients, mean_over_ranks, measure
-from llava.mezo.kernels import Field, as_float32
+from llava.mezo.estimator import Direction, Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
+from llava.mezo.fingerprint import dtype_name
+from llava.mezo.journal import Journal
+from llava.mezo.journal_format import Group, Header, JournalError, Record
+from llava.mezo.kernels import Field
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
+from llava.mezo.replay import apply_records
 from llava.mezo.weights import Storage, store
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,8 @@ class MeZO(Optimizer):
         """What the latest `step()` did; None before the first."""
         self.bad_steps = 0
         """Consecutive steps that were not applied because a loss was not finite."""
+        self.journal: Journal | None = None
+        """Where steps are recorded before they are applied. A step that it holds already is not measured again."""
         self._reduce = reduce or mean_over_ranks(parameters[0].device)
         self._window = LossWindow()
         self._released = False
@@ -91,7 +97,11 @@ class MeZO(Optimizer):
         """
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
-        losses = measure(self.perturbation, self.config, step, loss)
+        recorded = self._recorded(step)
+        if recorded is None:
+            losses = measure(self.perturbation, self.config, step, loss)
+        else:
+            losses = [value for d in recorded.directions for value in (d.loss_plus, d.loss_minus)]
         self._window.add(step, losses)
         return sum(losses) / len(losses)
 
@@ -158,17 +168,85 @@ class MeZO(Optimizer):
         if closure is not None:
             raise ValueError("MeZO takes no closure; give the loss to accumulate(step, loss)")
         number, directions = self._window.close(self.config, self._reduce)
-        per_group = [coefficients(directions, float(group["lr"])) for group in self.param_groups]
-        values = [v for d in directions for v in (d.loss_plus, d.loss_minus)] + [c for cs in per_group for c in cs]
-        applied = all(map(math.isfinite, values))
-        if applied:
-            seeds = [d.seed for d in directions]
-            for group, factors in zip(self.param_groups, per_group, strict=True):
-                decay = as_float32(1.0 - float(group["lr"]) * float(group["weight_decay"]))
+        recorded = self._recorded(number)
+        record = recorded or self._record(number, directions)
+        if self.journal is not None and recorded is None:
+            self.journal.append(record)
+        if record.applied:
+            for group, rate in zip(self._used_groups, self._rate_numbers(), strict=True):
+                update = update_of(record.directions, record.rates[rate], float(group["weight_decay"]))
                 for parameter in group["params"]:
-                    self.storages[parameter].update(seeds, factors, decay)
-        self.bad_steps = 0 if applied else self.bad_steps + 1
-        self.last = StepResult(number, directions, applied)
+                    self.storages[parameter].apply([update])
+        self.bad_steps = 0 if record.applied else self.bad_steps + 1
+        self.last = StepResult(number, record.directions, record.applied)
+
+    def journal_header(self, model: str, fingerprint: str, stored: dict[str, list[str]] | None = None) -> Header:
+        """The header of this run's journal.
+
+        Args:
+            model: where the base model came from.
+            fingerprint: of the trained parameters as they are in it, see `fingerprint.py`.
+            stored: names in the model's files of parameters that have others there.
+        """
+        numbers = {parameter: number for number, parameter in enumerate(self.storages)}
+        groups = tuple(
+            Group(tuple(sorted(numbers[p] for p in group["params"])), float(group["weight_decay"]), rate)
+            for group, rate in zip(self._used_groups, self._rate_numbers(), strict=True)
+        )
+        return Header(
+            model=model,
+            fingerprint=fingerprint,
+            names=self.names,
+            dtypes=tuple(dtype_name(p.dtype) for p in self.storages),
+            shapes=tuple(tuple(p.shape) for p in self.storages),
+            names_hash=self.names_hash,
+            storage=self.config.storage,
+            noise=self.config.noise,
+            eps=self.config.eps,
+            num_directions=self.config.num_directions,
+            seed=self.config.seed,
+            groups=groups,
+            stored=stored or {},
+        )
+
+    def catch_up(self, first: int, last: int) -> None:
+        """Apply steps first ... last - 1 of the journal to weights that are those before step `first`."""
+        if self.journal is None:
+            raise RuntimeError("there is no journal to catch up with")
+        records = self.journal.records[:last]
+        apply_records(self.journal.header, records[first:], list(self.storages.values()))
+        self.bad_steps = next((k for k, record in enumerate(reversed(records)) if record.applied), len(records))
+
+    def _recorded(self, step: int) -> Record | None:
+        """The journal's record of a step, if it has one."""
+        records = [] if self.journal is None else self.journal.records
+        return records[step] if step < len(records) else None
+
+    def _record(self, number: int, directions: tuple[Direction, ...]) -> Record:
+        """A step that was just measured."""
+        groups, numbers = self._used_groups, self._rate_numbers()
+        rates = tuple(float(groups[numbers.index(k)]["lr"]) for k in range(1 + max(numbers)))
+        for group, rate in zip(groups, numbers, strict=True):
+            if float(group["lr"]) != rates[rate]:
+                raise JournalError(
+                    f"at step {number} groups with equal rates at the start have {rates[rate]} and {group['lr']}: "
+                    "where a schedule treats groups differently, let their rates differ from the start"
+                )
+        updates = [update_of(directions, float(group["lr"]), float(group["weight_decay"])) for group in groups]
+        losses = [loss for d in directions for loss in (d.loss_plus, d.loss_minus)]
+        finite = all(map(math.isfinite, losses + [c for update in updates for c in update.coefficients]))
+        return Record(number, finite, directions, rates)
+
+    @property
+    def _used_groups(self) -> list[dict[str, Any]]:
+        """The groups that have parameters."""
+        return [group for group in self.param_groups if group["params"]]
+
+    def _rate_numbers(self) -> list[int]:
+        """For each used group, the number of its learning rate among the distinct ones at the start."""
+        initial = [float(group.get("initial_lr", group["lr"])) for group in self._used_groups]
+        distinct = list(dict.fromkeys(initial))
+        return [distinct.index(rate) for rate in initial]
 
 
 def _check_trainable(parameters: list[nn.Parameter]) -> None:

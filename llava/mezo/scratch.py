@@ -36,7 +36,7 @@ class ScratchPool:
         return torch.from_numpy(lent).view(dtype)[: shape.numel()].view(shape)
 
     def _smallest(self, words: int) -> Block:
-        """The smallest free block that is large enough, of whatever size, so that all layers share few; or a new one."""
+        """The smallest free block that is large enough, of whatever size, so that layers share few; or a new one."""
         fitting = [number for number, block in enumerate(self._free) if block.size >= words]
         if not fitting:
             return np.empty(words, dtype=np.int64)

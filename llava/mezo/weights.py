@@ -19,8 +19,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Field, Grid
+from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Field, Grid, Update
 from llava.mezo.noise import kernel_for_tensor
+
+PART = 2**19
+"""Elements that take several updates at a time: whole tiles, a megabyte or two."""
 
 
 class Storage(Protocol):
@@ -50,8 +53,8 @@ class Storage(Protocol):
         Raises IndexError for a row that the matrix does not have.
         """
 
-    def update(self, seeds: Sequence[int], coefficients: Sequence[float], decay: float) -> None:
-        """weight <- decay * weight + sum of coefficient * z(seed); see `kernels/__init__.py` for the arithmetic."""
+    def apply(self, updates: Sequence[Update]) -> None:
+        """Change the weight by one update after the other; see `kernels/__init__.py` for the arithmetic."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """The exact value, if it is not the model's parameter; for checkpoints."""
@@ -116,11 +119,17 @@ class NativeStorage:
         table = self.value.contiguous()
         kernel_for_tensor(self.kernel, table).perturb_rows(table, rows, out, self.field, seed, scale, self.grid)
 
-    def update(self, seeds: Sequence[int], coefficients: Sequence[float], decay: float) -> None:
+    def apply(self, updates: Sequence[Update]) -> None:
         weight = self.value
         kernel = kernel_for_tensor(self.kernel, weight)
         ordered = weight.contiguous()
-        kernel.update(ordered, self.field, seeds, coefficients, decay, grid=self.grid)
+        flat = ordered.view(-1)
+        # several updates go over the weight in one pass: a part stays in the cache until all of them are done
+        size = flat.numel() if len(updates) == 1 else PART
+        for start in range(0, flat.numel(), max(size, 1)):
+            for update in updates:
+                part = flat[start : start + size]
+                kernel.update(part, self.field, update.seeds, update.coefficients, update.decay, start, self.grid)
         if ordered is not weight:
             weight.copy_(ordered)
 

@@ -158,4 +158,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")
     zo_weight_storage: str = flag("native", f"MeZO: how 16-bit weights are kept: {', '.join(STORAGES)}")
+    zo_journal: bool = flag(True, "MeZO: record each step in OUTPUT_DIR/mezo_journal, to resume and replay from")
+    zo_from_journal: str | None = flag(
+        None,
+        "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",
+    )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")

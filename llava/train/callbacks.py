@@ -74,9 +74,14 @@ class StepTimes(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C or SIGTERM ends the run after the step in progress, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C or SIGTERM ends the run after the step in progress; a second one ends it at once.
 
-    def __init__(self) -> None:
+    Args:
+        save: a checkpoint is saved first.
+    """
+
+    def __init__(self, save: bool = True) -> None:
+        self.save = save
         self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
 
@@ -89,8 +94,9 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received is not None:
-            logger.warning("stopping after step %d on %s; a checkpoint is saved", state.global_step, self.received.name)
-            control.should_save = True
+            kept = "a checkpoint is saved" if self.save else "the journal has all of it"
+            logger.warning("stopping after step %d on %s; %s", state.global_step, self.received.name, kept)
+            control.should_save = control.should_save or self.save
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ import transformers
 from llava.train import run_folder, saving, state
 from llava.train.param_groups import parameter_groups
 from llava.train.samplers import (
+    EpochSampler,
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_length_grouped_indices_auto_single,
@@ -70,28 +71,28 @@ class LLaVATrainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        args = self.args
-        world_size = args.world_size * args.gradient_accumulation_steps
-        # in LLaVA-NeXT's order of precedence
-        if args.group_by_length:
-            return LengthGroupedSampler(args.train_batch_size, world_size, lengths=dataset.lengths)
-        if args.group_by_modality_length:
-            return LengthGroupedSampler(
-                args.train_batch_size, world_size, lengths=dataset.modality_lengths, group_by_modality=True
-            )
-        if args.group_by_modality_length_auto:
-            return LengthGroupedSampler(
-                args.train_batch_size, world_size, lengths=dataset.modality_lengths, group_by_modality_auto=True
-            )
-        if args.group_by_varlen:
-            return LengthGroupedSampler(
-                args.train_batch_size * args.gradient_accumulation_steps,
-                world_size,
-                lengths=dataset.lengths,
-                variable_length=True,
-            )
+        grouped = self._grouped_sampler(dataset)
+        if grouped is not None:
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(grouped, seed)
         given = () if train_dataset is None else (train_dataset,)  # transformers 4.40 takes none
         return super()._get_train_sampler(*given)
+
+    def _grouped_sampler(self, dataset: Any) -> LengthGroupedSampler | None:
+        """The sampler that the flags ask for, in LLaVA-NeXT's order of precedence; None for none."""
+        args = self.args
+        batch, world_size = args.train_batch_size, args.world_size * args.gradient_accumulation_steps
+        if args.group_by_length:
+            return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths)
+        if args.group_by_modality_length:
+            return LengthGroupedSampler(batch, world_size, lengths=dataset.modality_lengths, group_by_modality=True)
+        if args.group_by_modality_length_auto:
+            lengths = dataset.modality_lengths
+            return LengthGroupedSampler(batch, world_size, lengths=lengths, group_by_modality_auto=True)
+        if args.group_by_varlen:
+            batch *= args.gradient_accumulation_steps
+            return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths, variable_length=True)
+        return None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -12,15 +12,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from llava.mezo import MeZO, MeZOConfig, no_decay_names, reuse_outputs
+from llava.mezo.journal_format import JournalError
+from llava.mezo.noise import kernel_for_tensor
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.sparse_loss import sparse_loss
+
+if TYPE_CHECKING:
+    from llava.train.zo_journal import RunJournal
 
 
 class DivergedError(FloatingPointError):
@@ -36,6 +42,12 @@ class MeZOTrainer(LLaVATrainer):
         self.add_callback(_StopWhenDiverged(self))
         self._log_time: float | None = None
         self._log_step = 0
+        self.run_journal: RunJournal | None = None
+        if self.args.zo_journal:
+            from llava.train.zo_journal import RunJournal, SaveResumePoints
+
+            self.run_journal = RunJournal(self)
+            self.add_callback(SaveResumePoints(self.run_journal))
 
     def create_accelerator_and_postprocess(self) -> None:
         """As the base class, but models are not wrapped in DistributedDataParallel.
@@ -52,6 +64,8 @@ class MeZOTrainer(LLaVATrainer):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             exempt = no_decay_names(self.model)
             self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args))
+            if self.run_journal is not None:
+                self.optimizer.journal = self.run_journal.open()
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -76,13 +90,20 @@ class MeZOTrainer(LLaVATrainer):
         return self.compute_loss(network, dict(inputs)) if loss is None else loss
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """Adds the last step's projected gradient and losses, and the seconds a step took since the last log."""
+        """Adds the last step's projected gradient and losses, and the seconds a step took since the last log.
+
+        With a journal, the loss is the mean of the steps' since the last log, also where that was before a stop.
+        """
         result = self.mezo.last if "loss" in logs else None
         if result is not None:
             logs.pop("grad_norm", None)
             last = result.directions[-1]
             logs["projected_grad"] = last.projected_grad
             logs["loss_plus"], logs["loss_minus"] = last.loss_plus, last.loss_minus
+            if self.mezo.journal is not None:
+                since = max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0)
+                records = self.mezo.journal.records[since : self.state.global_step]
+                logs["loss"] = sum(record.loss for record in records) / len(records)
             now, steps = time.perf_counter(), self.state.global_step - self._log_step
             if self._log_time is not None and steps > 0:
                 logs["step_time"] = round((now - self._log_time) / steps, 6)
@@ -102,16 +123,43 @@ class MeZOTrainer(LLaVATrainer):
         self.mezo.release()
         super()._load_best_model()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class; raises `DivergedError` when it had to stop because the loss is not finite.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        journal, path = self.run_journal, Path(resume_from_checkpoint)
+        full = path if journal is None else journal.full_checkpoint(path)
+        if full is not None:
+            super()._load_from_checkpoint(str(full), model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.run_journal is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        full = self.run_journal.full_checkpoint(Path(checkpoint))
+        if full is not None:  # weights as exactly as they were stored
+            super()._load_optimizer_and_scheduler(str(full))
+        self.run_journal.load(Path(checkpoint), full)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; a run is also resumed from its journal's folder, or from a resume point in it.
 
         Afterwards the weights are in the model, however they were stored in training.
+
+        Raises:
+            DivergedError: it had to stop because the loss is not finite.
+            InputError: the journal does not fit this run, is damaged, or cannot be written.
         """
         try:
-            result = super().train(*args, **kwargs)
+            if self.run_journal is not None:
+                resume_from_checkpoint = self.run_journal.prepare(resume_from_checkpoint)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        except JournalError as error:
+            if self.run_journal is None:
+                raise
+            raise self.run_journal.wrong(error) from error
         finally:
             if self.optimizer is not None:
                 self.mezo.release()
+                if self.mezo.journal is not None:
+                    self.mezo.journal.close()
         if self.diverged:
             raise DivergedError(
                 f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
@@ -122,9 +170,10 @@ class MeZOTrainer(LLaVATrainer):
         return result
 
     def report(self) -> dict[str, Any]:
-        """What report.json says of the engine besides the flags."""
-        names = ("zo_kernel", "zo_eps", "zo_seed", "zo_weight_storage")
-        return {name: getattr(self.args, name) for name in names}
+        """What report.json says of the engine: its flags, and which kernel ran."""
+        names = ("zo_eps", "zo_seed", "zo_weight_storage")
+        kernel = kernel_for_tensor(self.args.zo_kernel, next(iter(self.mezo.storages)))
+        return {"zo_kernel": kernel.name, **{name: getattr(self.args, name) for name in names}}
 
     @property
     def mezo(self) -> MeZO:

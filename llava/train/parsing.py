@@ -45,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     values = parser.parse_args(argv)
     check_run(values, given)
     try:
-        arguments = parser.parse_args_into_dataclasses([*argv, *_adjustments(values)])
+        arguments = parser.parse_args_into_dataclasses([*argv, *_adjustments(values, given)])
     except InputError:
         raise
     except (ValueError, ImportError) as error:  # transformers' own checks, and packages that a flag needs
@@ -62,11 +62,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return model_args, data_args, training_args
 
 
-def _adjustments(values: Any) -> list[str]:
+def _adjustments(values: Any, given: set[str]) -> list[str]:
     """Flags that follow from the machine and from the trainer mode; they come last and so win."""
     extra = []
     if values.trainer_mode == "zo":
         extra += ["--gradient_checkpointing", "False"]  # a default that has no meaning there
+        if values.zo_journal and "save_strategy" not in given:
+            extra += ["--save_strategy", "no"]  # the journal keeps every step
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         extra += ["--use_cpu", "True"]  # transformers refuses --bf16 True on a CPU that was not asked for
         if values.tf32:
@@ -149,6 +151,8 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
             f"--label_smoothing_factor {values.label_smoothing_factor} excludes --trainer_mode zo, whose loss is the "
             "cross entropy: leave it out"
         )
+    if values.zo_from_journal is not None and not values.zo_journal:
+        raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(values, name):
             raise InputError(

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 REPORT_FILE = "report.json"
+JOURNAL_FOLDER = "mezo_journal"
 LOSS_PICTURE = "loss.png"
 ARGUMENTS_FILE = "training_args.json"
 # Flags that make another run of it; any other change is only warned about.
@@ -71,8 +72,8 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete `checkpoint-N` with the largest N; None when there is none."""
+def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
+    """The complete `checkpoint-N` with the largest N, up to `most`; None when there is none."""
     complete = []
     for path in folder.glob("checkpoint-*"):
         match = _CHECKPOINT.fullmatch(path.name)
@@ -80,7 +81,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             complete.append((int(match[1]), path))
         elif match:
             logger.warning("%s is incomplete (no %s) and is not resumed from", path, STATE_FILE)
-    return max(complete)[1] if complete else None
+    return max((found for found in complete if most is None or found[0] <= most), default=(0, None))[1]
 
 
 def flat_arguments(*groups: Any) -> dict[str, Any]:
@@ -104,13 +105,15 @@ def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
     """
     file = checkpoint / ARGUMENTS_FILE
     if not file.exists():
+        file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
+    if not file.exists():
         return
     earlier = json.loads(file.read_text(encoding="utf-8"))
     changed = {name for name, value in arguments.items() if name in earlier and earlier[name] != value}
     for name in SAME_IN_A_RUN:
         if name in changed:
             raise InputError(
-                f"--output_dir {checkpoint.parent} holds an unfinished run with --{name} {earlier[name]}, now "
+                f"--output_dir {arguments['output_dir']} holds an unfinished run with --{name} {earlier[name]}, now "
                 f"{arguments[name]}: choose another folder, or give --overwrite_output_dir True to start again"
             )
     for name in sorted(changed - NOT_WORTH_A_WARNING):
@@ -125,5 +128,7 @@ def _remove_run(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
         if _CHECKPOINT.fullmatch(path.name):
             shutil.rmtree(path)
+    if (folder / JOURNAL_FOLDER).is_dir():
+        shutil.rmtree(folder / JOURNAL_FOLDER)
     for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE):
         (folder / name).unlink(missing_ok=True)

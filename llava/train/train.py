@@ -111,7 +111,8 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         if training_args.process_index == 0:
             run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
     arguments = run_folder.flat_arguments(model_args, data_args, training_args)
-    checkpoint = run_folder.newest_checkpoint(folder)
+    journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
+    checkpoint = start_of_journaled_run(folder) if journaled else run_folder.newest_checkpoint(folder)
     if checkpoint is not None:
         run_folder.check_same_run(checkpoint, arguments)
         logger.info("resuming from %s", checkpoint)
@@ -122,7 +123,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if training_args.mm_feature_cache is not None:
         cache = feature_cache.install(model, training_args.mm_feature_cache, training_args.mm_feature_cache_gb)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
-    times, stop = StepTimes(), StopOnSignal()
+    times, stop = StepTimes(), StopOnSignal(save=not journaled)
     trainer = trainer_class(training_args.trainer_mode)(
         model=model, args=training_args, processing_class=tokenizer, callbacks=[ProgressBar(), times, stop], **data
     )
@@ -166,6 +167,13 @@ def trainer_class(mode: str) -> type[LLaVATrainer]:
 
         return MeZOTrainer
     return LLaVATrainer
+
+
+def start_of_journaled_run(folder: Path) -> Path | None:
+    """Where a run with a journal goes on, see `zo_journal`; None for a new one."""
+    from llava.train.zo_journal import start_of
+
+    return start_of(folder)
 
 
 def leave_together(trainer: LLaVATrainer) -> None:

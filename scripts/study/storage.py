@@ -30,7 +30,8 @@ from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
-from llava.mezo.estimator import coefficients
+from llava.mezo.estimator import update_of
+from llava.mezo.kernels import Update
 from llava.mezo.noise import direction_seed
 from llava.mezo.weights import NativeStorage
 from llava.train.collator import DataCollatorForSupervisedDataset
@@ -51,7 +52,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "test": ROOT / "playground" / "data" / "scan" / "test.json",
         "images": ROOT / "playground" / "data" / "scan",
         "flags": ["--image_aspect_ratio", "anyres_max_9", "--image_grid_pinpoints", "(1x1),...,(6x6)"],
-        "lr": 5e-4,
+        "lr": 1e-4,
         "batch": 4,
         "steps": 5000,
     },
@@ -72,9 +73,10 @@ EPS = 1e-3
 class NearestStorage(NativeStorage):
     """Updates rounded to the nearest number of the weight's dtype."""
 
-    def update(self, seeds: Sequence[int], factors: Sequence[float], decay: float) -> None:
-        for seed, factor in zip(seeds, factors, strict=True):
-            self.perturb(self.parameter.detach(), seed, factor)
+    def apply(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            for seed, factor in zip(update.seeds, update.coefficients, strict=True):
+                self.perturb(self.parameter.detach(), seed, factor)
 
 
 class InPlace(MeZO):
@@ -92,8 +94,8 @@ class InPlace(MeZO):
 
     def step(self, closure: Any = None) -> None:
         _, directions = self._window.close(self.config, self._reduce)
-        (factor,) = coefficients(directions, self.param_groups[0]["lr"])
-        self._add(directions[0].seed, factor)
+        update = update_of(directions, self.param_groups[0]["lr"], 0.0)
+        self._add(directions[0].seed, update.coefficients[0])
 
     def _add(self, seed: int, scale: float) -> None:
         for parameter, storage in self.storages.items():

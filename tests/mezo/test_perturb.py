@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava.mezo.kernels import Field
+from llava.mezo.kernels import Field, Update
 from llava.mezo.noise import kernel_for
 from llava.mezo.perturb import Perturbation
 from llava.mezo.scratch import ScratchPool
@@ -243,8 +243,8 @@ def test_non_contiguous_weights_are_numbered_in_logical_order() -> None:
     perturbation = perturbation_of(model)
     assert torch.equal(run(perturbation), expected(perturbation, weight))
     copy = nn.Parameter(weight.detach().contiguous().clone())
-    perturbation.storages[weight].update([1], [0.5], 0.75)
-    NativeStorage(copy, Field(0, "gaussian"), "reference").update([1], [0.5], 0.75)
+    perturbation.storages[weight].apply([Update((1,), (0.5,), 0.75)])
+    NativeStorage(copy, Field(0, "gaussian"), "reference").apply([Update((1,), (0.5,), 0.75)])
     assert not weight.is_contiguous() and torch.equal(weight, copy)
 
 

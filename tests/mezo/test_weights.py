@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.mezo.kernels import LARGEST_ON_GRID, Field
+from llava.mezo.kernels import LARGEST_ON_GRID, Field, Update
 from llava.mezo.reference import mezo_step
 from llava.mezo.weights import HEADROOM, Fixed16Storage, Float32Storage, NativeStorage, grid_steps, store
 
@@ -174,5 +174,5 @@ def test_weights_at_the_end_of_their_grid_are_counted() -> None:
     parameter = nn.Parameter(torch.full((2, 50), 0.5, dtype=torch.bfloat16))
     stored = Fixed16Storage(parameter, Field(0, "rademacher"), "torch")
     assert stored.at_the_limit() == 0
-    stored.update([1], [10.0], 1.0)
+    stored.apply([Update((1,), (10.0,), 1.0)])
     assert stored.at_the_limit() == 100

@@ -32,6 +32,7 @@ ZO = {
     "zo_kernel": "torch",
     "zo_weight_storage": "native",
     "zo_max_bad_steps": 3,
+    "zo_journal": False,
 }
 
 

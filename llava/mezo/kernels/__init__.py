@@ -64,6 +64,15 @@ class Grid:
     """Elements of a row."""
 
 
+@dataclass(frozen=True)
+class Update:
+    """What one step does to a weight: decay * w + sum of coefficient * z(seed)."""
+
+    seeds: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    decay: float
+
+
 class Kernel(Protocol):
     """What a kernel can do. All tensors are contiguous and on one device.
 

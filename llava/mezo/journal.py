@@ -1,0 +1,304 @@
+"""A run's journal on disk: its base model and these few bytes a step give back the weights of every step.
+
+    python -m llava.mezo.journal show DIR [--last N] [--json]      the records as a table, or one JSON object each
+    python -m llava.mezo.journal check DIR                         verify every field and checksum; exit code 2 if bad
+
+DIR is `OUTPUT_DIR/mezo_journal`. It holds header.json, records.bin (`journal_format.py`) and, for a run that branched
+off from another one, the folder `parent` with that run's journal up to there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from llava.mezo.journal_format import (
+    LARGEST_HEADER,
+    Header,
+    JournalError,
+    Parent,
+    Record,
+    checksum_of,
+    decode,
+    encode,
+    parse_header,
+)
+
+logger = logging.getLogger(__name__)
+
+HEADER, RECORDS, PARENT = "header.json", "records.bin", "parent"
+SYNC_SECONDS = 1.0
+"""Records reach the operating system one by one, so that a killed process loses none, and the disk this often."""
+
+
+class Journal:
+    """Header and records of a run; opened for writing, it takes further records.
+
+    `read` and `open` make one. Either raises JournalError, with the file and record, for whatever does not check; a
+    record that was cut off while it was written, which can only be the last one, is left out.
+    """
+
+    def __init__(self, folder: Path, header: Header, records: list[Record], checksum: int, parent: Journal | None):
+        self.folder = folder
+        self.header = header
+        self.records = records
+        self.parent = parent
+        self.checksum = checksum
+        """Of the last record, or of the header."""
+        self.torn = 0
+        """Bytes at the end of the file that are no whole record."""
+        self._file: int | None = None
+        self._writes = True
+        self._synced = time.monotonic()
+
+    @classmethod
+    def read(cls, folder: Path) -> Journal:
+        """The journal in `folder`, every field and checksum verified, its parents' too."""
+        header_bytes, data = _contents(folder / HEADER, LARGEST_HEADER), _contents(folder / RECORDS)
+        with _naming(folder):
+            header = parse_header(header_bytes)
+            checksum = zlib.crc32(header_bytes)
+            whole = _whole_records(data, header.record_bytes)
+            records: list[Record] = []
+            for number in range(whole):
+                part = data[number * header.record_bytes : (number + 1) * header.record_bytes]
+                records.append(decode(header, part, number, checksum))
+                checksum = checksum_of(part)
+        journal = cls(folder, header, records, checksum, _read_parent(folder, header.parent))
+        journal.torn = len(data) - whole * header.record_bytes
+        return journal
+
+    @classmethod
+    def open(cls, folder: Path, header: Header, parent: Journal | None = None, first: int = 0) -> Journal:
+        """The journal in `folder` for writing: a new one, or the one that is there if it is of this very run.
+
+        A new one may find files in the folder that belong to the model; they stay.
+
+        Args:
+            parent, first: a new journal begins after that many records of `parent`, of which it takes a copy.
+        """
+        if not (folder / HEADER).exists():
+            _create(folder, header, parent, first)
+        journal = cls.read(folder)
+        _check_same(journal, header)
+        journal._open_file()
+        return journal
+
+    @classmethod
+    def follow(cls, folder: Path, header: Header) -> Journal:
+        """The journal that another rank of this run writes: records are appended in memory alone."""
+        journal = cls.read(folder)
+        _check_same(journal, header)
+        journal._writes = False
+        return journal
+
+    def append(self, record: Record) -> None:
+        """Write a record: the step is done once this returns. JournalError if it cannot be; nothing is lost then."""
+        if record.step != len(self.records):
+            raise JournalError(f"{self.folder}: step {record.step} cannot follow {len(self.records)} records")
+        data = encode(record, self.checksum)
+        if self._writes:
+            self._write(data, record.step)
+        self.records.append(record)
+        self.checksum = checksum_of(data)
+
+    def _write(self, data: bytes, step: int) -> None:
+        if self._file is None:
+            raise JournalError(f"{self.folder} is not open for writing")
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                written += os.write(self._file, data[written:])  # says why, if it fails again
+            self._sync()
+        except OSError as error:
+            os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
+            raise JournalError(
+                f"{self.folder / RECORDS}: step {step} cannot be recorded ({error.strerror}) and was not applied; "
+                "all steps before it are safe. Make room and start the same run again, it goes on from there"
+            ) from error
+
+    def close(self) -> None:
+        """Bring everything to the disk and let go of the file; further calls do nothing."""
+        if self._file is not None:
+            self._sync(at_once=True)
+            os.close(self._file)
+            self._file = None
+
+    def chain(self) -> list[Journal]:
+        """The journals from the base model on, this one last."""
+        return [*(self.parent.chain() if self.parent else []), self]
+
+    def _sync(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._file is not None and (at_once or now - self._synced >= SYNC_SECONDS):
+            os.fsync(self._file)
+            self._synced = now
+
+    def _open_file(self) -> None:
+        path = self.folder / RECORDS
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+            _lock(self._file)
+            if self.torn:
+                logger.warning("%s: the last record was cut off while it was written; it is left out", path)
+                os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
+                self.torn = 0
+        except OSError as error:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            raise JournalError(f"{path} cannot be written to ({error.strerror})") from error
+
+
+def _contents(path: Path, most: int | None = None) -> bytes:
+    try:
+        if most is not None and path.stat().st_size > most:
+            raise JournalError(f"{path} has {path.stat().st_size} bytes; a header has at most {most}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise JournalError(f"{path} is missing: {path.parent} is no journal, or not a whole one") from error
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read ({error.strerror})") from error
+
+
+class _naming:
+    """Puts the journal's folder in front of a JournalError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, JournalError):
+            raise JournalError(f"{self.folder}: {error}") from error
+
+
+def _whole_records(data: bytes, size: int) -> int:
+    """How many records there are, without one that was cut off: in part, or (after a power cut) as zeros."""
+    whole = len(data) // size
+    while whole and not any(data[(whole - 1) * size : whole * size]):
+        whole -= 1
+    return whole
+
+
+def _read_parent(folder: Path, expected: Parent | None) -> Journal | None:
+    if expected is None:
+        return None
+    parent = Journal.read(folder / PARENT)
+    if (len(parent.records), parent.checksum) != (expected.steps, expected.checksum):
+        raise JournalError(
+            f"{folder / PARENT} has {len(parent.records)} records and ends with checksum {parent.checksum:08x}; the "
+            f"header of {folder} expects {expected.steps} and {expected.checksum:08x}"
+        )
+    return parent
+
+
+def _create(folder: Path, header: Header, parent: Journal | None, first: int) -> None:
+    """header.json comes last and at once: without it there is no journal yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / PARENT, ignore_errors=True)  # of a run that was killed right here
+        if parent is not None:
+            header = replace(header, parent=_copy(parent, folder / PARENT, first))
+        (folder / RECORDS).write_bytes(b"")
+        partial = folder / (HEADER + ".partial")
+        with partial.open("wb") as file:
+            file.write(header.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(folder / HEADER)
+    except OSError as error:
+        raise JournalError(f"{folder}: the journal cannot be made ({error.strerror})") from error
+
+
+def _copy(journal: Journal, folder: Path, count: int) -> Parent:
+    """The first `count` records of a journal, and its parents, as another one."""
+    shutil.copytree(journal.folder, folder)
+    os.truncate(folder / RECORDS, count * journal.header.record_bytes)
+    return Parent(count, Journal.read(folder).checksum)
+
+
+def _check_same(journal: Journal, header: Header) -> None:
+    for field in fields(Header):
+        there, here = getattr(journal.header, field.name), getattr(header, field.name)
+        if there == here or field.name in ("model", "parent"):
+            continue
+        if field.name == "fingerprint":
+            raise JournalError(
+                f"{journal.folder} starts from {journal.header.model} with the fingerprint {there}; the model that is "
+                f"given, {header.model}, has {here}. Give the one that the run was started with"
+            )
+        raise JournalError(
+            f"{journal.folder} is of a run with another {field.name}: {_brief(there)} there, {_brief(here)} here. "
+            "Choose another --output_dir, go on with the settings it has, or branch off with --zo_from_journal"
+        )
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _lock(file: int) -> None:
+    """OSError when another process writes to the file. Where there is no fcntl (Windows), nothing is checked."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(error.errno, "another run is writing to it") from error
+
+
+def _table(journal: Journal, records: Sequence[Record]) -> Iterator[str]:
+    header = journal.header
+    yield f"model {header.model}, {len(header.names)} trained parameters, storage {header.storage}, eps {header.eps}"
+    if header.parent is not None:
+        yield f"branched off after step {header.parent.steps} of its parent"
+    yield f"{'step':>7} {'applied':>7} {'loss':>12} {'projected_grad':>15}  {'learning rates'}"
+    for record in records:
+        gradient = sum(d.projected_grad for d in record.directions) / len(record.directions)
+        rates = " ".join(f"{rate:.4g}" for rate in record.rates)
+        applied = "yes" if record.applied else "no"
+        yield f"{record.step:>7} {applied:>7} {record.loss:>12.6f} {gradient:>15.6f}  {rates}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("show", "check"))
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--last", type=int, metavar="N", help="show the last N records alone")
+    parser.add_argument("--json", action="store_true", help="header and records as JSON, a line each")
+    options = parser.parse_args(argv)
+    try:
+        journal = Journal.read(options.folder)
+    except JournalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    records = journal.records if options.last is None else journal.records[-options.last :] if options.last > 0 else []
+    if options.what == "check":
+        torn = f"; {journal.torn} bytes of a record that was cut off are left out" if journal.torn else ""
+        sys.stdout.write(f"{options.folder}: {len(journal.records)} records, all in order{torn}\n")
+    elif options.json:
+        lines = [asdict(journal.header), *map(asdict, records)]
+        sys.stdout.writelines(json.dumps(line) + "\n" for line in lines)
+    else:
+        sys.stdout.writelines(line + "\n" for line in _table(journal, records))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""The journal's format: a header in JSON and fixed-size records, and every check that either can be put to.
+
+docs/journal.md describes it byte by byte. This module turns bytes into values and back; files are `journal.py`'s. All
+numbers are little-endian. A record is
+
+    u32 step    u32 flags    n x (u64 seed, f64 loss_plus, f64 loss_minus)    k x f64 learning rate    u32 checksum
+
+with n directions and k distinct learning rates: 44 bytes for one of each. The checksum is the CRC-32 of the record
+before it, continued from the checksum of the previous record (of the header's bytes, for the first one), so that a
+record that was changed, moved, dropped or brought in from elsewhere does not check.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from llava.mezo.config import LARGEST_SEED, MOST_DIRECTIONS, NOISES, STORAGES
+from llava.mezo.estimator import Direction, update_of
+from llava.mezo.kernels import Update
+from llava.mezo.names import names_hash
+from llava.mezo.noise import direction_seed
+
+FORMAT, VERSION = "mezo-journal", 1
+APPLIED = 1
+"""Flag of a step that was applied; a step with a loss that is not finite was not."""
+LARGEST_HEADER = 2**26
+_FIXED, _DIRECTION, _RATE, _CHECKSUM = (struct.Struct(code) for code in ("<II", "<Qdd", "<d", "<I"))
+
+
+class JournalError(ValueError):
+    """A journal that is damaged, belongs to something else or cannot be written; the message says what is the case."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A parameter group."""
+
+    parameters: tuple[int, ...]
+    """Numbers of its parameters."""
+    weight_decay: float
+    rate: int
+    """Which of a record's learning rates is its own."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The journal that a run branched off from; a copy of it, up to there, lies in the folder `parent`."""
+
+    steps: int
+    """How many of its records come before this journal's first."""
+    checksum: int
+    """Checksum of the last of them, or of its header."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What holds for a whole run."""
+
+    model: str
+    """Where the base model came from: a folder or a hub id. For people; `fingerprint` decides."""
+    fingerprint: str
+    """Of the trained parameters before the first record, see `fingerprint.py`."""
+    names: tuple[str, ...]
+    """Canonical names of the trained parameters, in the order of their numbers."""
+    dtypes: tuple[str, ...]
+    """Dtype of each in the model, as "bfloat16"."""
+    shapes: tuple[tuple[int, ...], ...]
+    names_hash: str
+    storage: str
+    noise: str
+    eps: float
+    num_directions: int
+    seed: int
+    groups: tuple[Group, ...]
+    stored: dict[str, list[str]] = field(default_factory=dict)
+    """Names in the checkpoint's files of those parameters that have others there: tied ones, adapters."""
+    parent: Parent | None = None
+
+    @property
+    def rates(self) -> int:
+        """Distinct learning rates in a record."""
+        return 1 + max(group.rate for group in self.groups)
+
+    @property
+    def record_bytes(self) -> int:
+        """Size of a record."""
+        body = _FIXED.size + self.num_directions * _DIRECTION.size + self.rates * _RATE.size
+        return body + _CHECKSUM.size
+
+    def to_bytes(self) -> bytes:
+        """The file's contents."""
+        values = {"format": FORMAT, "version": VERSION, "record_bytes": self.record_bytes, **asdict(self)}
+        return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step."""
+
+    step: int
+    applied: bool
+    directions: tuple[Direction, ...]
+    rates: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean of all losses of the step."""
+        return sum(d.loss_plus + d.loss_minus for d in self.directions) / (2 * len(self.directions))
+
+
+def encode(record: Record, previous: int) -> bytes:
+    """The record's bytes after a record with checksum `previous`."""
+    body = _FIXED.pack(record.step, APPLIED if record.applied else 0)
+    body += b"".join(_DIRECTION.pack(d.seed, d.loss_plus, d.loss_minus) for d in record.directions)
+    body += b"".join(map(_RATE.pack, record.rates))
+    return body + _CHECKSUM.pack(zlib.crc32(body, previous))
+
+
+def checksum_of(data: bytes) -> int:
+    """The checksum at the end of a record."""
+    return int(_CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0])
+
+
+def decode(header: Header, data: bytes, number: int, previous: int) -> Record:
+    """Record `number` (0 for the first) from its bytes.
+
+    Raises:
+        JournalError: a checksum, step, flag, seed, loss or learning rate is not what it has to be.
+    """
+    body, checksum = data[: -_CHECKSUM.size], checksum_of(data)
+    expected = zlib.crc32(body, previous)
+    if checksum != expected:
+        raise JournalError(
+            f"record {number} does not check (checksum {checksum:08x}, expected {expected:08x}): it was changed, moved "
+            "or put in from another journal, or records before it are missing"
+        )
+    step, flags = _FIXED.unpack_from(body)
+    start = _FIXED.size
+    directions = []
+    for place in range(header.num_directions):
+        seed, plus, minus = _DIRECTION.unpack_from(body, start + place * _DIRECTION.size)
+        directions.append(Direction(seed, plus, minus, (plus - minus) / (2 * header.eps)))
+    start += header.num_directions * _DIRECTION.size
+    rates = tuple(rate for (rate,) in _RATE.iter_unpack(body[start:]))
+    record = Record(step, bool(flags & APPLIED), tuple(directions), rates)
+    _check_record(header, record, flags, number)
+    return record
+
+
+def _check_record(header: Header, record: Record, flags: int, number: int) -> None:
+    if record.step != number:
+        raise JournalError(f"record {number} is of step {record.step}")
+    if flags & ~APPLIED:
+        raise JournalError(f"record {number} has unknown flags {flags:#x}")
+    for place, direction in enumerate(record.directions):
+        seed = direction_seed(header.seed, record.step, place)
+        if direction.seed != seed:
+            raise JournalError(f"record {number} has seed {direction.seed}; the run's seed gives {seed}")
+    if not all(math.isfinite(rate) and rate >= 0 for rate in record.rates):
+        raise JournalError(f"record {number} has learning rates {record.rates}; they must be finite and at least 0")
+    finite = all(math.isfinite(d.loss_plus) and math.isfinite(d.loss_minus) for d in record.directions)
+    if record.applied and not finite:
+        raise JournalError(f"record {number} was applied with losses that are not finite")
+
+
+def updates_of(header: Header, records: Sequence[Record]) -> list[list[Update]]:
+    """For each group, what the records did to its parameters, in order."""
+    applied = [record for record in records if record.applied]
+    return [
+        [update_of(record.directions, record.rates[group.rate], group.weight_decay) for record in applied]
+        for group in header.groups
+    ]
+
+
+def parse_header(data: bytes) -> Header:
+    """The header from its file's contents.
+
+    Raises:
+        JournalError: not a journal, an unknown version, or a field that is missing, unknown or out of range.
+    """
+    try:
+        values = json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise JournalError(f"the header is not JSON ({type(error).__name__})") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise JournalError(f"the header is not that of a journal (format {FORMAT!r} expected)")
+    version = values.pop("version", None)
+    if version != VERSION or isinstance(version, bool):
+        raise JournalError(f"the journal has version {version!r}; this program reads version {VERSION}")
+    size = values.pop("record_bytes", None)
+    expected, found = {one.name for one in fields(Header)}, set(values)
+    if found != expected:
+        raise JournalError(f"the header lacks {sorted(expected - found)} or has unknown {sorted(found - expected)}")
+    header = _header(values)
+    if size != header.record_bytes:
+        raise JournalError(f"the header has record_bytes {size!r}, but its fields make {header.record_bytes}")
+    return header
+
+
+def _header(values: dict[str, Any]) -> Header:
+    try:
+        groups = tuple(map(_group, values["groups"]))
+        parent = None if values["parent"] is None else Parent(**values["parent"])
+        lists = {"names": tuple(values["names"]), "dtypes": tuple(values["dtypes"])}
+        shapes = tuple(_integers(shape) for shape in values["shapes"])
+        header = Header(**{**values, **lists, "shapes": shapes, "groups": groups, "parent": parent})
+        _check_header(header)
+    except JournalError:
+        raise
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise JournalError(f"the header has a field of another form than expected ({error!r})") from error
+    return header
+
+
+def _group(values: Any) -> Group:
+    return Group(_integers(values["parameters"]), _number(values["weight_decay"]), values["rate"])
+
+
+def _check_header(header: Header) -> None:
+    numbers = [number for group in header.groups for number in group.parameters]
+    rates = {group.rate for group in header.groups}
+    wants = {
+        "model": isinstance(header.model, str),
+        "fingerprint": _is_hash(header.fingerprint),
+        "names": all(isinstance(name, str) for name in header.names) and len(header.names) > 0,
+        "names_hash": header.names_hash == names_hash(header.names),
+        "dtypes": len(header.dtypes) == len(header.names) and set(header.dtypes) <= {"float32", "bfloat16", "float16"},
+        "shapes": len(header.shapes) == len(header.names),
+        "storage": header.storage in STORAGES,
+        "noise": header.noise in NOISES,
+        "eps": _number(header.eps) > 0,
+        "num_directions": _integer(header.num_directions, 1, MOST_DIRECTIONS),
+        "seed": _integer(header.seed, 0, LARGEST_SEED),
+        "groups": sorted(numbers) == list(range(len(header.names)))
+        and all(_integer(rate, 0, len(header.groups) - 1) for rate in rates)
+        and rates == set(range(len(rates)))
+        and all(group.weight_decay >= 0 for group in header.groups),
+        "stored": isinstance(header.stored, dict)
+        and set(header.stored) <= set(header.names)
+        and all(names and all(isinstance(name, str) for name in names) for names in header.stored.values()),
+        "parent": header.parent is None
+        or (_integer(header.parent.steps, 0, 2**32 - 1) and _integer(header.parent.checksum, 0, 2**32 - 1)),
+    }
+    wrong = [name for name, right in wants.items() if not right]
+    if wrong:
+        raise JournalError(f"the header's {', '.join(wrong)} cannot be right: {_short(header, wrong[0])}")
+
+
+def _short(header: Header, name: str) -> str:
+    text = repr(getattr(header, name))
+    return text if len(text) <= 100 else text[:100] + " ..."
+
+
+def _integer(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    found = tuple(values)
+    if not all(_integer(value, 0, 2**63) for value in found):
+        raise TypeError("a list of integers has something else in it")
+    return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -1,0 +1,278 @@
+"""The journal of a MeZO run inside the HF Trainer: where it starts, and how a run goes on from it.
+
+In OUTPUT_DIR/mezo_journal, beside what `llava.mezo.journal` keeps there:
+
+    model/       what a saved model of this run has beyond its base: the configuration and, where the base lacks a
+                 trained weight (LoRA, a new projector), all that a checkpoint holds before the first step
+    resume-N/    state of the Trainer after N steps (scheduler, generators, log), without weights; one, every minute
+
+A run that was stopped goes on from resume-N: its weights are those of the base model, or of a later full checkpoint,
+with the records applied. Steps that were recorded after N run through the Trainer's loop once more, except that
+nothing is measured, so that whatever should have been logged, evaluated and saved there is.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+
+from llava.errors import InputError
+from llava.mezo.fingerprint import fingerprint
+from llava.mezo.journal import HEADER, Journal
+from llava.mezo.journal_format import JournalError
+from llava.mezo.names import canonical_names, unwrap
+from llava.mezo.replay import MODEL, BaseModel, Replay
+from llava.mezo.tensor_files import TensorFiles
+from llava.model.checkpoint_files import find_file
+from llava.train import run_folder, saving, state
+
+if TYPE_CHECKING:
+    from llava.train.mezo_trainer import MeZOTrainer
+
+RESUME_SECONDS = 60.0
+"""How often the Trainer's state is written."""
+_RESUME = re.compile(r"resume-(\d+)")
+
+
+class RunJournal:
+    """The journal of one training run."""
+
+    def __init__(self, trainer: MeZOTrainer) -> None:
+        self.trainer = trainer
+        self.folder = Path(trainer.args.output_dir) / run_folder.JOURNAL_FOLDER
+        self.model = str(getattr(trainer.model.config, "_name_or_path", "") or "")
+        self.parent: Journal | None = None
+        self.parent_steps = 0
+        self.stored: dict[str, list[str]] = {}
+        self.fingerprint = ""
+
+    def prepare(self, resume: str | bool | None) -> str | bool | None:
+        """Look at the base model, before anything is loaded over it.
+
+        Args:
+            resume: where the run goes on, as the Trainer takes it, or this journal's folder; if nowhere, the run must
+                not have a journal yet.
+
+        Returns:
+            The same for the Trainer: None for the folder, since all recorded steps go through the loop then.
+        """
+        exists = (self.folder / HEADER).exists()
+        if exists and not resume:
+            raise InputError(
+                f"{self.folder} is the journal of another run: choose another --output_dir, pass the folder as "
+                "resume_from_checkpoint to go on with it, or remove it"
+            )
+        trained = self._trained()
+        overlay = self.folder / MODEL
+        if self.trainer.args.should_save and not exists:
+            self._save_model_files(overlay, trained)
+        self.trainer.accelerator.wait_for_everyone()
+        if TensorFiles(overlay).files and exists:  # an adapter's random start need not come out the same again
+            self._load(overlay, trained)
+        self.stored = self._stored(self._source(), trained)
+        if self.trainer.args.zo_from_journal is not None:
+            self._start_from(self.trainer.args.zo_from_journal)
+        self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
+        return None if resume and str(resume) == str(self.folder) else resume
+
+    def open(self) -> Journal:
+        """The journal, once the optimizer is there; written by the main process, followed by the others."""
+        header = self.trainer.mezo.journal_header(self.model, self.fingerprint, self.stored)
+        with self.trainer.args.main_process_first(local=False):
+            if self.trainer.args.process_index == 0:
+                journal = Journal.open(self.folder, header, self.parent, self.parent_steps)
+                run_folder.save_arguments(self.trainer.run_arguments, self.folder)
+            else:
+                journal = Journal.follow(self.folder, header)
+        return journal
+
+    def full_checkpoint(self, resume: Path) -> Path | None:
+        """The checkpoint with weights to resume from; None when they come from the base model and the records."""
+        if resume.parent != self.folder:
+            return resume
+        return run_folder.newest_checkpoint(self.folder.parent, most=steps_of(resume))
+
+    def wrong(self, error: JournalError) -> InputError:
+        """The error as commands show it."""
+        return InputError(str(error))
+
+    def load(self, resume: Path, full: Path | None) -> None:
+        """State and weights at a resume point, or at a full checkpoint.
+
+        Args:
+            full: the checkpoint whose weights, optimizer and scheduler are loaded already; None: those of the base.
+        """
+        mezo, step = self.trainer.mezo, steps_of(resume)
+        have = 0 if mezo.journal is None else len(mezo.journal.records)
+        if step > have:
+            raise InputError(
+                f"{resume} is of step {step}, but {self.folder} has {have} steps. Start a new run from the checkpoint "
+                "(--model_name_or_path), or go on without a journal (--zo_journal False)"
+            )
+        if resume != full:
+            Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
+            self.trainer.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
+        mezo.catch_up(steps_of(full), step)
+
+    def save_resume_point(self) -> None:
+        """State of the Trainer after the steps that are done; the older one goes once this one is whole."""
+        trainer = self.trainer
+        folder = self.folder / f"resume-{trainer.state.global_step}"
+        trainer._save_rng_state(str(folder))
+        if not trainer.args.should_save:
+            return
+        state.save_state(Optimizer.state_dict(trainer.mezo), folder, "optimizer")
+        state.save_state(trainer.lr_scheduler.state_dict(), folder, "scheduler")
+        trainer.state.save_to_json(str(folder / run_folder.STATE_FILE))
+        for path in self.folder.glob("resume-*"):
+            if path != folder:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load_step(self, step: int) -> None:
+        """The weights after `step` steps into the model, from the base model on; for the best step of a run."""
+        parameters = self._trained()
+        base = BaseModel(self._source(), Journal.read(self.folder))
+        device = next(iter(parameters.values())).device
+        replay = Replay(Journal.read(self.folder), lambda name: base.read(name).to(device), self.trainer.args.zo_kernel)
+        replay.advance(step)
+        for name in replay.names:
+            parameters[name].data.copy_(replay.weight(name))
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """Canonical name -> parameter, in the order of their numbers."""
+        named = {name: p for p, name in canonical_names(self.trainer.model).items() if p.requires_grad}
+        return dict(sorted(named.items()))
+
+    def _source(self) -> Path:
+        """Folder with the weights before the first step."""
+        overlay = self.folder / MODEL
+        return overlay if TensorFiles(overlay).files else self._base_folder()
+
+    def _base_folder(self) -> Path:
+        config = find_file(self.model, "config.json", local_only=True) if self.model else None
+        return config.parent if config is not None else Path("/nowhere")
+
+    def _save_model_files(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
+        shutil.rmtree(overlay, ignore_errors=True)
+        if self.trainer.args.zo_from_journal is not None:
+            parent = Path(_split(self.trainer.args.zo_from_journal)[0]) / MODEL
+            if TensorFiles(parent).files:
+                shutil.copytree(parent, overlay)
+        missing = self._uncovered(trained)
+        if missing is None:
+            overlay.mkdir(parents=True, exist_ok=True)
+            self.trainer.model.config.save_pretrained(overlay)
+        elif self.trainer.args.zo_from_journal is not None:
+            raise InputError(
+                f"--zo_from_journal {self.trainer.args.zo_from_journal}: this run trains {missing!r}, which that run's "
+                "model does not have. Write its step with llava.mezo.replay and start from there"
+            )
+        else:
+            self.trainer._save(str(overlay))
+
+    def _uncovered(self, trained: dict[str, torch.nn.Parameter]) -> str | None:
+        """A trained parameter that the files do not hold with the value it starts from; None if there is none."""
+        files = TensorFiles(self._source())
+        stored = self._stored(self._source(), trained)
+        for name, parameter in trained.items():
+            there = stored.get(name, [name])[0]
+            if there not in files:
+                return name
+            value = files.read(there).to(parameter.dtype)
+            if value.shape != parameter.shape or not torch.equal(value, parameter.detach().cpu()):
+                return name
+        return None
+
+    def _stored(self, folder: Path, trained: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
+        """Names in the files of those trained parameters that do not go by their canonical name alone."""
+        files = TensorFiles(folder)
+        aliases: dict[torch.nn.Parameter, list[str]] = {}
+        for name, parameter in unwrap(self.trainer.model).named_parameters(remove_duplicate=False):
+            aliases.setdefault(parameter, []).append(name)
+        stored = {}
+        for name, parameter in trained.items():
+            candidates = [saved for alias in aliases[parameter] for saved in saving.saved_names(alias)]
+            found = [candidate for candidate in dict.fromkeys(candidates) if candidate in files]
+            if found and found != [name]:
+                stored[name] = found
+        return stored
+
+    def _load(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
+        files, stored = TensorFiles(overlay), self._stored(overlay, trained)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                there = stored.get(name, [name])[0]
+                if there in files:
+                    parameter.copy_(files.read(there))
+
+    def _start_from(self, where: str) -> None:
+        """Weights of another run's step into the model."""
+        folder, step = _split(where)
+        self.parent = Journal.read(Path(folder))
+        self.parent_steps = len(self.parent.records) if step is None else step
+        if self.parent_steps > len(self.parent.records):
+            raise InputError(f"--zo_from_journal {where}: that journal has {len(self.parent.records)} steps")
+        parameters = {name: p for p, name in canonical_names(self.trainer.model).items()}
+        unknown = [name for name in self.parent.header.names if name not in parameters]
+        if unknown:
+            raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
+        replay = Replay(self.parent, lambda name: parameters[name].detach().clone(), self.trainer.args.zo_kernel)
+        replay.advance(self.parent_steps)
+        with torch.no_grad():
+            for name in replay.names:
+                parameters[name].copy_(replay.weight(name))
+
+
+class SaveResumePoints(TrainerCallback):
+    """Writes a resume point now and then, when all that belongs to a step is done."""
+
+    def __init__(self, journal: RunJournal) -> None:
+        self.journal = journal
+        self._last = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
+            self.journal.save_resume_point()
+            self._last = time.monotonic()
+
+
+def resume_point(output_dir: Path) -> Path | None:
+    """The complete resume point of the run in `output_dir` with the most steps; its journal if that has none yet."""
+    journal = output_dir / run_folder.JOURNAL_FOLDER
+    if not (journal / HEADER).exists():
+        return None
+    complete = [
+        (int(match[1]), path)
+        for path in journal.glob("resume-*")
+        if (match := _RESUME.fullmatch(path.name)) and (path / run_folder.STATE_FILE).exists()
+    ]
+    return max(complete)[1] if complete else journal
+
+
+def start_of(output_dir: Path) -> Path | None:
+    """Where an unfinished run goes on: its newest full checkpoint or resume point; None for a new run."""
+    full, light = run_folder.newest_checkpoint(output_dir), resume_point(output_dir)
+    return full if light is None or steps_of(full) > steps_of(light) else light
+
+
+def steps_of(point: Path | None) -> int:
+    """Steps before checkpoint-N or resume-N; 0 for None and for a journal without either."""
+    number = "" if point is None else point.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _split(where: str) -> tuple[str, int | None]:
+    """DIR and N of DIR:N, N None for DIR alone."""
+    folder, colon, step = where.rpartition(":")
+    if colon and step.isdigit():
+        return folder, int(step)
+    if not (Path(where) / HEADER).exists():
+        raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
+    return where, None
