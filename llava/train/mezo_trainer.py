@@ -64,7 +64,7 @@ class MeZOTrainer(LLaVATrainer):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             exempt = no_decay_names(self.model)
             self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args))
-            if self.run_journal is not None:
+            if self.run_journal is not None and self.run_journal.prepared:  # else nobody trains yet
                 self.optimizer.journal = self.run_journal.open()
         return self.optimizer
 
@@ -150,6 +150,8 @@ class MeZOTrainer(LLaVATrainer):
         try:
             if self.run_journal is not None:
                 resume_from_checkpoint = self.run_journal.prepare(resume_from_checkpoint)
+                if not self.run_journal.prepared:
+                    self.run_journal = None
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         except JournalError as error:
             if self.run_journal is None:

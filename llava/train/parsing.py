@@ -67,7 +67,7 @@ def _adjustments(values: Any, given: set[str]) -> list[str]:
     extra = []
     if values.trainer_mode == "zo":
         extra += ["--gradient_checkpointing", "False"]  # a default that has no meaning there
-        if values.zo_journal and "save_strategy" not in given:
+        if values.zo_journal and not given & {"save_strategy", "save_steps"}:
             extra += ["--save_strategy", "no"]  # the journal keeps every step
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         extra += ["--use_cpu", "True"]  # transformers refuses --bf16 True on a CPU that was not asked for

@@ -113,8 +113,8 @@ def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
     for name in SAME_IN_A_RUN:
         if name in changed:
             raise InputError(
-                f"--output_dir {arguments['output_dir']} holds an unfinished run with --{name} {earlier[name]}, now "
-                f"{arguments[name]}: choose another folder, or give --overwrite_output_dir True to start again"
+                f"{checkpoint} is of an unfinished run with --{name} {earlier[name]}, now "
+                f"{arguments[name]}: choose another --output_dir, or give --overwrite_output_dir True to start again"
             )
     for name in sorted(changed - NOT_WORTH_A_WARNING):
         logger.warning("--%s was %r when %s was saved and is %r now", name, earlier[name], checkpoint, arguments[name])

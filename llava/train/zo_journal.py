@@ -13,6 +13,7 @@ nothing is measured, so that whatever should have been logged, evaluated and sav
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
@@ -36,6 +37,8 @@ from llava.train import run_folder, saving, state
 if TYPE_CHECKING:
     from llava.train.mezo_trainer import MeZOTrainer
 
+logger = logging.getLogger(__name__)
+
 RESUME_SECONDS = 60.0
 """How often the Trainer's state is written."""
 _RESUME = re.compile(r"resume-(\d+)")
@@ -52,6 +55,7 @@ class RunJournal:
         self.parent_steps = 0
         self.stored: dict[str, list[str]] = {}
         self.fingerprint = ""
+        self.prepared = False
 
     def prepare(self, resume: str | bool | None) -> str | bool | None:
         """Look at the base model, before anything is loaded over it.
@@ -62,6 +66,8 @@ class RunJournal:
 
         Returns:
             The same for the Trainer: None for the folder, since all recorded steps go through the loop then.
+
+        A checkpoint of a run without journal leaves this one unprepared.
         """
         exists = (self.folder / HEADER).exists()
         if exists and not resume:
@@ -69,6 +75,11 @@ class RunJournal:
                 f"{self.folder} is the journal of another run: choose another --output_dir, pass the folder as "
                 "resume_from_checkpoint to go on with it, or remove it"
             )
+        if resume and not exists:
+            logger.warning(
+                "%s has no journal: this run goes on without one, with checkpoints alone", self.folder.parent
+            )
+            return resume
         trained = self._trained()
         overlay = self.folder / MODEL
         if self.trainer.args.should_save and not exists:
@@ -80,6 +91,7 @@ class RunJournal:
         if self.trainer.args.zo_from_journal is not None:
             self._start_from(self.trainer.args.zo_from_journal)
         self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
+        self.prepared = True
         return None if resume and str(resume) == str(self.folder) else resume
 
     def open(self) -> Journal:
@@ -124,6 +136,7 @@ class RunJournal:
     def save_resume_point(self) -> None:
         """State of the Trainer after the steps that are done; the older one goes once this one is whole."""
         trainer = self.trainer
+        trainer.store_flos()
         folder = self.folder / f"resume-{trainer.state.global_step}"
         trainer._save_rng_state(str(folder))
         if not trainer.args.should_save:
@@ -238,7 +251,7 @@ class SaveResumePoints(TrainerCallback):
         self._last = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
+        if self.journal.prepared and state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
             self.journal.save_resume_point()
             self._last = time.monotonic()
 

@@ -1,7 +1,7 @@
 """Which way of keeping 16-bit weights trains as well as float32: the experiment behind --zo_weight_storage's default.
 
     python scripts/study/storage.py --task tiny  --output runs/storage/tiny         (about 20 minutes on two CPU cores)
-    python scripts/study/storage.py --task words --output runs/storage/words        (about 3 hours; needs words.py)
+    python scripts/study/storage.py --task words --output runs/storage/words        (about 90 minutes; needs words.py)
 
 The same model, data order, noise and bfloat16 forward for every scheme:
 
@@ -63,7 +63,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "images": None,
         "flags": [],
         "lr": 1e-6,
-        "batch": 16,
+        "batch": 4,
         "steps": 1000,
     },
 }
@@ -167,7 +167,7 @@ def run(scheme: str, task: dict[str, Any], options: argparse.Namespace) -> dict[
     losses, tests, begin = [], [], time.perf_counter()
     source = batches(train_set, task["batch"], options.seed)
     for step in tqdm(range(steps + 1), desc=scheme, mininterval=10):
-        if step % (steps // 20) == 0:
+        if step % (steps // 10) == 0:
             with made.current_weights():
                 loss, accuracy = evaluate(model, prepared)
             tests.append({"step": step, "loss": loss, "accuracy": accuracy})

@@ -85,7 +85,7 @@ def run(
         for step in range(done, steps):
             for group, rate in zip(optimizer.param_groups, (1e-2, 3e-3), strict=True):
                 group.setdefault("initial_lr", rate)
-                group["lr"] = rate * (1 - step / 100)
+                group["lr"] = rate * (1 - step / 1000)
             optimizer.accumulate(step, lambda step=step: loss_of(model, step))
             optimizer.step()
             if seen is not None:
@@ -145,7 +145,7 @@ class TestFormat:
         assert [(r.step, r.applied) for r in records] == [(m.step, m.applied) for m in measured]
         assert [r.applied for r in records] == [True] * 5 + [False, True, True]
         assert [r.directions for r in records[:5]] == [m.directions for m in measured[:5]]
-        assert records[3].rates == (1e-2 * 0.97, 3e-3 * 0.97)
+        assert records[3].rates == (1e-2 * 0.997, 3e-3 * 0.997)
 
     def test_the_documented_reader_reads_it(self, ten: Path) -> None:
         text = (Path(__file__).parents[2] / "docs" / "journal.md").read_text(encoding="utf-8")

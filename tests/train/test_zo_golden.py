@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llava.mezo import estimator, optimizer
+from llava.mezo.kernels import Update
 from llava.mezo.weights import NativeStorage
 from llava.train.dataset import make_supervised_data_module
 from llava.train.mezo_trainer import MeZOTrainer
@@ -38,10 +39,11 @@ class GivenNoise(NativeStorage):
     def perturb_rows(self, rows: torch.Tensor, out: torch.Tensor, seed: int, scale: float) -> None:
         torch.add(self.parameter[rows], self.noise[seed][self.parameter][rows], alpha=scale, out=out)
 
-    def update(self, seeds: Sequence[int], coefficients: Sequence[float], decay: float) -> None:
-        self.parameter.mul_(decay)
-        for seed, coefficient in zip(seeds, coefficients, strict=True):
-            self.parameter.add_(self.noise[seed][self.parameter], alpha=coefficient)
+    def apply(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            self.parameter.mul_(update.decay)
+            for seed, coefficient in zip(update.seeds, update.coefficients, strict=True):
+                self.parameter.add_(self.noise[seed][self.parameter], alpha=coefficient)
 
 
 @pytest.fixture()

@@ -1,0 +1,255 @@
+"""Runs with a journal, from the command line: resuming, replaying, branching, the best step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from llava.mezo.journal import HEADER, RECORDS, Journal
+from llava.mezo.replay import main as replay
+from llava.train import mezo_trainer, zo_journal
+from llava.train.train import train
+
+Flags = Callable[..., list[str]]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours runs after it, since the trainer's own clean-up is switched off."""
+
+
+@pytest.fixture(scope="module")
+def base(run_flags: Flags, small_tower_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole LLaVA model, so that a run needs nothing beside it."""
+    folder = tmp_path_factory.mktemp("base") / "llava-small"
+    changes = {"max_steps": 1, "save_strategy": "no", "mm_tunable_parts": "mm_mlp_adapter,mm_language_model"}
+    train(argv=run_flags(output_dir=folder, vision_tower=small_tower_folder, disable_tqdm=True, **changes))
+    for path in (folder / "trainer_state.json", folder / "report.json"):
+        path.unlink()
+    return folder
+
+
+@pytest.fixture()
+def flags(run_flags: Flags, base: Path, tmp_path: Path) -> Flags:
+    """Command line of eight zeroth-order steps in bfloat16 on the whole model."""
+
+    def make(**changes: Any) -> list[str]:
+        values = {
+            "model_name_or_path": base,
+            "vision_tower": None,
+            "trainer_mode": "zo",
+            "per_device_train_batch_size": 2,
+            "disable_tqdm": True,
+            "mm_tunable_parts": "mm_mlp_adapter,mm_language_model",
+            "max_steps": 8,
+            "logging_steps": 3,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": 0.1,
+            "output_dir": tmp_path / "out",
+        }
+        return run_flags(**(values | changes))
+
+    return make
+
+
+@pytest.fixture()
+def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
+    """Let the run die at a step, at one of its moments."""
+
+    def at(step: int, moment: str) -> None:
+        class Dies(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if moment == "after the update" and state.global_step == step:
+                    raise Killed
+
+            def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if moment == "after the log" and state.global_step == step:
+                    raise Killed
+
+        original = mezo_trainer.MeZOTrainer.__init__
+
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self.add_callback(Dies())
+
+        monkeypatch.setattr(mezo_trainer.MeZOTrainer, "__init__", init)
+        if moment == "before the update":
+            append = Journal.append
+
+            def appended(self: Journal, record: Any) -> None:
+                append(self, record)
+                if record.step == step - 1:
+                    raise Killed
+
+            monkeypatch.setattr(Journal, "append", appended)
+
+    return at
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """What was logged, without times."""
+    entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    timed = ("step_time", "train_runtime", "train_steps_per_second", "train_samples_per_second", "train_loss")
+    return [{key: value for key, value in entry.items() if key not in timed} for entry in entries]
+
+
+@pytest.mark.parametrize("moment", ["before the update", "after the update", "after the log"])
+@pytest.mark.parametrize("points", ["none", "every step", "full checkpoints"])
+def test_a_killed_run_ends_as_the_one_that_was_not(
+    moment: str, points: str, flags: Flags, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    changes |= {"group_by_modality_length": True, "zo_num_directions": 2}
+    if points == "full checkpoints":
+        changes |= {"save_strategy": "steps", "save_steps": 2, "zo_weight_storage": "fixed16"}
+    train(argv=flags(**changes, output_dir=tmp_path / "whole"))
+    if points == "every step":
+        monkeypatch.setattr(zo_journal, "RESUME_SECONDS", 0.0)
+    for step in (3, 6):
+        kill(step, moment)
+        with pytest.raises(Killed):
+            train(argv=flags(**changes))
+        monkeypatch.undo()
+        if points == "every step":
+            monkeypatch.setattr(zo_journal, "RESUME_SECONDS", 0.0)
+            expected = {f"resume-{step - 1}"} if step > 1 else set()
+            assert {path.name for path in (tmp_path / "out" / "mezo_journal").glob("resume-*")} == expected
+        if points == "none":
+            assert not list((tmp_path / "out").glob("**/resume-*")) + list((tmp_path / "out").glob("checkpoint-*"))
+    train(argv=flags(**changes))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert history(tmp_path / "out") == history(tmp_path / "whole")
+    names = (RECORDS, HEADER)
+    out, whole = (tmp_path / folder / "mezo_journal" for folder in ("out", "whole"))
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
+def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, base: Path, tmp_path: Path) -> None:
+    train(argv=flags(save_strategy="steps", save_steps=3, zo_weight_storage=storage))
+    journal = tmp_path / "out" / "mezo_journal"
+    assert not list((journal / "model").glob("*.safetensors"))  # the base has all of it
+    words = ["--model-path", str(base), "--journal", str(journal)]
+    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
+    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
+    assert replay([*words, "--output-dir", str(tmp_path / "all"), "--every", "3"]) == 0
+    for step in (3, 6):
+        assert same(weights(tmp_path / "all" / f"step-{step}"), weights(tmp_path / "out" / f"checkpoint-{step}"))
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "last" / name).exists()
+    config, trained = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("last", "out"))
+    assert config | {"use_cache": True} == trained
+
+
+@pytest.mark.parametrize("changes", [{"mm_tunable_parts": "mm_mlp_adapter"}, {"lora_enable": True, "lora_r": 4}])
+def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base: Path, tmp_path: Path) -> None:
+    train(argv=flags(**changes))
+    words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
+    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    written = sorted(path.name for path in (tmp_path / "last").glob("*.safetensors"))
+    if "lora_enable" in changes:
+        assert written == files
+    for name in set(written) & set(files):
+        assert same(load_file(tmp_path / "last" / name), load_file(tmp_path / "out" / name))
+    if "lora_enable" not in changes:
+        expected = load_file(tmp_path / "out" / "mm_projector.safetensors")
+        found = weights(tmp_path / "last")
+        assert same({name: found[name] for name in expected}, expected)
+
+
+def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    changes = {"lora_enable": True, "lora_r": 4}
+    train(argv=flags(**changes, output_dir=tmp_path / "whole"))
+    kill(5, "after the update")
+    with pytest.raises(Killed):
+        train(argv=flags(**changes))
+    monkeypatch.undo()
+    train(argv=flags(**changes))
+    for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
+        assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
+
+
+def test_a_run_can_branch_off(flags: Flags, base: Path, tmp_path: Path) -> None:
+    train(argv=flags(output_dir=tmp_path / "first"))
+    start = tmp_path / "first" / "mezo_journal"
+    changes = {"zo_from_journal": f"{start}:5", "learning_rate": 3e-3, "zo_seed": 9, "zo_weight_storage": "fp32"}
+    train(argv=flags(**changes, max_steps=3, mm_tunable_parts="mm_language_model"))
+    shutil.rmtree(tmp_path / "first")
+    journal = tmp_path / "out" / "mezo_journal"
+    words = ["--model-path", str(base), "--journal", str(journal)]
+    assert [len(one.records) for one in Journal.read(journal).chain()] == [5, 3]
+    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
+    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
+    assert replay([*words, "--output-dir", str(tmp_path / "zero"), "--step", "0"]) == 0
+    assert not same(weights(tmp_path / "zero"), weights(tmp_path / "last"))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "another base": ({}, "fingerprint"),
+    "another eps": ({"zo_eps": 1e-2}, "another eps"),
+    "another weight decay": ({"weight_decay": 0.2}, "another groups"),
+    "a flipped bit": ({}, "record 2 does not check"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_refused(
+    case: str, flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    kill(5, "after the update")
+    with pytest.raises(Killed):
+        train(argv=flags())
+    monkeypatch.undo()
+    changes, message = BAD[case]
+    records = tmp_path / "out" / "mezo_journal" / RECORDS
+    if case == "a flipped bit":
+        data = bytearray(records.read_bytes())
+        data[2 * (len(data) // 5) + 9] ^= 1
+        records.write_bytes(data)
+    if case == "another base":
+        file = shutil.copytree(base, tmp_path / "other") / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.norm.weight"] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+        arguments = tmp_path / "out" / "mezo_journal" / "training_args.json"
+        arguments.write_text(arguments.read_text().replace(str(base), str(file.parent)))
+        changes = {"model_name_or_path": file.parent}
+    before = records.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        train(argv=flags(**changes))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert records.read_bytes() == before
+
+
+def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, capsys: Any) -> None:
+    train(argv=flags(max_steps=2))
+    words = ["--journal", str(tmp_path / "out" / "mezo_journal"), "--output-dir", str(tmp_path / "x")]
+    assert replay(["--model-path", str(tmp_path / "out"), *words]) == 2
+    assert "fingerprint" in capsys.readouterr().err
+    assert replay(["--model-path", str(base), *words, "--step", "3"]) == 2
+    assert "has the steps 0 to 2" in capsys.readouterr().err
+    assert replay(["--model-path", str(tmp_path / "nowhere"), *words]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_a_journal(flags: Flags, tmp_path: Path) -> None:
+    train(argv=flags(zo_journal=False, max_steps=2))
+    assert not (tmp_path / "out" / "mezo_journal").exists()
