@@ -5,11 +5,19 @@
 prints total, correct and accuracy and writes them, with the settings, to answers.json beside the answers. Called again
 after an interruption it continues where it stopped. `--metric` is exact (default), choice or relaxed, see
 `llava.eval.metrics`; the reference of a record is its last answer.
+
+    python -m llava.eval.accuracy --journal RUN/mezo_journal --step 500 --data ...
+    python -m llava.eval.accuracy --journal RUN/mezo_journal --all-steps 500 --data ... --output steps.jsonl
+
+evaluates steps of a MeZO run without writing a model; the second form leaves an answers file for each step, and
+accuracy against steps in steps.json and steps.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +29,9 @@ from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.eval.answers_file import AnswersFile, file_identity, model_identity
 from llava.eval.generation import Answerer, Decoding, Question, load_model
+from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
+from llava.eval.plots import plot_accuracy
 from llava.eval.questions import question_and_reference, record_id
 from llava.model.checkpoint_files import check_checkpoint
 
@@ -128,8 +138,11 @@ def _entry(record: Mapping[str, Any], index: int, question: Question, reference:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Accuracy of a LLaVA model on a LLaVA JSON set.")
-    parser.add_argument("--model-path", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--model-path", help="checkpoint folder or hub id; with --journal: the run's base model")
     parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
+    parser.add_argument("--journal", type=Path, metavar="DIR", help="mezo_journal of a run: evaluate a step of it")
+    parser.add_argument("--step", type=int, metavar="N", help="of the journal; default: its last")
+    parser.add_argument("--all-steps", type=int, metavar="K", help="steps 0, K, 2K, ... N, with a picture")
     parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON or JSONL with reference answers")
     parser.add_argument("--image-folder", type=Path, required=True, help="image paths in the data are below it")
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
@@ -148,7 +161,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model_path": arguments.model_path,
         "model_base": arguments.model_base,
-        "model": model_identity(arguments.model_path),
+        "model": None if arguments.model_path is None else model_identity(arguments.model_path),
         "data": str(arguments.data),
         "data_sha256": file_identity(arguments.data),
         "image_folder": str(arguments.image_folder),
@@ -166,16 +179,77 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.image_folder.is_dir():
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
     records = load_file(arguments.data)
-    ids = [record_id(record, k) for k, record in enumerate(records)]
+    run = _journaled(arguments)
+    if run is not None:
+        _evaluate_steps(run, arguments, records)
+        return
     check_checkpoint(arguments.model_path, arguments.model_base)  # before a file of answers is begun
-    with AnswersFile(arguments.output, _settings(arguments), ids, arguments.overwrite) as file:
-        model, tokenizer, image_processor = load_model(
-            arguments.model_path, arguments.model_base, arguments.torch_dtype, arguments.attn_implementation
-        )
+
+    def load() -> tuple[Any, Any, Any]:
+        given = arguments.torch_dtype, arguments.attn_implementation
+        return load_model(arguments.model_path, arguments.model_base, *given)
+
+    _evaluate_into(arguments.output, _settings(arguments), arguments, records, load)
+
+
+def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> None:
+    """One step of a journal, or several with a table and a picture."""
+    check_checkpoint(run.path, None)
+    load_once = functools.cache(lambda: run.load(arguments.attn_implementation))
+    several, results = arguments.all_steps is not None, []
+    for step in _steps(arguments, run):
+        output = arguments.output
+        if several:
+            output = output.with_name(f"{output.stem}-step-{step}{output.suffix}")
+            sys.stdout.write(f"step {step:>7}  ")
+
+        def load(step: int = step) -> tuple[Any, Any, Any]:
+            loaded = load_once()
+            run.go_to(step)
+            return loaded
+
+        settings = _settings(arguments) | {"model_path": run.path, "journal": run.journal.checksum, "step": step}
+        results.append({"step": step, **_evaluate_into(output, settings, arguments, records, load)})
+    if several:
+        table = arguments.output.with_suffix(".json")
+        table.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        plot_accuracy(results, arguments.output.with_suffix(".png"))
+
+
+def _journaled(arguments: argparse.Namespace) -> JournaledModel | None:
+    """The run whose steps are evaluated, if the flags name one."""
+    if arguments.journal is None:
+        if arguments.model_path is None or arguments.step is not None or arguments.all_steps is not None:
+            raise InputError("give --model-path, or --journal with --step N or --all-steps K")
+        return None
+    if arguments.model_base is not None or arguments.torch_dtype != "auto":
+        raise InputError("--journal excludes --model-base and --torch-dtype: the run's model and dtype are used")
+    return JournaledModel(arguments.journal, arguments.model_path)
+
+
+def _steps(arguments: argparse.Namespace, run: JournaledModel) -> list[int]:
+    """The steps that are asked for, in order; the last one of the journal by default."""
+    last = len(run.journal.records) if arguments.step is None else arguments.step
+    run.check_step(last)
+    if arguments.all_steps is None:
+        return [last]
+    if arguments.all_steps < 1:
+        raise InputError(f"--all-steps {arguments.all_steps} must be at least 1")
+    return sorted({*range(0, last, arguments.all_steps), last})
+
+
+def _evaluate_into(
+    output: Path,
+    settings: dict[str, Any],
+    arguments: argparse.Namespace,
+    records: Sequence[Mapping[str, Any]],
+    load: Callable[[], tuple[Any, Any, Any]],
+) -> dict[str, Any]:
+    """Answer the records into a file, going on where it ends, and print the counts; returns the summary."""
+    ids = [record_id(dict(record), k) for k, record in enumerate(records)]
+    with AnswersFile(output, settings, ids, arguments.overwrite) as file:
         result = evaluate(
-            model,
-            tokenizer,
-            image_processor,
+            *load(),
             records,
             arguments.image_folder,
             metric=arguments.metric,
@@ -191,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, group in groups.items():
         sys.stdout.write(f"{name:<16} {_counts(group)}\n")
     sys.stdout.write(_counts(result) + "\n")
+    return summary
 
 
 if __name__ == "__main__":

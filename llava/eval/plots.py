@@ -1,8 +1,8 @@
-"""The loss curve of a run as a PNG file."""
+"""Curves of a run as PNG files: its loss, and its accuracy against steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,7 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
     if not steps:
         raise InputError(f"{path}: the log has no loss to draw; log more often (--logging_steps)")
 
-    # The object interface needs no display and leaves a notebook's backend alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _empty()
     marker = "o" if len(steps) < 30 else ""
     axes.plot(steps, losses, color="#9db7d5", linewidth=1, marker=marker, markersize=3, label="logged")
     if len(steps) > 4:
@@ -53,3 +47,22 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)
+
+
+def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
+    """Draw the accuracy (a share) of each entry over its step."""
+    figure, axes = _empty()
+    axes.plot([r["step"] for r in results], [100 * r["accuracy"] for r in results], color="#1f4e8c", marker="o")
+    axes.set(xlabel="optimizer step", ylabel="accuracy, %", title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def _empty() -> tuple[Any, Any]:
+    """Figure and axes by the object interface, which needs no display and leaves a notebook's backend alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()

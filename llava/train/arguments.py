@@ -164,3 +164,18 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
+
+    def __post_init__(self) -> None:
+        if not (self.load_best_model_at_end and self.journal_keeps_all):
+            super().__post_init__()
+            return
+        # transformers asks for a saved checkpoint at each evaluation; here the journal has the best step
+        self.load_best_model_at_end = False
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
+        super().__post_init__()
+        self.load_best_model_at_end = True
+
+    @property
+    def journal_keeps_all(self) -> bool:
+        """Whether the journal stands for all checkpoints of this run."""
+        return self.trainer_mode == "zo" and self.zo_journal and self.save_strategy == "no"

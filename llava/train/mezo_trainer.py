@@ -162,6 +162,8 @@ class MeZOTrainer(LLaVATrainer):
                 self.mezo.release()
                 if self.mezo.journal is not None:
                     self.mezo.journal.close()
+        if self.run_journal is not None and self.args.load_best_model_at_end and self.args.save_strategy == "no":
+            self.run_journal.load_best()
         if self.diverged:
             raise DivergedError(
                 f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "

@@ -148,15 +148,24 @@ class RunJournal:
             if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def load_step(self, step: int) -> None:
-        """The weights after `step` steps into the model, from the base model on; for the best step of a run."""
-        parameters = self._trained()
-        base = BaseModel(self._source(), Journal.read(self.folder))
+    def load_best(self) -> None:
+        """The weights of the best evaluation into the model, by `metric_for_best_model`; the first of equal ones."""
+        args = self.trainer.args
+        key = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+        found = [(entry[key], entry["step"]) for entry in self.trainer.state.log_history if key in entry]
+        if not found:
+            logger.warning("--load_best_model_at_end: no evaluation gave %s; the last weights are kept", key)
+            return
+        best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
+        logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
+        parameters, journal = self._trained(), Journal.read(self.folder)
+        base = BaseModel(self._source(), journal)
         device = next(iter(parameters.values())).device
-        replay = Replay(Journal.read(self.folder), lambda name: base.read(name).to(device), self.trainer.args.zo_kernel)
+        replay = Replay(journal, lambda name: base.read(name).to(device), args.zo_kernel)
         replay.advance(step)
-        for name in replay.names:
-            parameters[name].data.copy_(replay.weight(name))
+        with torch.no_grad():
+            for name in replay.names:
+                parameters[name].copy_(replay.weight(name))
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """Canonical name -> parameter, in the order of their numbers."""

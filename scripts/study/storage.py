@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.estimator import update_of
+from llava.mezo.head import next_token_loss
 from llava.mezo.kernels import Update
 from llava.mezo.noise import direction_seed
 from llava.mezo.weights import NativeStorage
@@ -63,7 +64,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "images": None,
         "flags": [],
         "lr": 1e-6,
-        "batch": 4,
+        "batch": 2,
         "steps": 1000,
     },
 }
@@ -145,7 +146,7 @@ def evaluate(model: Any, prepared: list[dict[str, Any]]) -> tuple[float, float]:
     losses, logits, answers = [], [], []
     for batch in prepared:
         hidden, labels = last_hidden(model, batch)
-        losses.append(float(sparse_loss(model, batch)))
+        losses.append(float(next_token_loss(hidden, model.lm_head.weight, labels)))
         first = (labels != IGNORE_INDEX).int().argmax(dim=1)
         rows = torch.arange(len(labels))
         logits.append(model.lm_head(hidden[rows, first - 1]).float())
@@ -167,7 +168,7 @@ def run(scheme: str, task: dict[str, Any], options: argparse.Namespace) -> dict[
     losses, tests, begin = [], [], time.perf_counter()
     source = batches(train_set, task["batch"], options.seed)
     for step in tqdm(range(steps + 1), desc=scheme, mininterval=10):
-        if step % (steps // 10) == 0:
+        if step % (steps // 5) == 0:
             with made.current_weights():
                 loss, accuracy = evaluate(model, prepared)
             tests.append({"step": step, "loss": loss, "accuracy": accuracy})

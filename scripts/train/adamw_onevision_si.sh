@@ -12,7 +12,9 @@ METHOD_FLAGS=(
     --trainer_mode regular
     --per_device_train_batch_size 1
     --max_steps 3000
+    --save_strategy steps
     --save_steps 1000
+    --save_total_limit 1
 )
 STUDY_METHOD_FLAGS=(
     --learning_rate 1e-6

@@ -22,11 +22,9 @@ METHOD_FLAGS=(
 STUDY_METHOD_FLAGS=(
     --learning_rate 1e-6
     --max_steps 5000
-    --save_steps 250
 )
 DEMO_METHOD_FLAGS=(
     --learning_rate 1e-4
     --max_steps 3000
-    --save_steps 1000
 )
 run_preset mezo "$@"

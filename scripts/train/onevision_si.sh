@@ -25,8 +25,6 @@ COMMON_FLAGS=(
     --frames_upbound 32
     --attn_implementation sdpa
     --dataloader_drop_last True
-    --save_strategy steps
-    --save_total_limit 1
     --report_to none
 )
 STUDY_FLAGS=(

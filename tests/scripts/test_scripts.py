@@ -18,7 +18,6 @@ STUDY = {
     "learning_rate": "1e-6",
     "per_device_train_batch_size": "4",
     "max_steps": "5000",
-    "save_steps": "250",
     "zo_eps": "1e-3",
     "zo_num_directions": "1",
     "lr_scheduler_type": "constant",

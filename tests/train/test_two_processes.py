@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,11 +60,7 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
 
     Both runs see the same samples in a step, since the sampler orders them by processes times accumulated batches.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "llava" / "train" / "train_mem.py"), *small_run(output_dir=tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_on_two(small_run(output_dir=tmp_path / "two"))
     train(argv=small_run(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
 
     assert len(logs_of(tmp_path / "one")) == 3
@@ -71,6 +68,23 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     assert two.keys() == one.keys()
     assert all(torch.equal(two[name], one[name]) for name in one)
+
+    journals = [tmp_path / name / "mezo_journal" for name in ("two", "one")]
+    assert len({(journal / "records.bin").read_bytes() for journal in journals}) == 1
+    # stopped while the third record was being written, and started again
+    shutil.copytree(journals[0], tmp_path / "again" / "mezo_journal")
+    os.truncate(tmp_path / "again" / "mezo_journal" / "records.bin", 3 * 44 - 10)
+    run_on_two(small_run(output_dir=tmp_path / "again"))
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[name], one[name]) for name in one)
+
+
+def run_on_two(words: list[str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "llava" / "train" / "train_mem.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
 
 
 class Replica(torch.nn.Module):

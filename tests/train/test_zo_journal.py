@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from llava.eval import accuracy
 from llava.mezo.journal import HEADER, RECORDS, Journal
 from llava.mezo.replay import main as replay
 from llava.train import mezo_trainer, zo_journal
-from llava.train.train import train
+from llava.train.dataset import make_supervised_data_module
+from llava.train.parsing import parse_arguments
+from llava.train.train import build, train
 
 Flags = Callable[..., list[str]]
 
@@ -248,6 +251,64 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert "has the steps 0 to 2" in capsys.readouterr().err
     assert replay(["--model-path", str(tmp_path / "nowhere"), *words]) == 2
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("storage", ["native", "fixed16"])
+def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path: Path) -> None:
+    changes = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "zo_weight_storage": storage}
+    model_args, data_args, training_args = parse_arguments(flags(**changes, save_strategy="no"))
+    model, tokenizer = build(model_args, data_args, training_args)
+    data = make_supervised_data_module(tokenizer, data_args)
+    data["eval_dataset"] = data["train_dataset"]
+    trainer = mezo_trainer.MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+    shown = {2: 3.0, 4: 1.0, 6: 1.0, 8: 2.0}
+
+    def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = {"eval_loss": shown[trainer.state.global_step]}
+        trainer.log(dict(metrics))
+        return metrics
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    journal = Journal.read(tmp_path / "out" / "mezo_journal")
+    assert len(journal.records) == 8
+    words = ["--model-path", str(model_args.model_name_or_path), "--journal", str(journal.folder), "--step", "4"]
+    assert replay([*words, "--output-dir", str(tmp_path / "four")]) == 0
+    expected = weights(tmp_path / "four")
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters() if name in expected)
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("storage", ["native", "fp32"])
+def test_steps_are_evaluated_without_writing_a_model(
+    storage: str, flags: Flags, base: Path, golden: Path, tmp_path: Path, capsys: Any
+) -> None:
+    train(argv=flags(max_steps=4, learning_rate=1e-2, zo_weight_storage=storage))
+    journal = str(tmp_path / "out" / "mezo_journal")
+    records = [
+        {"id": k, "conversations": [{"from": "human", "value": word}, {"from": "gpt", "value": "x"}]}
+        for k, word in enumerate(("one", "two", "three"))
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    words = ["--data", str(tmp_path / "data.json"), "--image-folder", str(tmp_path), "--max-new-tokens", "4"]
+
+    def predictions(name: str, *more: str) -> list[str]:
+        accuracy.main([*more, *words, "--output", str(tmp_path / f"{name}.jsonl")])
+        return [json.loads(line)["prediction"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+
+    after = predictions("after", "--model-path", str(tmp_path / "out"))
+    assert predictions("last", "--journal", journal) == after
+    before = predictions("before", "--model-path", str(base))
+    assert before != after
+    accuracy.main(["--journal", journal, "--all-steps", "2", *words, "--output", str(tmp_path / "all.jsonl")])
+    assert [entry["step"] for entry in json.loads((tmp_path / "all.json").read_text())] == [0, 2, 4]
+    assert (tmp_path / "all.png").stat().st_size > 1000
+    for step, expected in ((0, before), (4, after)):
+        lines = (tmp_path / f"all-step-{step}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["prediction"] for line in lines] == expected
+    with pytest.raises(SystemExit):
+        predictions("bad", "--journal", journal, "--step", "5")
+    assert "has the steps 0 to 4" in capsys.readouterr().err
 
 
 def test_without_a_journal(flags: Flags, tmp_path: Path) -> None:

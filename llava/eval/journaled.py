@@ -1,0 +1,79 @@
+"""A model at any step of a MeZO run, in memory alone: its base model with the journal's updates applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.errors import InputError
+from llava.eval.generation import load_model
+from llava.mezo.journal import Journal
+from llava.mezo.journal_format import JournalError
+from llava.mezo.names import canonical_names
+from llava.mezo.replay import MODEL, Replay
+from llava.mezo.tensor_files import TensorFiles
+
+
+class JournaledModel:
+    """The models of a run, one step after the other.
+
+    Args:
+        folder: the run's journal, OUTPUT_DIR/mezo_journal.
+        base: its base model; None: where the journal says it came from.
+
+    Raises:
+        InputError: a journal that is damaged, or one of a run that saves an adapter or a projector alone.
+    """
+
+    def __init__(self, folder: Path, base: str | None) -> None:
+        with _as_input_errors():
+            self.journal = Journal.read(folder)
+        own = folder / MODEL
+        if TensorFiles(own).files and not (own / "model.safetensors.index.json").exists():
+            if not (own / "model.safetensors").exists():
+                raise InputError(
+                    f"--journal {folder} is of a run that saves an adapter or a projector alone: write a step "
+                    "with `python -m llava.mezo.replay` and give it as --model-path, with --model-base"
+                )
+            base = str(own)
+        self.path = base or self.journal.header.model
+        self._replay: Replay | None = None
+
+    def check_step(self, step: int) -> None:
+        """`InputError` unless the journal has this step."""
+        if not 0 <= step <= len(self.journal.records):
+            raise InputError(f"--step {step}: the journal has the steps 0 to {len(self.journal.records)}")
+
+    def load(self, attention: str) -> tuple[Any, Any, Any]:
+        """(model, tokenizer, image processor), in the run's dtype, before the first step."""
+        dtypes = set(self.journal.header.dtypes)
+        loaded = load_model(self.path, None, dtypes.pop() if len(dtypes) == 1 else "auto", attention)
+        self._parameters = {name: parameter for parameter, name in canonical_names(loaded[0]).items()}
+        missing = [n for one in self.journal.chain() for n in one.header.names if n not in self._parameters]
+        if missing:
+            raise InputError(f"--model-path {self.path}: the run trained {missing[0]!r}, which this model lacks")
+        with _as_input_errors():
+            self._replay = Replay(self.journal, lambda name: self._parameters[name].detach())
+        return loaded
+
+    def go_to(self, step: int) -> None:
+        """Change the loaded model to that after `step` steps, not fewer than before."""
+        assert self._replay is not None
+        self._replay.advance(step)
+        with torch.no_grad():
+            for name in self._replay.names:
+                weight, parameter = self._replay.weight(name), self._parameters[name]
+                if weight.data_ptr() != parameter.data_ptr():
+                    parameter.copy_(weight)
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    try:
+        yield
+    except JournalError as error:
+        raise InputError(str(error)) from error
