@@ -22,8 +22,8 @@ from torch import nn
 from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Field, Grid, Update
 from llava.mezo.noise import kernel_for_tensor
 
-PART = 2**19
-"""Elements that take several updates at a time: whole tiles, a megabyte or two."""
+PART = 2**21
+"""Elements that take several updates at a time: whole tiles, few megabytes, which the cache holds."""
 
 
 class Storage(Protocol):
@@ -230,6 +230,9 @@ HEADROOM = 2.0
 SMALLEST_SHARE = 2.0**-8
 """Rows whose largest weight is a smaller share of the tensor's get the grid of a row with this share."""
 
+SMALLEST_REACH = 2.0**-80
+"""What a grid reaches at least, so that its step and the step's inverse are ordinary float32 numbers."""
+
 
 def grid_steps(rows: torch.Tensor) -> torch.Tensor:
     """Step of each row of [rows, width], float32: the smallest power of two that leaves `HEADROOM`.
@@ -238,7 +241,7 @@ def grid_steps(rows: torch.Tensor) -> torch.Tensor:
     """
     largest = rows.abs().amax(dim=1).double()
     reach = largest.clamp(min=float(largest.max()) * SMALLEST_SHARE) * HEADROOM
-    reach = torch.where(reach > 0, reach, torch.ones_like(reach))
+    reach = torch.where(reach > 0, reach, torch.ones_like(reach)).clamp(min=SMALLEST_REACH)
     return torch.exp2(torch.ceil(torch.log2(reach / LARGEST_ON_GRID))).float()
 
 

@@ -1,4 +1,4 @@
-"""Models of three sizes with random weights, and a batch for them: what the benchmarks measure on."""
+"""Models of four sizes with random weights, and a batch for them: what the benchmarks measure on."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ _LANGUAGE: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 151_936,
     },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+    },
 }
 _TOWER: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -63,6 +71,7 @@ _TOWER: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     },
 }
+_TOWER["7b"] = _TOWER["0.5b"]
 SHAPES = tuple(_LANGUAGE)
 
 
@@ -71,7 +80,7 @@ def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> L
     tower = {"model_type": "siglip_vision_model", **_TOWER[shape]}
     config = LlavaQwenConfig(
         **_LANGUAGE[shape],
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape != "7b",
         max_position_embeddings=32_768,
         attn_implementation="sdpa",
         mm_vision_tower="random-siglip",

@@ -22,9 +22,9 @@ infinite as in ordinary rounding.
 Weights may also be 16-bit integers q on a grid of their row (`Grid`), w = q * step with a step that is a power of two,
 so that w is exact. They are stored by
 
-    G(u, r)    v = u / step, limited to -32767 ... 32767;  f = floor(v);  q = f + (floor(2**16 * (v - f)) + r >> 16)
+    G(u, r)    v = u * (2**16 / step), limited to -32767 * 2**16 ... 32767 * 2**16;  q = (floor(v) + r) >> 16
 
-which is stochastic rounding without bias but for the bits of v - f below 2**-16. A NaN is stored as 0.
+which is stochastic rounding without bias but for what is below 2**-16 of a step. A NaN is stored as 0.
 
 An update with every c_d == 0 and decay == 1 writes nothing (so -0.0 stays -0.0).
 """
@@ -52,6 +52,8 @@ class Field:
 
 
 LARGEST_ON_GRID = 32767
+PARTS_OF_A_STEP = 65536
+"""Into which stochastic rounding divides a step of a grid."""
 
 
 @dataclass(frozen=True)

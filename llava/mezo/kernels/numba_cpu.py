@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
-from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
 from llava.mezo.kernels.threads import share
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
@@ -49,7 +49,7 @@ U1, U3, U13, U16, U23 = (np.uint32(value) for value in (1, 3, 13, 16, 23))
 LOW16, SIGN16, HALF16 = np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0x7FFF)
 SIZE32, INF32, MANTISSA32 = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x7FFFFF)
 INF16, REBIAS, HALF13 = np.uint32(0x7C00), np.uint32(112 << 23), np.uint32(0xFFF)
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
@@ -291,16 +291,13 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
 @_compiled
 def _store_row(values, r, target, step):  # type: ignore[no-untyped-def]
     """target[i] = G(values[i], r[i]), see `kernels/__init__.py`."""
-    inverse, limit = ONE / step, np.float32(LARGEST_ON_GRID)  # the former exact, for a power of two
+    inverse = np.float32(PARTS_OF_A_STEP) / step  # exact, for a power of two
+    limit = np.float32(LARGEST_ON_GRID * PARTS_OF_A_STEP)
     for i in range(target.size):
         v = values[i] * inverse
-        v = v if v == v else ZERO
-        v = v if v < limit else limit
-        v = v if v > -limit else -limit
-        floor = np.int32(v)  # towards zero
-        floor = np.int32(floor - np.int32(np.float32(floor) > v))
-        part = np.int32((v - np.float32(floor)) * np.float32(65536))
-        target[i] = np.uint16(floor + np.int32((part + np.int32(r[i])) >> np.int32(16)))
+        v = min(max(v if v == v else ZERO, -limit), limit)
+        floor = np.int32(np.floor(v))
+        target[i] = np.uint16(np.int32(floor + np.int32(r[i])) >> np.int32(16))
 
 
 @_compiled

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
 from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
 
 Floats = npt.NDArray[np.float32]
@@ -98,10 +98,9 @@ def steps_of(grid: Grid | None, start: int, count: int) -> Floats:
 
 def stochastic_on_grid(u: Floats, r: Bits, steps: Floats) -> npt.NDArray[np.int16]:
     """The integers G(u, r)."""
-    v = np.clip(np.nan_to_num(u / steps), -LARGEST_ON_GRID, LARGEST_ON_GRID)
-    floor = np.floor(v)
-    part = ((v - floor) * np.float32(65536)).astype(np.int64)
-    integers: npt.NDArray[np.int16] = (floor.astype(np.int64) + (part + r >> 16)).astype(np.int16)
+    limit = LARGEST_ON_GRID * PARTS_OF_A_STEP
+    v = np.clip(np.nan_to_num(u * (np.float32(PARTS_OF_A_STEP) / steps)), -limit, limit)
+    integers: npt.NDArray[np.int16] = (np.floor(v).astype(np.int64) + r >> 16).astype(np.int16)
     return integers
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     LOW32,
@@ -191,10 +191,9 @@ def _stochastic_float16(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
 
 
 def _stochastic_on_grid(u: torch.Tensor, r: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
-    v = (u / steps).nan_to_num().clamp(-LARGEST_ON_GRID, LARGEST_ON_GRID)
-    floor = v.floor()
-    part = (v - floor).mul_(65536).to(torch.int64)
-    return floor.to(torch.int64).add_(part.add_(r) >> 16).to(torch.int16)
+    limit = LARGEST_ON_GRID * PARTS_OF_A_STEP
+    v = (u * (PARTS_OF_A_STEP / steps)).nan_to_num().clamp(-limit, limit)
+    return (v.floor().to(torch.int64).add_(r) >> 16).to(torch.int16)
 
 
 _ROUND = {torch.bfloat16: _stochastic_bfloat16, torch.float16: _stochastic_float16}

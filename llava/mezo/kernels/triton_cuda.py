@@ -19,14 +19,14 @@ import triton.language as tl
 if int(triton.__version__.split(".")[0]) < 3:
     raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
 
-from llava.mezo.kernels import LARGEST_ON_GRID, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
 from llava.mezo.noise import BLOCKS_PER_TILE, PHILOX_ROUNDS, STREAM_DIRECTION, STREAM_ROUNDING, TILE, noise_table
 
 FLOAT32, BFLOAT16, FLOAT16, GRID = (tl.constexpr(kind) for kind in range(4))
 _KIND = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}
 _BLOCKS, _TILE, _ROUNDS = tl.constexpr(BLOCKS_PER_TILE), tl.constexpr(TILE), tl.constexpr(PHILOX_ROUNDS)
 _DIRECTION, _ROUNDING = tl.constexpr(STREAM_DIRECTION), tl.constexpr(STREAM_ROUNDING)
-_LIMIT = tl.constexpr(float(LARGEST_ON_GRID))
+_PARTS, _LIMIT = tl.constexpr(float(PARTS_OF_A_STEP)), tl.constexpr(float(LARGEST_ON_GRID * PARTS_OF_A_STEP))
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 4}
 """How every kernel here is compiled."""
@@ -223,11 +223,9 @@ def _store_stochastic(patterns, steps, width, position, element, u, r, mask, KIN
     elif KIND == FLOAT16:
         stored = _to_half(bits, r, True).to(tl.int16)
     else:
-        v = tl.div_rn(u, tl.load(steps + element // width, mask=mask, other=1.0))
+        v = u * tl.div_rn(_PARTS, tl.load(steps + element // width, mask=mask, other=1.0))
         v = tl.where(v == v, tl.minimum(tl.maximum(v, -_LIMIT), _LIMIT), 0.0)
-        floor = tl.floor(v)
-        part = ((v - floor) * 65536.0).to(tl.int32)
-        stored = (floor.to(tl.int32) + ((part + r.to(tl.int32)) >> 16)).to(tl.int16)
+        stored = ((tl.floor(v).to(tl.int32) + r.to(tl.int32)) >> 16).to(tl.int16)
     tl.store(patterns + position, stored, mask=mask)
 
 

@@ -1,0 +1,192 @@
+"""Operations and bytes of a step, counted; and what they predict on three GPUs, since none is at hand.
+
+    python scripts/benchmark/count.py [--shape 0.5b|7b] [--tokens 1500] [--tiles 2] [--directions 1]      (seconds)
+
+For our step and for the usual in-place scheme (three perturbations and an update that write all trained weights,
+vision and full float32 logits in each forward), language model tuned, bfloat16. Prints Markdown.
+
+What is assumed: matrix products reach `MATRIX_SHARE` of the peak, and are bound by reading weights where that takes
+longer; element-wise kernels reach `BANDWIDTH_SHARE` of the memory's rate; noise is bound by its instructions (PTX of
+`llava/mezo/kernels/triton_cuda.py`, counted) at half of the lanes, since integer instructions have half, or by bytes.
+Launches, attention masks, norms and activations are left out on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from shapes import SHAPES, build
+
+from llava.train.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
+
+MATRIX_SHARE, BANDWIDTH_SHARE = 0.5, 0.8
+PERTURB_INSTRUCTIONS, UPDATE_INSTRUCTIONS = 38.5, 48.2
+"""PTX instructions an element of bfloat16, for sm_80; sm_86 and sm_90 differ by 1 %."""
+BYTES = 2
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU by its data sheet."""
+
+    name: str
+    matrix: float
+    """bfloat16 matrix products with float32 sums, operations a second, dense."""
+    memory: float
+    """Bytes a second."""
+    lanes: float
+    """Integer instructions a second: 64 a multiprocessor and clock."""
+
+
+DEVICES = (
+    Device("RTX 3090", 71e12, 936e9, 82 * 64 * 1.695e9),
+    Device("A100-80", 312e12, 2039e9, 108 * 64 * 1.41e9),
+    Device("H100 SXM", 989e12, 3350e9, 132 * 64 * 1.83e9),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a model and of a batch."""
+
+    body: int
+    """Weights of the language model's matrices, without embedding and head."""
+    table: int
+    """Weights of the embedding table, and of the head."""
+    tied: bool
+    vision: int
+    """Weights of tower and projector."""
+    layers: int
+    width: int
+    tokens: int
+    patches: int
+    tiles: int
+    tower_layers: int
+    tower_width: int
+    supervised: int
+
+    @property
+    def trained(self) -> int:
+        """Weights of the language model."""
+        return self.body + self.table * (1 if self.tied else 2)
+
+    @property
+    def language_operations(self) -> float:
+        """Of one forward of the body: two for each weight and token, and attention's two products (causal: half)."""
+        return 2.0 * self.body * self.tokens + 2.0 * self.layers * self.width * self.tokens**2
+
+    @property
+    def vision_operations(self) -> float:
+        """Of the tower on all tiles."""
+        tokens = self.patches * self.tiles
+        return 2.0 * self.vision * tokens + 4.0 * self.tower_layers * self.tower_width * self.patches * tokens
+
+
+def sizes(shape: str, tokens: int, tiles: int, supervised: int) -> Model:
+    """Counted on the model itself, built without memory."""
+    with torch.device("meta"):
+        model = build(shape, torch.bfloat16, torch.device("meta"), LANGUAGE_MODEL)
+    parts: dict[str, int] = {}
+    for part, _, parameter in parts_of(model):
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    config, tower = model.config, model.get_vision_tower()
+    table = config.vocab_size * config.hidden_size
+    tied = bool(config.tie_word_embeddings)
+    return Model(
+        body=parts[LANGUAGE_MODEL] - table * (1 if tied else 2),
+        table=table,
+        tied=tied,
+        vision=parts[VISION_TOWER] + parts[PROJECTOR],
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        tokens=tokens,
+        patches=tower.num_patches_per_side**2,
+        tiles=tiles,
+        tower_layers=tower.config.num_hidden_layers - 1,
+        tower_width=tower.config.hidden_size,
+        supervised=supervised,
+    )
+
+
+def counts(model: Model, directions: int) -> dict[str, dict[str, float]]:
+    """For both schemes: matrix operations, elements of noise, bytes that are read and written beside activations."""
+    forwards = 2 * directions
+    head = 2.0 * model.table * model.supervised
+    # body and head are perturbed in each forward (read, written to scratch), all are updated (read, written)
+    perturbed = forwards * (model.body + model.table)
+    ours = {
+        "vision operations": model.vision_operations,
+        "language operations": forwards * (model.language_operations + head),
+        "noise elements": perturbed + directions * model.trained,
+        "noise bytes": BYTES * 2.0 * (perturbed + model.trained),
+        "weight bytes": BYTES * (model.vision + forwards * (model.body + model.table)),
+        "logit bytes": 0.0,
+    }
+    passes = 4 * directions  # + eps, - 2 eps, + eps, update
+    logits = 4.0 * model.tokens * model.table / model.width
+    inplace = {
+        "vision operations": forwards * model.vision_operations,
+        "language operations": forwards * (model.language_operations + 2.0 * model.table * model.tokens),
+        "noise elements": float(passes * model.trained),
+        # z written and read, the weight read and written
+        "noise bytes": BYTES * 4.0 * passes * model.trained,
+        "weight bytes": BYTES * forwards * float(model.vision + model.body + model.table),
+        # in bfloat16 (written, read), in float32 (written, read for the maximum, the sum, the choice)
+        "logit bytes": forwards * logits * (0.5 + 0.5 + 1 + 3),
+    }
+    return {"ours": ours, "inplace": inplace}
+
+
+def seconds(count: dict[str, float], scheme: str, device: Device, model: Model) -> dict[str, float]:
+    """Predicted seconds of a step by part."""
+    rate = device.memory * BANDWIDTH_SHARE
+    matrix = (count["vision operations"] + count["language operations"]) / (device.matrix * MATRIX_SHARE)
+    forwards = max(matrix, count["weight bytes"] / rate)
+    by_bytes = count["noise bytes"] / rate
+    if scheme == "inplace":
+        logits = count["logit bytes"] / rate
+        return {"forwards": forwards, "noise and update": by_bytes, "logits": logits}
+    updated = float(model.trained)
+    instructions = (count["noise elements"] - updated) * PERTURB_INSTRUCTIONS + updated * UPDATE_INSTRUCTIONS
+    return {"forwards": forwards, "noise and update": max(by_bytes, instructions / device.lanes)}
+
+
+def tables(model: Model, directions: int) -> str:
+    """Counts and predictions as Markdown."""
+    found = counts(model, directions)
+    lines = ["| a step | ours | in-place |", "|---|---|---|"]
+    for name in found["ours"]:
+        scale, unit = (1e12, "T") if name.endswith("operations") else (1e9, "GB" if name.endswith("bytes") else "G")
+        lines.append(f"| {name}, {unit} | {found['ours'][name] / scale:.3g} | {found['inplace'][name] / scale:.3g} |")
+    parts = ("forwards", "noise and update")
+    header = ["ms a step", *(f"ours: {part}" for part in parts), "step"]
+    header += [*(f"in-place: {part}" for part in (*parts, "logits")), "step", "ratio"]
+    lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for device in DEVICES:
+        ours, other = (seconds(found[scheme], scheme, device, model) for scheme in ("ours", "inplace"))
+        mine, theirs = sum(ours.values()), sum(other.values())
+        cells = [*(ours[part] for part in parts), mine, *other.values(), theirs]
+        numbers = " | ".join(f"{1e3 * cell:.0f}" for cell in cells)
+        lines.append(f"| {device.name} | {numbers} | {theirs / mine:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument("--tiles", type=int, default=2)
+    parser.add_argument("--supervised", type=int, default=12)
+    parser.add_argument("--directions", type=int, default=1)
+    options = parser.parse_args()
+    model: Any = sizes(options.shape, options.tokens, options.tiles, options.supervised)
+    print(f"{options.shape}: {model.trained / 1e6:.0f}M trained, vision {model.vision / 1e6:.0f}M\n")
+    print(tables(model, options.directions))
+
+
+if __name__ == "__main__":
+    main()
