@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from llava.errors import InputError
-from llava.train.samplers import LengthGroupedSampler, get_modality_length_grouped_indices, split_to_even_chunks
+from llava.train.samplers import (
+    EpochSampler,
+    LengthGroupedSampler,
+    get_modality_length_grouped_indices,
+    split_to_even_chunks,
+)
 
 DATA = json.loads((Path(__file__).parents[1] / "assets" / "golden" / "samplers" / "samplers.json").read_text())
 MODES = {
@@ -73,3 +78,19 @@ def test_strict_generator_does_not_touch_the_global_one():
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(10))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch() -> None:
+    lengths = [5, 9, -3, 4, -8, 2, 7, -1] * 4
+    orders = {}
+    for seed in (0, 1):
+        ordered = EpochSampler(LengthGroupedSampler(2, 1, lengths=lengths, group_by_modality=True), seed)
+        for epoch in (0, 1):
+            ordered.set_epoch(epoch)
+            before = torch.random.get_rng_state()
+            orders[seed, epoch] = list(ordered)
+            assert torch.equal(before, torch.random.get_rng_state())
+            torch.rand(3)  # whatever happens between
+            assert list(ordered) == orders[seed, epoch]
+    assert sorted(orders[0, 0]) == list(range(32)) and len(ordered) == 32
+    assert orders[0, 0] != orders[0, 1] != orders[1, 1]
