@@ -24,10 +24,7 @@ LAYERS = (
     {"llava.train"},
 )
 MAY_IMPORT_MEZO = {
-    "llava/train/mezo_trainer.py",
-    "llava/train/zo_journal.py",
-    "llava/train/sparse_loss.py",
-    "llava/train/arguments.py",
+    f"llava/train/{name}.py" for name in ("mezo_trainer", "zo_journal", "resume_points", "sparse_loss", "arguments")
 }
 OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
 

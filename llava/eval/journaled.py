@@ -11,10 +11,11 @@ import torch
 
 from llava.errors import InputError
 from llava.eval.generation import load_model
+from llava.mezo.base_model import MODEL
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import JournalError
 from llava.mezo.names import canonical_names
-from llava.mezo.replay import MODEL, Replay
+from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,17 +22,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llava.mezo.base_model import BaseModel
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import Header, JournalError, Record, updates_of
 from llava.mezo.kernels import Field
-from llava.mezo.tensor_files import TensorFiles, write_tensors
 from llava.mezo.weights import Storage, store
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model"
-"""Folder of a journal with the files of a saved model that the base does not have: its configuration at least."""
 SECONDS_BETWEEN_NOTES = 10.0
 
 
@@ -58,7 +55,6 @@ class _Stretch:
 
     journal: Journal
     storages: dict[str, Storage]
-    parameters: dict[str, nn.Parameter]
     step: int = 0
 
 
@@ -119,12 +115,11 @@ class Replay:
                 f"{journal.folder} starts from {header.model} with the fingerprint {header.fingerprint}; the "
                 f"given model has {found}. Give the one that the run was started with"
             )
-        parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}
-        storages = {
-            name: store(parameter, Field(number, header.noise), self.kernel, header.storage)
-            for number, (name, parameter) in enumerate(parameters.items())
-        }
-        return _Stretch(journal, storages, parameters)
+        storages = {}
+        for number, name in enumerate(header.names):  # a weight that is stored otherwise leaves memory at once
+            parameter = nn.Parameter(values.pop(name), requires_grad=False)
+            storages[name] = store(parameter, Field(number, header.noise), self.kernel, header.storage)
+        return _Stretch(journal, storages)
 
     def _advance(self, stretch: _Stretch, step: int) -> None:
         records = stretch.journal.records
@@ -134,54 +129,6 @@ class Replay:
             )
         apply_records(stretch.journal.header, records[stretch.step : step], list(stretch.storages.values()))
         stretch.step = step
-
-
-class BaseModel:
-    """Files of a base model, overlaid by those in a journal's folder `model`."""
-
-    def __init__(self, base: Path, journal: Journal) -> None:
-        self.overlay = journal.folder / MODEL
-        own = TensorFiles(self.overlay)
-        self.tensors = own if own.files else TensorFiles(base)
-        self.base = self.overlay if own.files else base
-        self.stored = {name: names for one in journal.chain() for name, names in one.header.stored.items()}
-        self._check(journal)
-
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor of a canonical name."""
-        return self.tensors.read(self.stored.get(name, [name])[0])
-
-    def write(self, folder: Path, replay: Replay, dtype: torch.dtype | None) -> None:
-        """A checkpoint in `folder`: trained weights from the replay, all others as they are (but for their dtype)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {stored: name for name in replay.names for stored in self.stored.get(name, [name])}
-
-        def read(name: str) -> torch.Tensor:
-            return replay.weight(trained[name]) if name in trained else self.tensors.read(name)
-
-        def in_dtype(own: torch.dtype) -> torch.dtype:
-            return dtype if dtype is not None and own.is_floating_point else own
-
-        for path, tensors in self.tensors.files.items():
-            shapes = {name: (in_dtype(own), shape) for name, (own, shape) in tensors.items()}
-            write_tensors(folder / path.name, shapes, read)
-        for source in (self.base, self.overlay):
-            for path in source.iterdir() if source.is_dir() else ():
-                if path.is_file() and path.suffix != ".safetensors" and not _is_weights(path):
-                    shutil.copyfile(path, folder / path.name)
-
-    def _check(self, journal: Journal) -> None:
-        for one in journal.chain():
-            for name in one.header.names:
-                stored = self.stored.get(name, [name])[0]
-                if stored not in self.tensors:
-                    raise JournalError(
-                        f"{self.base} has no tensor {stored!r} (safetensors files), which the run trained"
-                    )
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix in (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,11 +33,11 @@ Shapes = dict[str, tuple[torch.dtype, torch.Size]]
 
 
 class TensorFiles:
-    """All tensors of the safetensors files of a folder."""
+    """All tensors of the safetensors files of a folder; none where there is no folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[Path, Shapes] = {path: _shapes(path) for path in sorted(folder.glob("*.safetensors"))}
+    def __init__(self, folder: Path | None) -> None:
+        paths = [] if folder is None else sorted(folder.glob("*.safetensors"))
+        self.files: dict[Path, Shapes] = {path: _shapes(path) for path in paths}
         """What is in each file, in the file's order."""
         self._file_of = {name: path for path, shapes in self.files.items() for name in shapes}
 

@@ -44,7 +44,8 @@ class MeZOTrainer(LLaVATrainer):
         self._log_step = 0
         self.run_journal: RunJournal | None = None
         if self.args.zo_journal:
-            from llava.train.zo_journal import RunJournal, SaveResumePoints
+            from llava.train.resume_points import SaveResumePoints
+            from llava.train.zo_journal import RunJournal
 
             self.run_journal = RunJournal(self)
             self.add_callback(SaveResumePoints(self.run_journal))

@@ -170,8 +170,8 @@ def trainer_class(mode: str) -> type[LLaVATrainer]:
 
 
 def start_of_journaled_run(folder: Path) -> Path | None:
-    """Where a run with a journal goes on, see `zo_journal`; None for a new one."""
-    from llava.train.zo_journal import start_of
+    """Where a run with a journal goes on; None for a new one."""
+    from llava.train.resume_points import start_of
 
     return start_of(folder)
 

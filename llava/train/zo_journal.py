@@ -14,34 +14,29 @@ nothing is measured, so that whatever should have been logged, evaluated and sav
 from __future__ import annotations
 
 import logging
-import re
 import shutil
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
-from transformers import TrainerCallback
 
 from llava.errors import InputError
+from llava.mezo.base_model import MODEL, BaseModel
 from llava.mezo.fingerprint import fingerprint
-from llava.mezo.journal import HEADER, Journal
+from llava.mezo.journal import HEADER, PARENT, Journal
 from llava.mezo.journal_format import JournalError
 from llava.mezo.names import canonical_names, unwrap
-from llava.mezo.replay import MODEL, BaseModel, Replay
+from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 from llava.model.checkpoint_files import find_file
 from llava.train import run_folder, saving, state
+from llava.train.resume_points import steps_of
 
 if TYPE_CHECKING:
     from llava.train.mezo_trainer import MeZOTrainer
 
 logger = logging.getLogger(__name__)
-
-RESUME_SECONDS = 60.0
-"""How often the Trainer's state is written."""
-_RESUME = re.compile(r"resume-(\d+)")
 
 
 class RunJournal:
@@ -88,7 +83,9 @@ class RunJournal:
         if TensorFiles(overlay).files and exists:  # an adapter's random start need not come out the same again
             self._load(overlay, trained)
         self.stored = self._stored(self._source(), trained)
-        if self.trainer.args.zo_from_journal is not None:
+        if exists and (self.folder / PARENT).exists():
+            self._start_from(str(self.folder / PARENT))
+        elif self.trainer.args.zo_from_journal is not None:
             self._start_from(self.trainer.args.zo_from_journal)
         self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
         self.prepared = True
@@ -159,7 +156,7 @@ class RunJournal:
         best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
         parameters, journal = self._trained(), Journal.read(self.folder)
-        base = BaseModel(self._source(), journal)
+        base = BaseModel(self._source() or self.folder / MODEL, journal)
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), args.zo_kernel)
         replay.advance(step)
@@ -172,14 +169,13 @@ class RunJournal:
         named = {name: p for p, name in canonical_names(self.trainer.model).items() if p.requires_grad}
         return dict(sorted(named.items()))
 
-    def _source(self) -> Path:
-        """Folder with the weights before the first step."""
+    def _source(self) -> Path | None:
+        """Folder with the weights before the first step; None for a model that came from nowhere."""
         overlay = self.folder / MODEL
-        return overlay if TensorFiles(overlay).files else self._base_folder()
-
-    def _base_folder(self) -> Path:
+        if TensorFiles(overlay).files:
+            return overlay
         config = find_file(self.model, "config.json", local_only=True) if self.model else None
-        return config.parent if config is not None else Path("/nowhere")
+        return None if config is None else config.parent
 
     def _save_model_files(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
         shutil.rmtree(overlay, ignore_errors=True)
@@ -212,7 +208,7 @@ class RunJournal:
                 return name
         return None
 
-    def _stored(self, folder: Path, trained: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
+    def _stored(self, folder: Path | None, trained: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
         """Names in the files of those trained parameters that do not go by their canonical name alone."""
         files = TensorFiles(folder)
         aliases: dict[torch.nn.Parameter, list[str]] = {}
@@ -250,44 +246,6 @@ class RunJournal:
         with torch.no_grad():
             for name in replay.names:
                 parameters[name].copy_(replay.weight(name))
-
-
-class SaveResumePoints(TrainerCallback):
-    """Writes a resume point now and then, when all that belongs to a step is done."""
-
-    def __init__(self, journal: RunJournal) -> None:
-        self.journal = journal
-        self._last = time.monotonic()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.journal.prepared and state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
-            self.journal.save_resume_point()
-            self._last = time.monotonic()
-
-
-def resume_point(output_dir: Path) -> Path | None:
-    """The complete resume point of the run in `output_dir` with the most steps; its journal if that has none yet."""
-    journal = output_dir / run_folder.JOURNAL_FOLDER
-    if not (journal / HEADER).exists():
-        return None
-    complete = [
-        (int(match[1]), path)
-        for path in journal.glob("resume-*")
-        if (match := _RESUME.fullmatch(path.name)) and (path / run_folder.STATE_FILE).exists()
-    ]
-    return max(complete)[1] if complete else journal
-
-
-def start_of(output_dir: Path) -> Path | None:
-    """Where an unfinished run goes on: its newest full checkpoint or resume point; None for a new run."""
-    full, light = run_folder.newest_checkpoint(output_dir), resume_point(output_dir)
-    return full if light is None or steps_of(full) > steps_of(light) else light
-
-
-def steps_of(point: Path | None) -> int:
-    """Steps before checkpoint-N or resume-N; 0 for None and for a journal without either."""
-    number = "" if point is None else point.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
 
 
 def _split(where: str) -> tuple[str, int | None]:

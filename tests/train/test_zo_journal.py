@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from llava.eval import accuracy
 from llava.mezo.journal import HEADER, RECORDS, Journal
 from llava.mezo.replay import main as replay
-from llava.train import mezo_trainer, zo_journal
+from llava.train import mezo_trainer, resume_points
 from llava.train.dataset import make_supervised_data_module
 from llava.train.parsing import parse_arguments
 from llava.train.train import build, train
@@ -123,14 +123,14 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
         changes |= {"save_strategy": "steps", "save_steps": 2, "zo_weight_storage": "fixed16"}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
     if points == "every step":
-        monkeypatch.setattr(zo_journal, "RESUME_SECONDS", 0.0)
+        monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
     for step in (3, 6):
         kill(step, moment)
         with pytest.raises(Killed):
             train(argv=flags(**changes))
         monkeypatch.undo()
         if points == "every step":
-            monkeypatch.setattr(zo_journal, "RESUME_SECONDS", 0.0)
+            monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
             expected = {f"resume-{step - 1}"} if step > 1 else set()
             assert {path.name for path in (tmp_path / "out" / "mezo_journal").glob("resume-*")} == expected
         if points == "none":
@@ -189,12 +189,17 @@ def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: 
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
 
 
-def test_a_run_can_branch_off(flags: Flags, base: Path, tmp_path: Path) -> None:
+def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first"))
     start = tmp_path / "first" / "mezo_journal"
     changes = {"zo_from_journal": f"{start}:5", "learning_rate": 3e-3, "zo_seed": 9, "zo_weight_storage": "fp32"}
-    train(argv=flags(**changes, max_steps=3, mm_tunable_parts="mm_language_model"))
-    shutil.rmtree(tmp_path / "first")
+    changes |= {"max_steps": 3, "mm_tunable_parts": "mm_language_model"}
+    kill(2, "after the update")
+    with pytest.raises(Killed):
+        train(argv=flags(**changes))
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "first")  # a branch has what it needs
+    train(argv=flags(**changes))
     journal = tmp_path / "out" / "mezo_journal"
     words = ["--model-path", str(base), "--journal", str(journal)]
     assert [len(one.records) for one in Journal.read(journal).chain()] == [5, 3]
