@@ -43,7 +43,7 @@ class MeZOTrainer(LLaVATrainer):
         self._log_time: float | None = None
         self._log_step = 0
         self.run_journal: RunJournal | None = None
-        if self.args.zo_journal:
+        if getattr(self.args, "zo_journal", False):
             from llava.train.resume_points import SaveResumePoints
             from llava.train.zo_journal import RunJournal
 

@@ -45,7 +45,9 @@ class RunJournal:
     def __init__(self, trainer: MeZOTrainer) -> None:
         self.trainer = trainer
         self.folder = Path(trainer.args.output_dir) / run_folder.JOURNAL_FOLDER
-        self.model = str(getattr(trainer.model.config, "_name_or_path", "") or "")
+        config = getattr(trainer.model, "config", None)
+        self.model = str(getattr(config, "_name_or_path", "") or "")
+        self.branch: str | None = getattr(trainer.args, "zo_from_journal", None)
         self.parent: Journal | None = None
         self.parent_steps = 0
         self.stored: dict[str, list[str]] = {}
@@ -85,8 +87,8 @@ class RunJournal:
         self.stored = self._stored(self._source(), trained)
         if exists and (self.folder / PARENT).exists():
             self._start_from(str(self.folder / PARENT))
-        elif self.trainer.args.zo_from_journal is not None:
-            self._start_from(self.trainer.args.zo_from_journal)
+        elif self.branch is not None:
+            self._start_from(self.branch)
         self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
         self.prepared = True
         return None if resume and str(resume) == str(self.folder) else resume
@@ -97,7 +99,7 @@ class RunJournal:
         with self.trainer.args.main_process_first(local=False):
             if self.trainer.args.process_index == 0:
                 journal = Journal.open(self.folder, header, self.parent, self.parent_steps)
-                run_folder.save_arguments(self.trainer.run_arguments, self.folder)
+                run_folder.save_arguments(getattr(self.trainer, "run_arguments", {}), self.folder)
             else:
                 journal = Journal.follow(self.folder, header)
         return journal
@@ -179,17 +181,17 @@ class RunJournal:
 
     def _save_model_files(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
         shutil.rmtree(overlay, ignore_errors=True)
-        if self.trainer.args.zo_from_journal is not None:
-            parent = Path(_split(self.trainer.args.zo_from_journal)[0]) / MODEL
+        if self.branch is not None:
+            parent = Path(_split(self.branch)[0]) / MODEL
             if TensorFiles(parent).files:
                 shutil.copytree(parent, overlay)
         missing = self._uncovered(trained)
         if missing is None:
             overlay.mkdir(parents=True, exist_ok=True)
             self.trainer.model.config.save_pretrained(overlay)
-        elif self.trainer.args.zo_from_journal is not None:
+        elif self.branch is not None:
             raise InputError(
-                f"--zo_from_journal {self.trainer.args.zo_from_journal}: this run trains {missing!r}, which that run's "
+                f"--zo_from_journal {self.branch}: this run trains {missing!r}, which that run's "
                 "model does not have. Write its step with llava.mezo.replay and start from there"
             )
         else:

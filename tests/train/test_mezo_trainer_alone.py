@@ -293,6 +293,40 @@ def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.
     assert first == second and len(resumed.model.losses) == 4 * 2 * 2
 
 
+@pytest.mark.parametrize("storage", ["native", "fixed16"])
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_run_resumes_from_its_journal_alone(
+    mezo: Make, tmp_path: Path, storage: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava.train import resume_points
+
+    monkeypatch.setattr(resume_points, "RESUME_SECONDS", seconds)
+    settings = {"zo_journal": True, "zo_weight_storage": storage, "max_steps": 9, "logging_steps": 2, "bf16": True}
+    whole = mezo("whole", model=make_model(torch.bfloat16), **settings)
+    whole.train()
+
+    class Stops(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    stopped = mezo("stopped", model=make_model(torch.bfloat16), **settings)
+    stopped.add_callback(Stops())
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    journal = tmp_path / "stopped" / "mezo_journal"
+    resumed = mezo("stopped", model=make_model(torch.bfloat16), **settings)
+    resumed.train(resume_from_checkpoint=str(resume_points.start_of(tmp_path / "stopped")))
+    assert (len(list(journal.glob("resume-*"))) == 1) == (seconds == 0.0)
+    assert same(bits(whole.model.state_dict()), bits(resumed.model.state_dict()))
+    assert len(resumed.model.losses) == 4 * 2, "a step that was recorded was measured again"
+    logged = ("step", "loss", "projected_grad", "loss_plus", "loss_minus", "learning_rate")
+    first, second = ([[entry[name] for name in logged] for entry in steps_of(t)] for t in (whole, resumed))
+    assert first == second
+    with pytest.raises(ValueError, match="is the journal of another run"):
+        mezo("stopped", model=make_model(torch.bfloat16), **settings).train()
+
+
 @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
 def test_evaluation_during_training_sees_the_weights(mezo: Make, storage: str) -> None:
     model = make_model(torch.bfloat16)
