@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from llava.mezo.config import MeZOConfig
 from llava.mezo.estimator import Direction, Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
 from llava.mezo.fingerprint import dtype_name
-from llava.mezo.journal import Journal
 from llava.mezo.journal_format import Group, Header, JournalError, Record
 from llava.mezo.kernels import Field
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
-from llava.mezo.replay import apply_records
 from llava.mezo.weights import Storage, store
+
+if TYPE_CHECKING:  # journal and replay are commands too, and python -m wants to be the first to import them
+    from llava.mezo.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +212,8 @@ class MeZO(Optimizer):
 
     def catch_up(self, first: int, last: int) -> None:
         """Apply steps first ... last - 1 of the journal to weights that are those before step `first`."""
+        from llava.mezo.replay import apply_records
+
         if self.journal is None:
             raise RuntimeError("there is no journal to catch up with")
         records = self.journal.records[:last]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from llava.mezo.journal import HEADER
@@ -14,6 +16,8 @@ from llava.train import run_folder
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
+
+logger = logging.getLogger(__name__)
 
 RESUME_SECONDS = 60.0
 """How often the Trainer's state is written."""
@@ -29,8 +33,11 @@ class SaveResumePoints(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.journal.prepared and state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
-            self.journal.save_resume_point()
             self._last = time.monotonic()
+            try:
+                self.journal.save_resume_point()
+            except (OSError, SafetensorError) as error:  # the records are what counts
+                logger.warning("no resume point after step %d (%s)", state.global_step, error)
 
 
 def resume_point(output_dir: Path) -> Path | None:

@@ -6,13 +6,18 @@ writes. `checkpoint-N` counts once its own `trainer_state.json` is there, for th
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from llava.errors import InputError
 
@@ -69,6 +74,21 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise InputError(
             f"--output_dir {folder} cannot be written to ({error.strerror}): set OUTPUT_DIR or --output_dir"
+        ) from error
+
+
+@contextmanager
+def refusing_full_disk(folder: Path) -> Iterator[None]:
+    """Turns a full disk, which safetensors tells of in words alone, into an `InputError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        numbers = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in numbers and not any(f"os error {n})" in str(error) for n in numbers):
+            raise
+        raise InputError(
+            f"--output_dir {folder} has no room left ({error}). What was saved before is kept: make room and start the "
+            "same run again, it goes on from there"
         ) from error
 
 

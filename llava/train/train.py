@@ -131,7 +131,8 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with run_folder.refusing_full_disk(folder):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except FloatingPointError as error:
         sys.stderr.write(f"error: {error}\n")
         leave_together(trainer)
@@ -141,7 +142,8 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     more = {"skipped_samples": getattr(data["train_dataset"], "skipped", [])}
     if cache is not None:
         more["feature_cache"] = {"hits": cache.hits, "misses": cache.misses}
-    finish(trainer, folder, model_args, times, more)
+    with run_folder.refusing_full_disk(folder):
+        finish(trainer, folder, model_args, times, more)
     leave_together(trainer)
 
 

@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from llava.errors import InputError
-from llava.train.run_folder import check_same_run, check_writable, newest_checkpoint, prepare_output_dir
+from llava.train.run_folder import (
+    check_same_run,
+    check_writable,
+    newest_checkpoint,
+    prepare_output_dir,
+    refusing_full_disk,
+)
 
 
 def make_checkpoint(folder: Path, step: int, complete: bool = True, **arguments: object) -> Path:
@@ -54,3 +61,12 @@ def test_other_settings_are_another_run(tmp_path: Path, caplog: pytest.LogCaptur
     assert "--learning_rate was 1e-06" in caplog.text
     with pytest.raises(InputError, match=r"--data_path a\.json, now b\.json"):
         check_same_run(checkpoint, {"data_path": "b.json"})
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    full = [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+    for error in full:
+        with pytest.raises(InputError, match="no room left"), refusing_full_disk(tmp_path):
+            raise error
+    with pytest.raises(OSError, match="other"), refusing_full_disk(tmp_path):
+        raise OSError(5, "other")
