@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class SaveResumePoints(TrainerCallback):
                 self.journal.save_resume_point()
             except (OSError, SafetensorError) as error:  # the records are what counts
                 logger.warning("no resume point after step %d (%s)", state.global_step, error)
+                shutil.rmtree(self.journal.folder / f"resume-{state.global_step}", ignore_errors=True)
 
 
 def resume_point(output_dir: Path) -> Path | None:
