@@ -24,7 +24,8 @@ LAYERS = (
     {"llava.train"},
 )
 MAY_IMPORT_MEZO = {
-    f"llava/train/{name}.py" for name in ("mezo_trainer", "zo_journal", "resume_points", "sparse_loss", "arguments")
+    f"llava/train/{name}.py"
+    for name in ("mezo_trainer", "zo_journal", "resume_points", "run_folder", "sparse_loss", "arguments")
 }
 OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
 

@@ -208,7 +208,7 @@ def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records:
             run.go_to(step)
             return loaded
 
-        settings = _settings(arguments) | {"model_path": run.path, "journal": run.journal.checksum, "step": step}
+        settings = _settings(arguments) | {"model_path": run.path, "journal": run.journal.checksums[step], "step": step}
         results.append({"step": step, **_evaluate_into(output, settings, arguments, records, load)})
     if several:
         table = arguments.output.with_suffix(".json")

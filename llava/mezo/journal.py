@@ -18,10 +18,12 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from llava.mezo.journal_format import (
+    CHECKSUM_BYTES,
     LARGEST_HEADER,
     Header,
     JournalError,
@@ -32,6 +34,7 @@ from llava.mezo.journal_format import (
     encode,
     parse_header,
 )
+from llava.mezo.locking import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +50,17 @@ class Journal:
     record that was cut off while it was written, which can only be the last one, is left out.
     """
 
-    def __init__(self, folder: Path, header: Header, records: list[Record], checksum: int, parent: Journal | None):
+    def __init__(self, folder: Path, header: Header, records: list[Record], checksums: list[int], torn: int) -> None:
         self.folder = folder
         self.header = header
         self.records = records
-        self.parent = parent
-        self.checksum = checksum
-        """Of the last record, or of the header."""
-        self.torn = 0
+        self.checksums = checksums
+        """That of the header, then that of each record."""
+        self.torn = torn
         """Bytes at the end of the file that are no whole record."""
+        self.parent = _read_parent(folder, header.parent)
         self._file: int | None = None
+        self._lock: FolderLock | None = None
         self._writes = True
         self._synced = time.monotonic()
 
@@ -66,31 +70,37 @@ class Journal:
         header_bytes, data = _contents(folder / HEADER, LARGEST_HEADER), _contents(folder / RECORDS)
         with _naming(folder):
             header = parse_header(header_bytes)
-            checksum = zlib.crc32(header_bytes)
-            whole = _whole_records(data, header.record_bytes)
-            records: list[Record] = []
-            for number in range(whole):
-                part = data[number * header.record_bytes : (number + 1) * header.record_bytes]
-                records.append(decode(header, part, number, checksum))
-                checksum = checksum_of(part)
-        journal = cls(folder, header, records, checksum, _read_parent(folder, header.parent))
-        journal.torn = len(data) - whole * header.record_bytes
-        return journal
+            records, checksums = _decode_all(header, data, zlib.crc32(header_bytes))
+        return cls(folder, header, records, checksums, len(data) - len(records) * header.record_bytes)
 
     @classmethod
-    def open(cls, folder: Path, header: Header, parent: Journal | None = None, first: int = 0) -> Journal:
+    def open(
+        cls,
+        folder: Path,
+        header: Header,
+        parent: Journal | None = None,
+        first: int = 0,
+        lock: FolderLock | None = None,
+    ) -> Journal:
         """The journal in `folder` for writing: a new one, or the one that is there if it is of this very run.
 
         A new one may find files in the folder that belong to the model; they stay.
 
         Args:
             parent, first: a new journal begins after that many records of `parent`, of which it takes a copy.
+            lock: of the folder, if the caller has it already; it is released when the journal is closed.
         """
-        if not (folder / HEADER).exists():
-            _create(folder, header, parent, first)
-        journal = cls.read(folder)
-        _check_same(journal, header)
-        journal._open_file()
+        lock = lock or FolderLock(folder)
+        try:
+            if not (folder / HEADER).exists():
+                _create(folder, header, parent, first)
+            journal = cls.read(folder)
+            _check_same(journal, header)
+            journal._open_file()
+        except BaseException:
+            lock.release()
+            raise
+        journal._lock = lock
         return journal
 
     @classmethod
@@ -109,53 +119,58 @@ class Journal:
         if self._writes:
             self._write(data, record.step)
         self.records.append(record)
-        self.checksum = checksum_of(data)
+        self.checksums.append(checksum_of(data))
+
+    @property
+    def checksum(self) -> int:
+        """Of the last record, or of the header if there is none."""
+        return self.checksums[-1]
 
     def _write(self, data: bytes, step: int) -> None:
         if self._file is None:
             raise JournalError(f"{self.folder} is not open for writing")
         try:
-            written = os.write(self._file, data)
-            if written < len(data):
-                written += os.write(self._file, data[written:])  # says why, if it fails again
-            self._sync()
+            rest = data
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                self.sync()
         except OSError as error:
-            os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
+            with suppress(OSError):  # a reader leaves out what is no whole record
+                os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
             raise JournalError(
                 f"{self.folder / RECORDS}: step {step} cannot be recorded ({error.strerror}) and was not applied; "
                 "all steps before it are safe. Make room and start the same run again, it goes on from there"
             ) from error
 
-    def close(self) -> None:
-        """Bring everything to the disk and let go of the file; further calls do nothing."""
+    def sync(self) -> None:
+        """Bring all records to the disk."""
         if self._file is not None:
-            self._sync(at_once=True)
+            os.fsync(self._file)
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Bring everything to the disk and let go of the folder; further calls do nothing."""
+        if self._file is not None:
+            self.sync()
             os.close(self._file)
             self._file = None
+        if self._lock is not None:
+            self._lock.release()
 
     def chain(self) -> list[Journal]:
         """The journals from the base model on, this one last."""
         return [*(self.parent.chain() if self.parent else []), self]
 
-    def _sync(self, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if self._file is not None and (at_once or now - self._synced >= SYNC_SECONDS):
-            os.fsync(self._file)
-            self._synced = now
-
     def _open_file(self) -> None:
         path = self.folder / RECORDS
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND)
-            _lock(self._file)
             if self.torn:
                 logger.warning("%s: the last record was cut off while it was written; it is left out", path)
-                os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
+                os.truncate(path, len(self.records) * self.header.record_bytes)
                 self.torn = 0
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
             raise JournalError(f"{path} cannot be written to ({error.strerror})") from error
 
 
@@ -184,12 +199,22 @@ class _naming:
             raise JournalError(f"{self.folder}: {error}") from error
 
 
-def _whole_records(data: bytes, size: int) -> int:
-    """How many records there are, without one that was cut off: in part, or (after a power cut) as zeros."""
-    whole = len(data) // size
-    while whole and not any(data[(whole - 1) * size : whole * size]):
-        whole -= 1
-    return whole
+def _decode_all(header: Header, data: bytes, checksum: int) -> tuple[list[Record], list[int]]:
+    """The records and all checksums, without what was cut off: a part of a record, or zeros after a power cut."""
+    size, end = header.record_bytes, len(data.rstrip(b"\0"))
+    records: list[Record] = []
+    checksums = [checksum]
+    for number in range(min(len(data) // size, -(-end // size))):
+        start, stop = number * size, (number + 1) * size
+        try:
+            records.append(decode(header, data[start:stop], number, checksums[-1]))
+        except JournalError:
+            ends_in_zeros = end <= stop - CHECKSUM_BYTES or (end <= stop and len(data) > stop)
+            if ends_in_zeros:  # the page that held the rest of it never reached the disk
+                break
+            raise
+        checksums.append(checksum_of(data[start:stop]))
+    return records, checksums
 
 
 def _read_parent(folder: Path, expected: Parent | None) -> Journal | None:
@@ -207,26 +232,39 @@ def _read_parent(folder: Path, expected: Parent | None) -> Journal | None:
 def _create(folder: Path, header: Header, parent: Journal | None, first: int) -> None:
     """header.json comes last and at once: without it there is no journal yet."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / PARENT, ignore_errors=True)  # of a run that was killed right here
         if parent is not None:
             header = replace(header, parent=_copy(parent, folder / PARENT, first))
-        (folder / RECORDS).write_bytes(b"")
-        partial = folder / (HEADER + ".partial")
-        with partial.open("wb") as file:
-            file.write(header.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(folder / HEADER)
+        write_durably(folder / RECORDS, b"")
+        write_durably(folder / HEADER, header.to_bytes())
     except OSError as error:
         raise JournalError(f"{folder}: the journal cannot be made ({error.strerror})") from error
 
 
 def _copy(journal: Journal, folder: Path, count: int) -> Parent:
     """The first `count` records of a journal, and its parents, as another one."""
-    shutil.copytree(journal.folder, folder)
-    os.truncate(folder / RECORDS, count * journal.header.record_bytes)
-    return Parent(count, Journal.read(folder).checksum)
+    folder.mkdir()
+    if journal.parent is not None:
+        _copy(journal.parent, folder / PARENT, len(journal.parent.records))
+    write_durably(folder / RECORDS, (journal.folder / RECORDS).read_bytes()[: count * journal.header.record_bytes])
+    write_durably(folder / HEADER, (journal.folder / HEADER).read_bytes())
+    return Parent(count, journal.checksums[count])
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """The whole file or none: written beside it, brought to the disk, renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    with suppress(OSError):  # a folder cannot be opened everywhere
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _check_same(journal: Journal, header: Header) -> None:
@@ -248,18 +286,6 @@ def _check_same(journal: Journal, header: Header) -> None:
 def _brief(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
-
-
-def _lock(file: int) -> None:
-    """OSError when another process writes to the file. Where there is no fcntl (Windows), nothing is checked."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OSError(error.errno, "another run is writing to it") from error
 
 
 def _table(journal: Journal, records: Sequence[Record]) -> Iterator[str]:

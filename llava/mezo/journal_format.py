@@ -30,6 +30,7 @@ FORMAT, VERSION = "mezo-journal", 1
 APPLIED = 1
 """Flag of a step that was applied; a step with a loss that is not finite was not."""
 LARGEST_HEADER = 2**26
+CHECKSUM_BYTES = 4
 _FIXED, _DIRECTION, _RATE, _CHECKSUM = (struct.Struct(code) for code in ("<II", "<Qdd", "<d", "<I"))
 
 
@@ -164,9 +165,15 @@ def _check_record(header: Header, record: Record, flags: int, number: int) -> No
             raise JournalError(f"record {number} has seed {direction.seed}; the run's seed gives {seed}")
     if not all(math.isfinite(rate) and rate >= 0 for rate in record.rates):
         raise JournalError(f"record {number} has learning rates {record.rates}; they must be finite and at least 0")
-    finite = all(math.isfinite(d.loss_plus) and math.isfinite(d.loss_minus) for d in record.directions)
-    if record.applied and not finite:
-        raise JournalError(f"record {number} was applied with losses that are not finite")
+    if record.applied and not can_be_applied(header.groups, record.directions, record.rates):
+        raise JournalError(f"record {number} was applied with losses, or updates, that are not finite")
+
+
+def can_be_applied(groups: Sequence[Group], directions: Sequence[Direction], rates: Sequence[float]) -> bool:
+    """Whether all losses, and all that they make of the weights, are finite."""
+    updates = [update_of(directions, rates[group.rate], group.weight_decay) for group in groups]
+    losses = [loss for d in directions for loss in (d.loss_plus, d.loss_minus)]
+    return all(map(math.isfinite, [*losses, *(x for u in updates for x in (*u.coefficients, u.decay))]))
 
 
 def updates_of(header: Header, records: Sequence[Record]) -> list[list[Update]]:
@@ -185,40 +192,52 @@ def parse_header(data: bytes) -> Header:
         JournalError: not a journal, an unknown version, or a field that is missing, unknown or out of range.
     """
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise JournalError(f"the header is not JSON ({type(error).__name__})") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise JournalError(f"the header is not that of a journal (format {FORMAT!r} expected)")
     version = values.pop("version", None)
-    if version != VERSION or isinstance(version, bool):
+    if version != VERSION or not _integer(version, 0, LARGEST_SEED):
         raise JournalError(f"the journal has version {version!r}; this program reads version {VERSION}")
     size = values.pop("record_bytes", None)
     expected, found = {one.name for one in fields(Header)}, set(values)
     if found != expected:
         raise JournalError(f"the header lacks {sorted(expected - found)} or has unknown {sorted(found - expected)}")
     header = _header(values)
-    if size != header.record_bytes:
+    if size != header.record_bytes or not _integer(size, 0, LARGEST_SEED):
         raise JournalError(f"the header has record_bytes {size!r}, but its fields make {header.record_bytes}")
     return header
 
 
 def _header(values: dict[str, Any]) -> Header:
     try:
-        groups = tuple(map(_group, values["groups"]))
+        groups = tuple(map(_group, _list(values["groups"])))
         parent = None if values["parent"] is None else Parent(**values["parent"])
-        lists = {"names": tuple(values["names"]), "dtypes": tuple(values["dtypes"])}
-        shapes = tuple(_integers(shape) for shape in values["shapes"])
-        header = Header(**{**values, **lists, "shapes": shapes, "groups": groups, "parent": parent})
+        lists = {"names": _strings(values["names"]), "dtypes": _strings(values["dtypes"])}
+        shapes = tuple(_integers(shape) for shape in _list(values["shapes"]))
+        eps = _number(values["eps"])
+        stored = {name: list(_strings(names)) for name, names in values["stored"].items()}
+        more = {"shapes": shapes, "groups": groups, "parent": parent, "eps": eps, "stored": stored}
+        header = Header(**{**values, **lists, **more})
         _check_header(header)
     except JournalError:
         raise
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise JournalError(f"the header has a field of another form than expected ({error!r})") from error
     return header
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
 def _group(values: Any) -> Group:
+    if set(values) != {"parameters", "weight_decay", "rate"}:
+        raise TypeError(f"a group has {sorted(values)}")
     return Group(_integers(values["parameters"]), _number(values["weight_decay"]), values["rate"])
 
 
@@ -226,24 +245,22 @@ def _check_header(header: Header) -> None:
     numbers = [number for group in header.groups for number in group.parameters]
     rates = {group.rate for group in header.groups}
     wants = {
-        "model": isinstance(header.model, str),
+        "model": isinstance(header.model, str) and header.model.isprintable(),
         "fingerprint": _is_hash(header.fingerprint),
-        "names": all(isinstance(name, str) for name in header.names) and len(header.names) > 0,
+        "names": len(header.names) == len(set(header.names)) > 0,
         "names_hash": header.names_hash == names_hash(header.names),
         "dtypes": len(header.dtypes) == len(header.names) and set(header.dtypes) <= {"float32", "bfloat16", "float16"},
         "shapes": len(header.shapes) == len(header.names),
         "storage": header.storage in STORAGES,
         "noise": header.noise in NOISES,
-        "eps": _number(header.eps) > 0,
+        "eps": header.eps > 0 and math.isfinite(2 * header.eps),
         "num_directions": _integer(header.num_directions, 1, MOST_DIRECTIONS),
         "seed": _integer(header.seed, 0, LARGEST_SEED),
         "groups": sorted(numbers) == list(range(len(header.names)))
         and all(_integer(rate, 0, len(header.groups) - 1) for rate in rates)
         and rates == set(range(len(rates)))
         and all(group.weight_decay >= 0 for group in header.groups),
-        "stored": isinstance(header.stored, dict)
-        and set(header.stored) <= set(header.names)
-        and all(names and all(isinstance(name, str) for name in names) for names in header.stored.values()),
+        "stored": set(header.stored) <= set(header.names) and all(header.stored.values()),
         "parent": header.parent is None
         or (_integer(header.parent.steps, 0, 2**32 - 1) and _integer(header.parent.checksum, 0, 2**32 - 1)),
     }
@@ -261,8 +278,22 @@ def _integer(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _list(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list")
+    return values
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+    found = tuple(_list(values))
+    if not all(isinstance(value, str) for value in found):
+        raise TypeError("a list of strings has something else in it")
+    "".join(found).encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+    return found
+
+
 def _integers(values: Any) -> tuple[int, ...]:
-    found = tuple(values)
+    found = tuple(_list(values))
     if not all(_integer(value, 0, 2**63) for value in found):
         raise TypeError("a list of integers has something else in it")
     return found

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from llava.mezo.config import MeZOConfig
 from llava.mezo.estimator import Direction, Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
 from llava.mezo.fingerprint import dtype_name
-from llava.mezo.journal_format import Group, Header, JournalError, Record
+from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied
 from llava.mezo.kernels import Field
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
@@ -71,6 +71,8 @@ class MeZO(Optimizer):
         """Consecutive steps that were not applied because a loss was not finite."""
         self.journal: Journal | None = None
         """Where steps are recorded before they are applied. A step that it holds already is not measured again."""
+        self._next = 0
+        """The step that the weights are before, as far as a journal tells."""
         self._reduce = reduce or mean_over_ranks(parameters[0].device)
         self._window = LossWindow()
         self._released = False
@@ -171,8 +173,12 @@ class MeZO(Optimizer):
         number, directions = self._window.close(self.config, self._reduce)
         recorded = self._recorded(number)
         record = recorded or self._record(number, directions)
-        if self.journal is not None and recorded is None:
-            self.journal.append(record)
+        if self.journal is not None:
+            if number != self._next:
+                raise JournalError(f"step {number} cannot be applied to weights before step {self._next}")
+            if recorded is None:
+                self.journal.append(record)
+            self._next += 1
         if record.applied:
             for group, rate in zip(self._used_groups, self._rate_numbers(), strict=True):
                 update = update_of(record.directions, record.rates[rate], float(group["weight_decay"]))
@@ -216,6 +222,7 @@ class MeZO(Optimizer):
 
         if self.journal is None:
             raise RuntimeError("there is no journal to catch up with")
+        self._next = last
         records = self.journal.records[:last]
         apply_records(self.journal.header, records[first:], list(self.storages.values()))
         self.bad_steps = next((k for k, record in enumerate(reversed(records)) if record.applied), len(records))
@@ -235,10 +242,8 @@ class MeZO(Optimizer):
                     f"at step {number} groups with equal rates at the start have {rates[rate]} and {group['lr']}: "
                     "where a schedule treats groups differently, let their rates differ from the start"
                 )
-        updates = [update_of(directions, float(group["lr"]), float(group["weight_decay"])) for group in groups]
-        losses = [loss for d in directions for loss in (d.loss_plus, d.loss_minus)]
-        finite = all(map(math.isfinite, losses + [c for update in updates for c in update.coefficients]))
-        return Record(number, finite, directions, rates)
+        as_recorded = [Group((), float(g["weight_decay"]), rate) for g, rate in zip(groups, numbers, strict=True)]
+        return Record(number, can_be_applied(as_recorded, directions, rates), directions, rates)
 
     @property
     def _used_groups(self) -> list[dict[str, Any]]:

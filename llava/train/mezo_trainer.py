@@ -120,6 +120,11 @@ class MeZOTrainer(LLaVATrainer):
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
             super()._save(*args, **kwargs)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.mezo.journal is not None:
+            self.mezo.journal.sync()  # no checkpoint is ahead of the records, even after a power cut
+        super()._save_checkpoint(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         self.mezo.release()
         super()._load_best_model()
@@ -163,6 +168,8 @@ class MeZOTrainer(LLaVATrainer):
                 self.mezo.release()
                 if self.mezo.journal is not None:
                     self.mezo.journal.close()
+            if self.run_journal is not None and self.run_journal.lock is not None:
+                self.run_journal.lock.release()
         if self.run_journal is not None and self.args.load_best_model_at_end and self.args.save_strategy == "no":
             self.run_journal.load_best()
         if self.diverged:

@@ -151,6 +151,15 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
             f"--label_smoothing_factor {values.label_smoothing_factor} excludes --trainer_mode zo, whose loss is the "
             "cross entropy: leave it out"
         )
+    if values.auto_find_batch_size:
+        raise InputError(
+            "--auto_find_batch_size True excludes --trainer_mode zo, which needs no more memory than a forward"
+        )
+    if values.save_only_model and values.zo_journal:
+        raise InputError(
+            "--save_only_model True excludes --zo_journal True, which resumes from whole checkpoints: leave it out, or "
+            "--save_strategy steps, since the journal gives every step"
+        )
     if values.zo_from_journal is not None and not values.zo_journal:
         raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
     for name in ("deepspeed", "fsdp", "torch_compile"):

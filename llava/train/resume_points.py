@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from llava.mezo.journal import HEADER
+from llava.mezo.journal import HEADER, Journal
+from llava.mezo.journal_format import JournalError
 from llava.train import run_folder
 
 if TYPE_CHECKING:
@@ -33,32 +33,55 @@ class SaveResumePoints(TrainerCallback):
         self._last = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.journal.prepared and state.global_step > 0 and time.monotonic() - self._last >= RESUME_SECONDS:
+        # the main process alone: the others have other clocks, and nothing of theirs is needed
+        if (
+            self.journal.prepared
+            and args.should_save
+            and state.global_step > 0
+            and time.monotonic() - self._last >= RESUME_SECONDS
+        ):
             self._last = time.monotonic()
             try:
                 self.journal.save_resume_point()
             except (OSError, SafetensorError) as error:  # the records are what counts
                 logger.warning("no resume point after step %d (%s)", state.global_step, error)
-                shutil.rmtree(self.journal.folder / f"resume-{state.global_step}", ignore_errors=True)
 
 
-def resume_point(output_dir: Path) -> Path | None:
-    """The complete resume point of the run in `output_dir` with the most steps; its journal if that has none yet."""
-    journal = output_dir / run_folder.JOURNAL_FOLDER
-    if not (journal / HEADER).exists():
-        return None
-    complete = [
-        (int(match[1]), path)
-        for path in journal.glob("resume-*")
-        if (match := _RESUME.fullmatch(path.name)) and (path / run_folder.STATE_FILE).exists()
-    ]
-    return max(complete)[1] if complete else journal
+def resume_points(journal: Path) -> list[Path]:
+    """The resume points in a journal's folder, those with the most steps first."""
+    found = [(int(match[1]), path) for path in journal.glob("resume-*") if (match := _RESUME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def start_of(output_dir: Path) -> Path | None:
-    """Where an unfinished run goes on: its newest full checkpoint or resume point; None for a new run."""
-    full, light = run_folder.newest_checkpoint(output_dir), resume_point(output_dir)
-    return full if light is None or steps_of(full) > steps_of(light) else light
+    """Where an unfinished run goes on: its newest full checkpoint or resume point, or its journal; None for a new run.
+
+    Points beyond the journal's last record (after a power cut) are passed over.
+    """
+    journal = output_dir / run_folder.JOURNAL_FOLDER
+    if not (journal / HEADER).exists():
+        return run_folder.newest_checkpoint(output_dir)
+    try:
+        last = len(Journal.read(journal).records)
+    except JournalError:
+        return journal  # the run will say what is wrong
+    points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / run_folder.STATE_FILE).exists()]
+    full, light = full_checkpoint(output_dir, last), points[0] if points else journal
+    return full if full is not None and steps_of(full) > steps_of(light) else light
+
+
+def full_checkpoint(output_dir: Path, most: int) -> Path | None:
+    """The newest checkpoint-N, of at most `most` steps, from which a run with a journal can go on; or None."""
+    found = run_folder.newest_checkpoint(output_dir, most)
+    while found is not None and not has_optimizer(found):
+        logger.warning("%s was saved without its optimizer (--save_only_model) and is not resumed from", found)
+        found = run_folder.newest_checkpoint(output_dir, steps_of(found) - 1)
+    return found
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether it holds the state of the optimizer, in this tree's form or in transformers'."""
+    return any((checkpoint / name).exists() for name in ("optimizer.json", "optimizer.pt"))
 
 
 def steps_of(point: Path | None) -> int:

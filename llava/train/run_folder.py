@@ -20,6 +20,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from llava.errors import InputError
+from llava.mezo.journal import write_durably
+from llava.mezo.journal_format import JournalError
+from llava.mezo.locking import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +117,7 @@ def flat_arguments(*groups: Any) -> dict[str, Any]:
 
 def save_arguments(arguments: dict[str, Any], folder: Path) -> None:
     """Write the flags beside the weights they led to."""
-    (folder / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
+    write_durably(folder / ARGUMENTS_FILE, (json.dumps(arguments, indent=2) + "\n").encode())
 
 
 def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
@@ -149,6 +152,10 @@ def _remove_run(folder: Path) -> None:
         if _CHECKPOINT.fullmatch(path.name):
             shutil.rmtree(path)
     if (folder / JOURNAL_FOLDER).is_dir():
+        try:
+            FolderLock(folder / JOURNAL_FOLDER).release()
+        except JournalError as error:
+            raise InputError(f"--overwrite_output_dir True: {error}") from error
         shutil.rmtree(folder / JOURNAL_FOLDER)
     for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE):
         (folder / name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ nothing is measured, so that whatever should have been logged, evaluated and sav
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +27,13 @@ from llava.mezo.base_model import MODEL, BaseModel
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import HEADER, PARENT, Journal
 from llava.mezo.journal_format import JournalError
+from llava.mezo.locking import FolderLock
 from llava.mezo.names import canonical_names, unwrap
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 from llava.model.checkpoint_files import find_file
 from llava.train import run_folder, saving, state
-from llava.train.resume_points import steps_of
+from llava.train.resume_points import full_checkpoint, has_optimizer, resume_points, steps_of
 
 if TYPE_CHECKING:
     from llava.train.mezo_trainer import MeZOTrainer
@@ -52,6 +54,7 @@ class RunJournal:
         self.parent_steps = 0
         self.stored: dict[str, list[str]] = {}
         self.fingerprint = ""
+        self.lock: FolderLock | None = None
         self.prepared = False
 
     def prepare(self, resume: str | bool | None) -> str | bool | None:
@@ -77,13 +80,19 @@ class RunJournal:
                 "%s has no journal: this run goes on without one, with checkpoints alone", self.folder.parent
             )
             return resume
-        trained = self._trained()
-        overlay = self.folder / MODEL
-        if self.trainer.args.should_save and not exists:
+        main, trained, overlay = self.trainer.args.process_index == 0, self._trained(), self.folder / MODEL
+        if main:
+            self.lock = FolderLock(self.folder)
+        if main and not exists:
+            shutil.rmtree(overlay, ignore_errors=True)
+            if self.branch is not None and TensorFiles(Path(_split(self.branch)[0]) / MODEL).files:
+                shutil.copytree(Path(_split(self.branch)[0]) / MODEL, overlay)
+        self.trainer.accelerator.wait_for_everyone()
+        if TensorFiles(overlay).files:  # an adapter's random start need not come out the same again
+            self._load(overlay, trained)
+        if main and not exists:
             self._save_model_files(overlay, trained)
         self.trainer.accelerator.wait_for_everyone()
-        if TensorFiles(overlay).files and exists:  # an adapter's random start need not come out the same again
-            self._load(overlay, trained)
         self.stored = self._stored(self._source(), trained)
         if exists and (self.folder / PARENT).exists():
             self._start_from(str(self.folder / PARENT))
@@ -98,7 +107,7 @@ class RunJournal:
         header = self.trainer.mezo.journal_header(self.model, self.fingerprint, self.stored)
         with self.trainer.args.main_process_first(local=False):
             if self.trainer.args.process_index == 0:
-                journal = Journal.open(self.folder, header, self.parent, self.parent_steps)
+                journal = Journal.open(self.folder, header, self.parent, self.parent_steps, self.lock)
                 run_folder.save_arguments(getattr(self.trainer, "run_arguments", {}), self.folder)
             else:
                 journal = Journal.follow(self.folder, header)
@@ -108,7 +117,7 @@ class RunJournal:
         """The checkpoint with weights to resume from; None when they come from the base model and the records."""
         if resume.parent != self.folder:
             return resume
-        return run_folder.newest_checkpoint(self.folder.parent, most=steps_of(resume))
+        return full_checkpoint(self.folder.parent, steps_of(resume))
 
     def wrong(self, error: JournalError) -> InputError:
         """The error as commands show it."""
@@ -127,23 +136,32 @@ class RunJournal:
                 f"{resume} is of step {step}, but {self.folder} has {have} steps. Start a new run from the checkpoint "
                 "(--model_name_or_path), or go on without a journal (--zo_journal False)"
             )
+        if full is not None and not has_optimizer(full):
+            raise InputError(f"{full} was saved without its optimizer (--save_only_model): a run cannot go on from it")
         if resume != full:
             Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
             self.trainer.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
         mezo.catch_up(steps_of(full), step)
 
     def save_resume_point(self) -> None:
-        """State of the Trainer after the steps that are done; the older one goes once this one is whole."""
-        trainer = self.trainer
-        trainer.store_flos()
-        folder = self.folder / f"resume-{trainer.state.global_step}"
-        trainer._save_rng_state(str(folder))
-        if not trainer.args.should_save:
-            return
-        state.save_state(Optimizer.state_dict(trainer.mezo), folder, "optimizer")
-        state.save_state(trainer.lr_scheduler.state_dict(), folder, "scheduler")
-        trainer.state.save_to_json(str(folder / run_folder.STATE_FILE))
-        for path in self.folder.glob("resume-*"):
+        """State of the Trainer after the steps that are done; the older one goes once this one is on the disk."""
+        trainer, step = self.trainer, self.trainer.state.global_step
+        if trainer.args.world_size == 1:
+            trainer.store_flos()  # a collective operation otherwise
+        if trainer.mezo.journal is not None:
+            trainer.mezo.journal.sync()
+        folder, partial = self.folder / f"resume-{step}", self.folder / "resume.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        trainer._save_rng_state(str(partial))
+        state.save_state(Optimizer.state_dict(trainer.mezo), partial, "optimizer")
+        state.save_state(trainer.lr_scheduler.state_dict(), partial, "scheduler")
+        trainer.state.save_to_json(str(partial / run_folder.STATE_FILE))
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.rename(folder)
+        for path in resume_points(self.folder):
             if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -157,7 +175,8 @@ class RunJournal:
             return
         best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
-        parameters, journal = self._trained(), Journal.read(self.folder)
+        parameters = {name: parameter for parameter, name in canonical_names(self.trainer.model).items()}
+        journal = Journal.read(self.folder)
         base = BaseModel(self._source() or self.folder / MODEL, journal)
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), args.zo_kernel)
@@ -180,11 +199,6 @@ class RunJournal:
         return None if config is None else config.parent
 
     def _save_model_files(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
-        shutil.rmtree(overlay, ignore_errors=True)
-        if self.branch is not None:
-            parent = Path(_split(self.branch)[0]) / MODEL
-            if TensorFiles(parent).files:
-                shutil.copytree(parent, overlay)
         missing = self._uncovered(trained)
         if missing is None:
             overlay.mkdir(parents=True, exist_ok=True)

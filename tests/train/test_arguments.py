@@ -98,6 +98,9 @@ REFUSED = {
     "--rope_scaling_factor 2": ["--rope_scaling_type"],
     "--trainer_mode zo --label_smoothing_factor 0.1": ["--label_smoothing_factor 0.1", "--trainer_mode zo"],
     "--trainer_mode zo --deepspeed z.json": ["--deepspeed", "--trainer_mode zo"],
+    "--trainer_mode zo --auto_find_batch_size True": ["--auto_find_batch_size", "--trainer_mode zo"],
+    "--trainer_mode zo --save_only_model True": ["--save_only_model", "--zo_journal"],
+    "--trainer_mode zo --zo_from_journal x --zo_journal False": ["--zo_from_journal", "--zo_journal True"],
     "--deepspeed z.json": ["deepspeed"],
     "--use_ipex True": ["--use_ipex", "leave it out"],
 }

@@ -209,6 +209,33 @@ def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: 
     assert not same(weights(tmp_path / "zero"), weights(tmp_path / "last"))
 
 
+def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: Path) -> None:
+    changes = {"lora_enable": True, "lora_r": 4}
+    train(argv=flags(**changes, output_dir=tmp_path / "first", max_steps=4))
+    start = str(tmp_path / "first" / "mezo_journal")
+    train(argv=flags(**changes, max_steps=2, seed=7, learning_rate=0.0, zo_from_journal=start))
+    for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
+        assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "first" / file))
+
+
+def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    train(argv=flags(output_dir=tmp_path / "whole"))
+    monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
+    kill(5, "after the update")
+    with pytest.raises(Killed):
+        train(argv=flags())
+    monkeypatch.undo()
+    journal = tmp_path / "out" / "mezo_journal"
+    (journal / "resume.partial").mkdir()
+    shutil.copytree(journal / "resume-4", journal / "resume-7")  # beyond the records
+    only_model = tmp_path / "out" / "checkpoint-5"
+    only_model.mkdir()
+    (only_model / "trainer_state.json").write_text("{}")
+    assert resume_points.start_of(tmp_path / "out") == journal / "resume-4"
+    train(argv=flags())
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another base": ({}, "fingerprint"),
     "another eps": ({"zo_eps": 1e-2}, "another eps"),
@@ -260,7 +287,10 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
 
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path: Path) -> None:
+    train(argv=flags(output_dir=tmp_path / "first", max_steps=2))
     changes = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "zo_weight_storage": storage}
+    # a branch that trains less than what it starts from
+    changes |= {"zo_from_journal": tmp_path / "first" / "mezo_journal", "mm_tunable_parts": "mm_language_model"}
     model_args, data_args, training_args = parse_arguments(flags(**changes, save_strategy="no"))
     model, tokenizer = build(model_args, data_args, training_args)
     data = make_supervised_data_module(tokenizer, data_args)
