@@ -1,7 +1,7 @@
 """Which way of keeping 16-bit weights trains as well as float32: the experiment behind --zo_weight_storage's default.
 
-    python scripts/study/storage.py --task tiny  --output runs/storage/tiny         (about 20 minutes on two CPU cores)
-    python scripts/study/storage.py --task words --output runs/storage/words        (about 90 minutes; needs words.py)
+    python scripts/study/storage.py --task tiny  --output runs/storage/tiny         (about 40 minutes on two CPU cores)
+    python scripts/study/storage.py --task words --output runs/storage/words        (about 100 minutes; needs words.py)
 
 The same model, data order, noise and bfloat16 forward for every scheme:
 
