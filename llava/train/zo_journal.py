@@ -89,7 +89,7 @@ class RunJournal:
                 shutil.copytree(Path(_split(self.branch)[0]) / MODEL, overlay)
         self.trainer.accelerator.wait_for_everyone()
         if TensorFiles(overlay).files:  # an adapter's random start need not come out the same again
-            self._load(overlay, trained)
+            self._load(overlay)
         if main and not exists:
             self._save_model_files(overlay, trained)
         self.trainer.accelerator.wait_for_everyone()
@@ -224,24 +224,25 @@ class RunJournal:
                 return name
         return None
 
-    def _stored(self, folder: Path | None, trained: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
-        """Names in the files of those trained parameters that do not go by their canonical name alone."""
+    def _stored(self, folder: Path | None, parameters: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
+        """Names in the files of those parameters that do not go by their canonical name alone."""
         files = TensorFiles(folder)
         aliases: dict[torch.nn.Parameter, list[str]] = {}
         for name, parameter in unwrap(self.trainer.model).named_parameters(remove_duplicate=False):
             aliases.setdefault(parameter, []).append(name)
         stored = {}
-        for name, parameter in trained.items():
+        for name, parameter in parameters.items():
             candidates = [saved for alias in aliases[parameter] for saved in saving.saved_names(alias)]
             found = [candidate for candidate in dict.fromkeys(candidates) if candidate in files]
             if found and found != [name]:
                 stored[name] = found
         return stored
 
-    def _load(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
-        files, stored = TensorFiles(overlay), self._stored(overlay, trained)
+    def _load(self, overlay: Path) -> None:
+        everything = {name: parameter for parameter, name in canonical_names(self.trainer.model).items()}
+        files, stored = TensorFiles(overlay), self._stored(overlay, everything)
         with torch.no_grad():
-            for name, parameter in trained.items():
+            for name, parameter in everything.items():
                 there = stored.get(name, [name])[0]
                 if there in files:
                     parameter.copy_(files.read(there))
