@@ -99,7 +99,8 @@ def steps_of(grid: Grid | None, start: int, count: int) -> Floats:
 def stochastic_on_grid(u: Floats, r: Bits, steps: Floats) -> npt.NDArray[np.int16]:
     """The integers G(u, r)."""
     limit = LARGEST_ON_GRID * PARTS_OF_A_STEP
-    v = np.clip(np.nan_to_num(u * (np.float32(PARTS_OF_A_STEP) / steps)), -limit, limit)
+    with np.errstate(over="ignore"):
+        v = np.clip(np.nan_to_num(u * (np.float32(PARTS_OF_A_STEP) / steps)), -limit, limit)
     integers: npt.NDArray[np.int16] = (np.floor(v).astype(np.int64) + r >> 16).astype(np.int16)
     return integers
 
