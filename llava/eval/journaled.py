@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llava.errors import InputError
 from llava.eval.generation import load_model
 from llava.mezo.base_model import MODEL
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import JournalError
-from llava.mezo.names import canonical_names
+from llava.mezo.names import parameters_by_name
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 
@@ -53,7 +51,7 @@ class JournaledModel:
         """(model, tokenizer, image processor), in the run's dtype, before the first step."""
         dtypes = set(self.journal.header.dtypes)
         loaded = load_model(self.path, None, dtypes.pop() if len(dtypes) == 1 else "auto", attention)
-        self._parameters = {name: parameter for parameter, name in canonical_names(loaded[0]).items()}
+        self._parameters = parameters_by_name(loaded[0])
         missing = [n for one in self.journal.chain() for n in one.header.names if n not in self._parameters]
         if missing:
             raise InputError(f"--model-path {self.path}: the run trained {missing[0]!r}, which this model lacks")
@@ -65,11 +63,7 @@ class JournaledModel:
         """Change the loaded model to that after `step` steps, not fewer than before."""
         assert self._replay is not None
         self._replay.advance(step)
-        with torch.no_grad():
-            for name in self._replay.names:
-                weight, parameter = self._replay.weight(name), self._parameters[name]
-                if weight.data_ptr() != parameter.data_ptr():
-                    parameter.copy_(weight)
+        self._replay.copy_into(self._parameters)
 
 
 @contextmanager

@@ -43,12 +43,12 @@ class BaseModel:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor of a canonical name."""
-        return self.tensors.read(self.stored.get(name, [name])[0])
+        return self.tensors.read(self._names_of(name)[0])
 
     def write(self, folder: Path, replay: Replay, dtype: torch.dtype | None) -> None:
         """A checkpoint in `folder`: trained weights from the replay, all others as they are (but for their dtype)."""
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {stored: name for name in replay.names for stored in self.stored.get(name, [name])}
+        trained = {stored: name for name in replay.names for stored in self._names_of(name)}
 
         def read(name: str) -> torch.Tensor:
             return replay.weight(trained[name]) if name in trained else self.tensors.read(name)
@@ -64,10 +64,14 @@ class BaseModel:
                 if path.suffix in DESCRIBES and not path.name.startswith(OF_A_RUN):
                     shutil.copyfile(path, folder / path.name)
 
+    def _names_of(self, name: str) -> list[str]:
+        """What a parameter is called in the files."""
+        return self.stored.get(name, [name])
+
     def _check(self, journal: Journal) -> None:
         for one in journal.chain():
             for name in one.header.names:
-                stored = self.stored.get(name, [name])[0]
+                stored = self._names_of(name)[0]
                 if stored not in self.tensors:
                     raise JournalError(
                         f"{self.base} has no tensor {stored!r} (safetensors files), which the run trained"

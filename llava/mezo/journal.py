@@ -18,7 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -185,18 +185,13 @@ def _contents(path: Path, most: int | None = None) -> bytes:
         raise JournalError(f"{path} cannot be read ({error.strerror})") from error
 
 
-class _naming:
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
     """Puts the journal's folder in front of a JournalError."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, JournalError):
-            raise JournalError(f"{self.folder}: {error}") from error
+    try:
+        yield
+    except JournalError as error:
+        raise JournalError(f"{folder}: {error}") from error
 
 
 def _decode_all(header: Header, data: bytes, checksum: int) -> tuple[list[Record], list[int]]:

@@ -39,6 +39,12 @@ def canonical_names(model: nn.Module) -> dict[nn.Parameter, str]:
     return names
 
 
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name -> parameter, sorted by name: the trained ones among them are in the order of their numbers."""
+    named = {name: parameter for parameter, name in canonical_names(model).items()}
+    return dict(sorted(named.items()))
+
+
 def numbered(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, str]:
     """The given parameters in the order of their canonical names; the position is the parameter's number.
 

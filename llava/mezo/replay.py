@@ -15,7 +15,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,14 @@ class Replay:
         """The weight of a canonical name, trained in this run or in one that it branched off from."""
         storage = self._stretch.storages.get(name)
         return self._weights[name] if storage is None else storage.exported()
+
+    @torch.no_grad()
+    def copy_into(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Write all weights that were trained into a model's parameters, by canonical name."""
+        for name in self.names:
+            weight, parameter = self.weight(name), parameters[name]
+            if weight.data_ptr() != parameter.data_ptr():  # it may be the very parameter that was read
+                parameter.copy_(weight)
 
     @property
     def names(self) -> list[str]:

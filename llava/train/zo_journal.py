@@ -28,7 +28,7 @@ from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import HEADER, PARENT, Journal
 from llava.mezo.journal_format import JournalError
 from llava.mezo.locking import FolderLock
-from llava.mezo.names import canonical_names, unwrap
+from llava.mezo.names import parameters_by_name, unwrap
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 from llava.model.checkpoint_files import find_file
@@ -175,20 +175,17 @@ class RunJournal:
             return
         best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
-        parameters = {name: parameter for parameter, name in canonical_names(self.trainer.model).items()}
+        parameters = parameters_by_name(self.trainer.model)
         journal = Journal.read(self.folder)
         base = BaseModel(self._source() or self.folder / MODEL, journal)
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), args.zo_kernel)
         replay.advance(step)
-        with torch.no_grad():
-            for name in replay.names:
-                parameters[name].copy_(replay.weight(name))
+        replay.copy_into(parameters)
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """Canonical name -> parameter, in the order of their numbers."""
-        named = {name: p for p, name in canonical_names(self.trainer.model).items() if p.requires_grad}
-        return dict(sorted(named.items()))
+        return {name: p for name, p in parameters_by_name(self.trainer.model).items() if p.requires_grad}
 
     def _source(self) -> Path | None:
         """Folder with the weights before the first step; None for a model that came from nowhere."""
@@ -239,7 +236,7 @@ class RunJournal:
         return stored
 
     def _load(self, overlay: Path) -> None:
-        everything = {name: parameter for parameter, name in canonical_names(self.trainer.model).items()}
+        everything = parameters_by_name(self.trainer.model)
         files, stored = TensorFiles(overlay), self._stored(overlay, everything)
         with torch.no_grad():
             for name, parameter in everything.items():
@@ -254,15 +251,13 @@ class RunJournal:
         self.parent_steps = len(self.parent.records) if step is None else step
         if self.parent_steps > len(self.parent.records):
             raise InputError(f"--zo_from_journal {where}: that journal has {len(self.parent.records)} steps")
-        parameters = {name: p for p, name in canonical_names(self.trainer.model).items()}
+        parameters = parameters_by_name(self.trainer.model)
         unknown = [name for name in self.parent.header.names if name not in parameters]
         if unknown:
             raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
         replay = Replay(self.parent, lambda name: parameters[name].detach().clone(), self.trainer.args.zo_kernel)
         replay.advance(self.parent_steps)
-        with torch.no_grad():
-            for name in replay.names:
-                parameters[name].copy_(replay.weight(name))
+        replay.copy_into(parameters)
 
 
 def _split(where: str) -> tuple[str, int | None]:

@@ -133,6 +133,12 @@ def as_float32(value: float) -> float:
         return float(np.float32(value))
 
 
+def check_rows(rows: torch.Tensor, count: int) -> None:
+    """IndexError when one of the rows [n] is outside 0 .. count - 1."""
+    if rows.numel() and bool(((rows < 0) | (rows >= count)).any()):
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {count} rows")
+
+
 def changes_nothing(coefficients: Sequence[float], decay: float) -> bool:
     """Whether an update must leave every bit alone."""
     return decay == 1.0 and all(c == 0.0 for c in coefficients)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
 from llava.mezo.kernels.threads import share
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
@@ -87,8 +87,7 @@ class NumbaKernel:
     ) -> None:
         if rows.numel() == 0:
             return
-        if int(rows.min()) < 0 or int(rows.max()) >= table.shape[0]:
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {table.shape[0]} rows")
+        check_rows(rows, table.shape[0])
         patterns = _stored(table, grid), _patterns(out), _KIND[out.dtype]
         numbers = np.ascontiguousarray(rows.numpy())
         arguments = *_key(field, seed, scale), numbers, table.shape[1]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
 from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
 
 Floats = npt.NDArray[np.float32]
@@ -45,9 +45,8 @@ class NumpyKernel:
         scale: float,
         grid: Grid | None = None,
     ) -> None:
+        check_rows(rows, table.shape[0])
         for position, row in enumerate(rows.tolist()):
-            if not 0 <= row < table.shape[0]:
-                raise IndexError(f"row {row} of a table with {table.shape[0]} rows")
             self.perturb(table[row], out[position], field, seed, scale, row * table.shape[1], grid)
 
     def update(

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     LOW32,
@@ -58,8 +58,7 @@ class TorchKernel:
         grid: Grid | None = None,
     ) -> None:
         count, width = table.shape
-        if rows.numel() and not bool(((rows >= 0) & (rows < count)).all()):
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {count} rows")
+        check_rows(rows, count)
         factor = torch.tensor(scale, dtype=torch.float32, device=table.device)
         inside = torch.arange(width, device=table.device)
         step = max(1, CHUNK // (8 * width))

@@ -19,7 +19,7 @@ import triton.language as tl
 if int(triton.__version__.split(".")[0]) < 3:
     raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
 from llava.mezo.noise import BLOCKS_PER_TILE, PHILOX_ROUNDS, STREAM_DIRECTION, STREAM_ROUNDING, TILE, noise_table
 
 FLOAT32, BFLOAT16, FLOAT16, GRID = (tl.constexpr(kind) for kind in range(4))
@@ -79,8 +79,7 @@ class TritonKernel:
         if rows.numel() == 0:
             return
         count, width = table.shape
-        if bool(((rows < 0) | (rows >= count)).any()):
-            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {count} rows")
+        check_rows(rows, count)
         with _on(table.device):
             perturb_tiles_of_rows[(rows.numel(), -(-width // TILE) + 1)](
                 *_operands(table, grid),
