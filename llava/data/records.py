@@ -30,12 +30,17 @@ def write_split(folder: Path, split: str, name: str, samples: Iterable[Sample], 
             image = f"images/{split}_{number:05d}.png"
             sample.image.save(folder / image, optimize=True)
             records.append(record(identifier, image, sample))
-        lines = ",\n".join(json.dumps(item) for item in records)
-        (folder / f"{split}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        (folder / f"{split}.json").write_text(records_text(records), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {folder}: cannot write there ({error}); choose another folder") from error
     logger.info("%s: %d records", folder / f"{split}.json", len(records))
     return records
+
+
+def records_text(records: Iterable[dict]) -> str:
+    """The content of a LLaVA JSON file, one record a line."""
+    lines = ",\n".join(json.dumps(item) for item in records)
+    return f"[\n{lines}\n]\n"
 
 
 def record(identifier: str, image: str, sample: Sample) -> dict:

@@ -1,0 +1,109 @@
+"""A folder with a prepared set: records, pictures and a manifest, all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llava.data.items import Item
+from llava.data.pictures import prepared_png
+from llava.data.records import records_text
+from llava.errors import InputError
+
+PART = ".part"  # the name's end while a folder is being written
+MANIFEST = "manifest.json"
+MOST_ANSWERS = 10  # that a manifest counts by name
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` to write into; it gets the name `output` when the block ends without an error.
+
+    Otherwise it is removed. Only a process that is killed leaves one behind, and the next run says so.
+
+    Raises:
+        InputError: `output` is there and not an empty folder, or something cannot be written.
+    """
+    final = output.resolve()
+    part = final.with_name(final.name + PART)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"--output {output}: is there already; choose another folder, or remove it first")
+    if part.exists():
+        raise InputError(
+            f"--output {output}: {part} is left from a run that was killed, or still runs; remove it first"
+        )
+    try:
+        part.mkdir(parents=True)
+        try:
+            if final.exists():
+                final.rmdir()  # now rather than after the work, since it fails for a mounted folder
+            yield part
+            part.rename(final)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot write there ({error}); choose another folder") from error
+
+
+def write_split(folder: Path, split: str, task: str, items: Sequence[Item], max_side: int) -> dict[str, Any]:
+    """Write `split.json` and its pictures, and return the split's part of the manifest.
+
+    A picture that several records share is written once, under the number of the first of them. Image paths are
+    relative to `folder`.
+
+    Raises:
+        InputError: a picture that cannot be used; its record is named.
+    """
+    (folder / "images").mkdir(exist_ok=True)
+    written: dict[str, str] = {}  # path by what the source's file holds
+    records = []
+    for number, item in enumerate(tqdm(items, desc=split, unit="record")):
+        data = item.picture()
+        fingerprint = hashlib.sha256(data).hexdigest()
+        if fingerprint not in written:
+            written[fingerprint] = f"images/{split}_{number:05d}.png"
+            png = prepared_png(data, max_side, f"{item.name}: picture {item.file}")
+            (folder / written[fingerprint]).write_bytes(png)
+        records.append(_record(f"{task}_{split}_{number:05d}", written[fingerprint], item))
+    content = records_text(records).encode()
+    (folder / f"{split}.json").write_bytes(content)
+    return {
+        "records": len(records),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "images": len(written),
+        "images_sha256": images_digest(folder, split),
+        "kinds": dict(sorted(Counter(item.kind for item in items).items())),
+        "answers": _answer_counts(items),
+    }
+
+
+def _record(identifier: str, image: str, item: Item) -> dict[str, Any]:
+    turns = [{"from": "human", "value": item.prompt}, {"from": "gpt", "value": item.answer}]
+    return {"id": identifier, "image": image, "kind": [item.kind], "source": item.name, "conversations": turns}
+
+
+def images_digest(folder: Path, split: str) -> str:
+    """SHA-256 of what `LC_ALL=C sha256sum images/SPLIT_*.png` says inside the folder."""
+    files = sorted((folder / "images").glob(f"{split}_*.png"))
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  images/{file.name}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _answer_counts(items: Sequence[Item]) -> dict[str, Any]:
+    """How many different answers there are, and the commonest of them with their numbers."""
+    counts = sorted(Counter(item.answer for item in items).items(), key=lambda pair: (-pair[1], pair[0]))
+    return {"different": len(counts), "most_common": dict(counts[:MOST_ANSWERS])}
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write what was made from what, as JSON; no time and no path of this machine but the source as it was given."""
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
