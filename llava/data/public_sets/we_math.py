@@ -84,7 +84,7 @@ def split_options(text: str, where: str) -> dict[str, str]:
             marks.append(mark)
     letters = "".join(mark["letter"] for mark in marks)
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    texts = [_option(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    texts = [_option(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=False)]  # maybe without a mark
     consecutive = "".join(chr(ord("A") + k) for k in range(len(marks) - 1))
     starts_late = bool(marks) and marks[0].start() > 0
     if len(marks) < 2 or letters[:-1] != consecutive or starts_late or not all(texts):
