@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,6 @@ def has_media(record: dict[str, Any]) -> bool:
     return record.get("image") is not None or record.get("video") is not None
 
 
-def open_media(record: dict[str, Any], data_args: Any) -> Media:
-    """Open what the record names; an image wins over a video. Raises `InputError` with the path."""
-    if record.get("image") is not None:
-        folder = getattr(data_args, "image_folder", None)
-        return Media(images=tuple(open_image(path, folder) for path in _image_paths(record["image"])))
-    if record.get("video") is not None:
-        path = record["video"]
-        if isinstance(path, list) and len(path) == 1:
-            path = path[0]
-        if not isinstance(path, str):
-            raise InputError(f"`video` must be one path, got {path!r:.80}")
-        return Media(video=read_video(os.path.join(getattr(data_args, "video_folder", None) or "", path), data_args))
-    return Media()
-
-
 def open_image(path: str, folder: str | None) -> Image.Image:
     """The whole image, decoded, as RGB. Raises `InputError` when it is missing, truncated or no image."""
     file = Path(folder or "", path)
@@ -62,6 +48,30 @@ def open_image(path: str, folder: str | None) -> Image.Image:
         raise InputError(f"image {file} does not exist; check --image_folder and the record's path") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise InputError(f"image {file} cannot be decoded, it is damaged or not an image: {error}") from error
+
+
+def open_media(
+    record: dict[str, Any],
+    data_args: Any,
+    image: Callable[[str, str | None], Image.Image] = open_image,
+    video: Callable[[str, Any], Video] = read_video,
+) -> Media:
+    """Open what the record names; an image wins over a video. Raises `InputError` with the path.
+
+    Args:
+        image, video: how one file is opened.
+    """
+    if record.get("image") is not None:
+        folder = getattr(data_args, "image_folder", None)
+        return Media(images=tuple(image(path, folder) for path in image_paths(record["image"])))
+    if record.get("video") is not None:
+        path = record["video"]
+        if isinstance(path, list) and len(path) == 1:
+            path = path[0]
+        if not isinstance(path, str):
+            raise InputError(f"`video` must be one path, got {path!r:.80}")
+        return Media(video=video(os.path.join(getattr(data_args, "video_folder", None) or "", path), data_args))
+    return Media()
 
 
 def media_entries(media: Media, data_args: Any) -> list[Entry]:
@@ -96,7 +106,8 @@ def processor_side(processor: Any) -> int:
     return int(size["height"] if isinstance(size, dict) else size if isinstance(size, int) else size[0])
 
 
-def _image_paths(value: Any) -> list[str]:
+def image_paths(value: Any) -> list[str]:
+    """The paths under a record's `image`, which is one or a list. Raises `InputError` for anything else."""
     paths = value if isinstance(value, list) else [value]
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise InputError(f"`image` must be a path or a non-empty list of paths, got {value!r:.80}")
