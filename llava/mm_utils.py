@@ -215,6 +215,15 @@ def image_processing(name: str | None) -> ImageProcessing:
     return _IMAGE_PROCESSING[key]
 
 
+def count_tiles(name: str | None, size: Size, processor: Any, grid_pinpoints: Any) -> int:
+    """How many tiles `image_processing(name)` makes of a picture of this size; no pixel is touched."""
+    if image_processing(name) is not process_anyres_image:
+        return 1
+    tile = processor_tile_size(processor)
+    width, height = select_best_resolution(size, expand_grid_pinpoints(grid_pinpoints, tile))
+    return 1 + math.ceil(width / tile) * math.ceil(height / tile)
+
+
 def max_anyres_tiles(name: str) -> int | None:
     """N of `anyres_max_N`, or None for another aspect ratio."""
     match = re.fullmatch(r"anyres_max_([1-9]\d*)", name)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "llava").rglob("*.py"))
 
-# A module may import from its own layer and from those before it.
+# A module may import from its own layer and from those before it; the longest name that fits counts.
 LAYERS = (
     {"llava.errors"},
     {"llava.constants", "llava.mezo"},
@@ -22,6 +22,7 @@ LAYERS = (
     {"llava.model"},
     {"llava.eval"},
     {"llava.train"},
+    {"llava.data.check"},  # a command that gives training's verdict about data; nothing imports it
 )
 MAY_IMPORT_MEZO = {
     f"llava/train/{name}.py"
@@ -35,10 +36,13 @@ def module_name(file: Path) -> str:
 
 
 def layer(module: str) -> int:
-    for number, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return number
-    return -1  # llava itself
+    fitting = {
+        name: number
+        for number, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(name + ".")
+    }
+    return fitting[max(fitting, key=len)] if fitting else -1  # llava itself
 
 
 def imported(file: Path, top_level_only: bool = False) -> Iterator[str]:
@@ -65,6 +69,16 @@ def test_imports_go_one_way(file: Path) -> None:
         if own.startswith("llava.mezo"):
             assert name.startswith("llava.mezo"), f"{own} imports {name}"
         assert layer(name) <= layer(own), f"{own} imports {name}"
+
+
+def test_layers_are_chosen_by_the_longest_name() -> None:
+    assert layer("llava.data.check") == len(LAYERS) - 1
+    assert layer("llava.data.check_text") == layer("llava.data.loading") == layer("llava.utils")
+    assert layer("llava") == -1
+
+
+def test_the_command_that_checks_data_is_imported_by_nobody() -> None:
+    assert not [file for file in FILES if "llava.data.check" in imported(file)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

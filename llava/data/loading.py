@@ -40,13 +40,18 @@ def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[Record], li
     `seed` decides what `random:N` takes, the same on every process. Raises `InputError` naming the file, the line
     where there is one, and what is wrong; a single file is never skipped.
     """
+    parts = load_parts(data_path, seed)
+    return [record for _, records in parts for record in records], [file for file, _ in parts]
+
+
+def load_parts(data_path: str | Path, seed: int = 0) -> list[tuple[str, list[Record]]]:
+    """As `load_records`, file by file: (file, what is taken of it)."""
     if not data_path:
         raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
     path = str(data_path)
     if _is_mixture(path):
         return _load_mixture(path, seed)
-    files = data_files(path)
-    return [record for file in files for record in load_file(file)], files
+    return [(file, load_file(file)) for file in data_files(path)]
 
 
 def data_files(data_path: str | Path) -> list[str]:
@@ -121,18 +126,16 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _load_mixture(path: str, seed: int) -> tuple[list[Record], list[str]]:
-    records: list[Record] = []
-    files: list[str] = []
+def _load_mixture(path: str, seed: int) -> list[tuple[str, list[Record]]]:
+    parts: list[tuple[str, list[Record]]] = []
     for position, entry in enumerate(_mixture_entries(path)):
         file, strategy = entry["json_path"], entry.get("sampling_strategy", "all")
         read = load_file(file)
         rng = random.Random(f"{seed}-{position}")
         taken = sample_records(read, strategy, rng, where=f"{path}: {file}")
         logger.info("%s: %d of %d records (%s)", file, len(taken), len(read), strategy)
-        records.extend(taken)
-        files.append(file)
-    return records, files
+        parts.append((file, taken))
+    return parts
 
 
 def _mixture_entries(path: str) -> list[dict[str, Any]]:

@@ -44,11 +44,16 @@ def settled_config(config_class: type, name_or_path: Any, config: Any, arguments
         # A relative tower folder is looked for inside the checkpoint.
         config.name_or_path = str(name_or_path)
     if getattr(config, "mm_vision_tower", None) is not None:
-        describe_tower(tower_name(config), config, _tower_shapes(str(name_or_path), hub)).remember(config)
+        describe_tower(tower_name(config), config, tower_shapes(str(name_or_path), **hub)).remember(config)
     return config
 
 
-def _tower_shapes(name_or_path: str, hub: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def tower_shapes(name_or_path: str, **hub: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tower's weights in a checkpoint, for `describe_tower`; empty when it holds none.
+
+    Args:
+        hub: as for `weight_files`.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(name_or_path, **hub):
         shapes.update(tensor_shapes(path))

@@ -54,14 +54,8 @@ def get_model(
         bnb_args: further arguments of `from_pretrained`, for quantised loading (`quantisation_of_run`).
     """
     path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
-    config = transformers.AutoConfig.from_pretrained(path, **hub)
-    given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
-    model_args.vision_tower = given or own
+    config = get_config(model_args, training_args)
     model_class = _model_class(model_args, config)
-    if model_args.vision_tower is not None:
-        config = config_for(path, **hub)
-    if own is not None and given is not None and Path(given).is_dir():
-        overwrite_entries(config, {"mm_vision_tower": given})  # a folder tells the shape of the checkpoint's tower
     if model_args.rope_scaling_factor is not None:
         _stretch_positions(config, model_args, training_args.model_max_length)
     model = model_class.from_pretrained(
@@ -76,6 +70,19 @@ def get_model(
     return model
 
 
+def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """The config of `--model_name_or_path`; `model_args.vision_tower` becomes the checkpoint's where none is given."""
+    path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
+    config = transformers.AutoConfig.from_pretrained(path, **hub)
+    given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
+    model_args.vision_tower = given or own
+    if model_args.vision_tower is not None:
+        config = config_for(path, **hub)
+    if own is not None and given is not None and Path(given).is_dir():
+        overwrite_entries(config, {"mm_vision_tower": given})  # a folder tells the shape of the checkpoint's tower
+    return config
+
+
 def quantisation_of_run(args: TrainingArguments) -> dict[str, Any]:
     """`from_pretrained` arguments for `--bits`; none for 16."""
     return quantisation(args.bits == 8, args.bits == 4, run_dtype(args), args.double_quant, args.quant_type)
@@ -88,17 +95,29 @@ def add_vision(
     model.get_model().initialize_vision_modules(model_args=model_args, fsdp=training_args.fsdp)
     tower = model.get_vision_tower()
     tower.to(dtype=run_dtype(training_args))
+    set_up_images(model.config, tower, tokenizer, model_args, data_args, training_args)
+    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
+    if training_args.trainer_mode == "zo":
+        # No autocast: one dtype for all weights. Not for the whole model, whose rotary frequencies stay in float32.
+        model.get_model().mm_projector.to(dtype=run_dtype(training_args))
+
+
+def set_up_images(
+    config: Any,
+    tower: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> None:
+    """What the data set has to know of the vision modules, into `data_args`; the image settings into `config`."""
     data_args.image_processor = tower.image_processor
     data_args.is_multimodal = True
     if data_args.image_grid_pinpoints is not None:
         tile = processor_tile_size(tower.image_processor)
         data_args.image_grid_pinpoints = expand_grid_pinpoints(data_args.image_grid_pinpoints, tile)
-    _write_config(model.config, tokenizer, model_args, data_args, training_args)
-    data_args.count_image_tokens = ImageTokenCounter.of(model)
-    model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    if training_args.trainer_mode == "zo":
-        # No autocast: one dtype for all weights. Not for the whole model, whose rotary frequencies stay in float32.
-        model.get_model().mm_projector.to(dtype=run_dtype(training_args))
+    _write_config(config, tokenizer, model_args, data_args, training_args)
+    data_args.count_image_tokens = ImageTokenCounter.of_tower(config, tower)
 
 
 def _model_class(model_args: ModelArguments, config: Any) -> type:

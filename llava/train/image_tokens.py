@@ -33,8 +33,12 @@ class ImageTokenCounter:
     @classmethod
     def of(cls, model: Any) -> ImageTokenCounter:
         """The counter of a model with a vision tower."""
-        tower = model.get_vision_tower()
-        return cls(MergePlan.from_config(model.config), tower.num_patches, tower.image_size)
+        return cls.of_tower(model.config, model.get_vision_tower())
+
+    @classmethod
+    def of_tower(cls, config: Any, tower: Any) -> ImageTokenCounter:
+        """The same from a model's config and its tower; neither needs weights."""
+        return cls(MergePlan.from_config(config), tower.num_patches, tower.image_size)
 
     def __call__(self, pixels: torch.Tensor, size: tuple[int, int], modality: str) -> int:
         """Tokens of one entry: pixels [3, S, S] or [tiles, 3, S, S], (width, height) of the original, modality."""
