@@ -10,7 +10,7 @@ BAR = 40  # characters of the longest bar
 
 
 def summarise(lengths: Sequence[int], limit: int) -> dict[str, Any]:
-    """Numbers about lengths in tokens: records, min, median, percentile_95, max, limit, how many are over it, histogram.
+    """Numbers about lengths in tokens: records, min, median, percentile_95, max, limit, cut (over it), histogram.
 
     The percentiles are lengths that occur: the smallest that at least half (95 %) of the records do not exceed. Bins of
     the histogram are {"from", "to", "records"}, both ends included.
