@@ -117,7 +117,7 @@ def _list(lines: Sequence[str], show: int) -> Iterator[str]:
 def _members(group: Sequence[Mapping[str, Any]], show: int) -> str:
     names = [entry["record"] for entry in group[:show]]
     more = len(group) - len(names)
-    return " = ".join(names) + (f" = ... and {more} more" if more else "")
+    return " and ".join(names) + (f" and {more} more" if more else "")
 
 
 def _sentence(entry: Mapping[str, Any]) -> str:
