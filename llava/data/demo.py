@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,20 +40,19 @@ SETS = {
 }
 
 
-def split_samples(name: str, seed: int, scale: float = 1.0) -> dict[str, list[Sample]]:
+def split_samples(name: str, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, list[Sample]]:
     """All samples of one set, by split; a picture that has been drawn before is drawn anew.
 
     Args:
         name: a key of `SETS`.
         seed: equal seeds give equal samples.
-        scale: share of the usual sizes, for quick looks.
+        sizes: samples of each split; default: the set's own.
     """
     chosen = SETS[name]
     seen: set[str] = set()
     splits = {}
-    for number, (split, size) in enumerate(chosen.sizes.items()):
-        count = max(2, round(size * scale))
-        splits[split] = [_unseen(seen, chosen, index, seed, number) for index in range(count)]
+    for number, (split, size) in enumerate((sizes or chosen.sizes).items()):
+        splits[split] = [_unseen(seen, chosen, index, seed, number) for index in range(size)]
     return splits
 
 

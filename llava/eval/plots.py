@@ -1,4 +1,4 @@
-"""Curves of a run as PNG files: its loss, and its accuracy against steps."""
+"""Pictures of runs as PNG files: losses, accuracy against steps, accuracies side by side."""
 
 from __future__ import annotations
 
@@ -58,11 +58,85 @@ def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title:
     figure.savefig(path)
 
 
-def _empty() -> tuple[Any, Any]:
-    """Figure and axes by the object interface, which needs no display and leaves a notebook's backend alone."""
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], path: str | Path, title: str
+) -> None:
+    """Draw a smoothed loss curve per label: the mean of its runs (steps, losses), and their range as a band.
+
+    Steps are shares of each run's length, since methods differ in their number of steps.
+    """
+    figure, axes = _empty()
+    for number, (label, runs) in enumerate(curves.items()):
+        if not runs:
+            continue
+        shortest = min(len(losses) for _, losses in runs)
+        smooth = [smoothed(list(losses[:shortest])) for _, losses in runs]
+        steps = runs[0][0][:shortest]
+        shares = [100 * step / steps[-1] for step in steps]
+        means = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
+        colour, line = f"C{number % 10}", "-" if number < 10 else "--"
+        axes.plot(shares, means, color=colour, linestyle=line, linewidth=1.8, label=f"{label} ({steps[-1]:,} steps)")
+        if len(runs) > 1:
+            low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
+            axes.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="share of the run, %", ylabel="loss (cross entropy per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path)
+
+
+def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Draw accuracies as horizontal bars: `label`, `value`, `spread` and `before` in %, `series` decides the colour."""
+    figure, axes = _empty(height=1.2 + 0.32 * len(bars))
+    series = list(dict.fromkeys(bar["series"] for bar in bars))
+    for place, bar in enumerate(bars):
+        colour = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")[series.index(bar["series"]) % 4]
+        axes.barh(place, bar["value"], xerr=bar["spread"] or None, color=colour, height=0.7)
+        axes.plot([bar["before"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
+        end = (bar["value"] + bar["spread"], place)
+        axes.annotate(f"{bar['value']:.1f}", end, (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(bars)), [bar["label"] for bar in bars], fontsize="small")
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy, %", title=title, xlim=(0, 108))
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+
+
+def plot_grid(
+    cells: Mapping[tuple[str, str], float | None],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    path: str | Path,
+    title: str,
+) -> None:
+    """Draw a heat map of learning rate and eps: accuracies in %, a cross for None (diverged), nothing where none is."""
+    figure, axes = _empty(height=1.4 + 0.7 * len(rows))
+    values = [[cells.get((column, row)) for column in columns] for row in rows]
+    shown = [[float("nan") if value is None else value for value in line] for line in values]
+    picture = axes.imshow(shown, cmap="viridis", aspect="auto")
+    middle = (picture.norm.vmin + picture.norm.vmax) / 2
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            value = cells.get((column, row))
+            text = "" if (column, row) not in cells else "×" if value is None else f"{value:.1f}"
+            axes.text(
+                x, y, text, ha="center", va="center", color="black" if value is None or value > middle else "white"
+            )
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="learning rate", ylabel="eps", title=title)
+    figure.colorbar(picture, ax=axes, label="accuracy, %")
+    figure.savefig(path)
+
+
+def _empty(height: float = 4.5) -> tuple[Any, Any]:
+    """Figure and axes by the object interface, which needs no display and leaves a notebook's backend alone.
+
+    `height` is in inches; the width is that of a page.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

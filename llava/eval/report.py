@@ -1,122 +1,213 @@
-"""What a finished run reports: `report.json` and the small table that the training script ends with."""
+"""One Markdown page about any number of finished runs: tables, and pictures beside it.
+
+    python -m llava.eval.report RUN_DIR... --output report.md
+
+A RUN_DIR is the output folder of a run, or a folder of such folders. Runs that differ in seeds alone are one row:
+mean and standard deviation. The page's tables are also in report.json beside it, for programs.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
+import argparse
 import json
-import math
-import os
-import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import InputError, command
+from llava.eval.plots import plot_bars, plot_curves
+from llava.eval.run_report import REPORT_FILE
+from llava.eval.runs import ZO_SETTINGS, Group, grouped, read_run, rise_after_minimum, share_of_adamw, varying
 
-REPORT_FILE = "report.json"
-REQUIRED_FIELDS = (
-    "preset",
-    "model",
-    "trainer_mode",
-    "steps",
-    "accuracy_before",
-    "accuracy_after",
-    "final_loss",
-    "seconds_per_step",
-    "peak_memory_bytes",
-    "trainable_parameters",
-    "versions",
-)
-_PACKAGES = ("llava", "torch", "transformers", "accelerate", "peft", "numpy", "numba", "pillow")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, those installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+COLUMN_NAMES = {
+    "model_name_or_path": "model",
+    "mm_tunable_parts": "parts",
+    "lora_enable": "LoRA",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "schedule",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulation",
+    "max_steps": "steps",
+    "train_on_answers_only": "answers only",
+    "zo_eps": "eps",
+    "zo_num_directions": "directions",
+    "zo_noise": "noise",
+    "zo_weight_storage": "storage",
+}
+PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
+NOTES = """\
+gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
+the same task and parts. rise: how far the training loss, a mean over a tenth of the run, ends above its minimum; the
+largest of the seeds. peak: of the training process, on a CPU its resident size.
+"""
 
 
-def write_report(output_dir: str | Path, fields: Mapping[str, Any]) -> Path:
-    """Write `output_dir/report.json`, whole or not at all; numbers that are not finite become null.
-
-    Unknown fields are kept. Accuracies are shares in 0..1, or None without an evaluation set.
+def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folders that hold a run: those given, or those right below one that is given.
 
     Raises:
-        ValueError: one of `REQUIRED_FIELDS` is missing.
-        InputError: the folder cannot be written.
+        InputError: a folder without any.
     """
-    missing = [name for name in REQUIRED_FIELDS if name not in fields]
-    if missing:
-        raise ValueError(f"report fields missing: {', '.join(missing)}")
-    path = Path(output_dir) / REPORT_FILE
-    text = json.dumps(_json_safe(dict(fields)), indent=2) + "\n"
+    for folder in folders:
+        below = sorted(path.parent for path in folder.glob(f"*/{REPORT_FILE}"))
+        if not (folder / REPORT_FILE).is_file() and not below:
+            raise InputError(f"{folder}: no {REPORT_FILE} there nor in a folder below; give the output folders of runs")
+        yield from [folder] if (folder / REPORT_FILE).is_file() else below
+
+
+def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+    """The numbers of one row. Accuracies are shares in 0..1, gains in points, memory in bytes."""
+    rises = [rise_after_minimum(run.losses) for run in group.runs]
+    return {
+        "task": group.task,
+        "method": group.method,
+        "settings": dict(group.settings),
+        "runs": [str(run.folder) for run in group.runs],
+        "accuracy_before": group.mean("accuracy_before"),
+        "accuracy_after": group.mean("accuracy_after"),
+        "accuracy_spread": group.spread("accuracy_after"),
+        "gain": group.gain,
+        "share_of_adamw": share_of_adamw(group, groups),
+        "rise_after_minimum": None if None in rises else max(r for r in rises if r is not None),
+        "final_loss": group.mean("final_loss"),
+        "seconds_per_step": group.mean("seconds_per_step"),
+        "peak_memory_bytes": group.mean("peak_memory_bytes"),
+    }
+
+
+def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str]) -> str:
+    """The whole page; `pictures` are headings and file names."""
+    rows = [summary(group, groups) for group in groups]
+    columns = [name for name in varying(groups) if name != "max_steps"]
+    lines = [f"# {title}", "", *table(rows, columns), "", NOTES]
+    shares = mean_shares(rows)
+    if shares:
+        lines += ["MeZO's share of AdamW's gain, mean over the rows of a task that have one:", ""]
+        lines += ["| task | share % | rows |", "|---|---|---|"]
+        lines += [f"| {task} | {100 * share:.0f} | {count} |" for task, (share, count) in shares.items()]
+        lines.append("")
+    for heading, file in pictures.items():
+        lines += [f"## {heading}", "", f"![{heading}]({file})", ""]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table, a row a group; `columns` are the settings shown."""
+    names = ["task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
+    names += ["before %", "after %", "gain", "share %", "rise %", "s/step", "peak MiB"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        steps = row["settings"]["max_steps"]
+        cells = [
+            row["task"],
+            row["method"],
+            *(setting(row, name) for name in columns),
+            str(steps),
+            str(len(row["runs"])),
+        ]
+        cells += [_number(row["accuracy_before"], 100, 1), _number(row["accuracy_after"], 100, 1)]
+        if row["accuracy_spread"] is not None:
+            cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
+        cells += [_number(row["gain"], 1, 1, "+"), _number(row["share_of_adamw"], 100, 0)]
+        cells += [_number(row["rise_after_minimum"], 100, 0), _number(row["seconds_per_step"], 1, 3)]
+        cells.append(_number(row["peak_memory_bytes"], 2**-20, 0))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def setting(row: Mapping[str, Any], name: str) -> str:
+    """A setting as the tables and legends show it."""
+    value = row["settings"].get(name)
+    if value is None or (name in ZO_SETTINGS and row["method"] == "AdamW"):
+        return ""
+    if name == "mm_tunable_parts":
+        return " + ".join(PART_NAMES.get(part, part) for part in sorted(value.split(",")))
+    if name == "model_name_or_path":
+        return Path(value).name
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None, factor: float, digits: int, sign: str = "") -> str:
+    return "" if value is None else f"{factor * value:{sign}.{digits}f}"
+
+
+def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """By task: mean of MeZO's shares over its rows, and how many there are."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row["share_of_adamw"] is not None:
+            shares.setdefault(row["task"], []).append(row["share_of_adamw"])
+    return {task: (sum(values) / len(values), len(values)) for task, values in shares.items()}
+
+
+def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
+    """Pictures beside the page: losses by task, accuracies of all groups. Returns headings and file names."""
+    pictures = {}
+    columns = varying(groups)
+    for task in dict.fromkeys(group.task for group in groups):
+        curves = {
+            _label(group, columns): [(run.steps, run.losses) for run in group.runs if run.losses]
+            for group in groups
+            if group.task == task
+        }
+        if any(curves.values()):
+            file = stem.with_name(f"{stem.name}_loss_{task}.png")
+            plot_curves(curves, file, f"{task}: training loss, smoothed")
+            pictures[f"Training loss: {task}"] = file.name
+    measured = [group for group in groups if group.mean("accuracy_after") is not None]
+    if measured:
+        file = stem.with_name(f"{stem.name}_accuracy.png")
+        plot_bars([_bar(group, columns) for group in measured], file, "Accuracy; the line is zero-shot")
+        pictures["Accuracy"] = file.name
+    return pictures
+
+
+def _label(group: Group, columns: Sequence[str]) -> str:
+    row = {"settings": group.settings, "method": group.method}
+    shown = [(COLUMN_NAMES.get(name, name), setting(row, name)) for name in columns]
+    return ", ".join(
+        [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
+    )
+
+
+def _bar(group: Group, columns: Sequence[str]) -> dict[str, Any]:
+    return {
+        "label": f"{group.task}: {_label(group, columns)}",
+        "value": 100 * (group.mean("accuracy_after") or 0.0),
+        "spread": 100 * (group.spread("accuracy_after") or 0.0),
+        "before": 100 * (group.mean("accuracy_before") or 0.0),
+        "series": group.method,
+    }
+
+
+def write(folders: Sequence[Path], output: Path, title: str) -> str:
+    """Read the runs, write the page, its pictures and the JSON file; returns the page."""
+    groups = grouped(read_run(folder) for folder in run_folders(folders))
+    stem = output.with_suffix("")
     try:
-        draft = path.with_suffix(".json.part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text = page(groups, title, draw(groups, stem))
+        output.write_text(text, encoding="utf-8")
+        content = {"title": title, "groups": [summary(group, groups) for group in groups]}
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot write the report ({error}); set another --output_dir") from error
-    return path
+        raise InputError(f"--output {output}: cannot write there ({error})") from error
+    return text
 
 
-def update_report(output_dir: str | Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to or replace fields of `output_dir/report.json`, as after an evaluation; returns the whole report.
-
-    Raises:
-        InputError: there is no readable report.
-    """
-    path = Path(output_dir) / REPORT_FILE
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read the report ({error})") from error
-    report.update(fields)
-    write_report(output_dir, report)
-    return report
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run, or one of many")
+    parser.add_argument("--output", type=Path, required=True, help="the page, a .md file")
+    parser.add_argument("--title", default="Runs")
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix != ".md":
+        raise InputError(f"--output {arguments.output}: must end in .md")
+    sys.stdout.write(write(arguments.runs, arguments.output, arguments.title))
 
 
-def closing_table(fields: Mapping[str, Any], output_dir: str | Path) -> str:
-    """The table a run ends with, one line per figure; figures that are None are left out."""
-    rows = [
-        ("accuracy before", _percent(fields.get("accuracy_before"))),
-        ("accuracy after", _percent(fields.get("accuracy_after"))),
-        ("final loss", _formatted(fields.get("final_loss"), "{:.4f}")),
-        ("steps", _formatted(fields.get("steps"), "{:,}")),
-        ("time per step", _formatted(fields.get("seconds_per_step"), "{:.4f} s")),
-        ("peak memory", _memory(fields.get("peak_memory_bytes"))),
-        ("trainable parameters", _formatted(fields.get("trainable_parameters"), "{:,}")),
-        ("skipped samples", _formatted(len(fields.get("skipped_samples") or []) or None, "{:,}")),
-        ("files", str(output_dir)),
-    ]
-    shown = [(name, value) for name, value in rows if value is not None]
-    width = max(len(name) for name, _ in shown)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
-
-
-def _formatted(value: Any, form: str) -> str | None:
-    return None if value is None else form.format(value)
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.1f} %"
-
-
-def _memory(size: int | None) -> str | None:
-    if size is None:
-        return None
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from llava import conversation
 from llava.errors import command
 from llava.eval.plots import plot_loss
-from llava.eval.report import versions, write_report
+from llava.eval.run_report import versions, write_report
 from llava.train import feature_cache, run_folder
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.build import (

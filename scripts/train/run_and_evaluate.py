@@ -18,7 +18,7 @@ from typing import Any
 
 from llava.errors import InputError, command
 from llava.eval.metrics import METRICS
-from llava.eval.report import closing_table, update_report
+from llava.eval.run_report import closing_table, update_report
 from llava.train import run_folder
 from llava.train.parsing import parse_arguments
 from llava.train.preflight import check_paths

@@ -14,17 +14,17 @@ from llava.data.drawing import SIZE, fingerprint, sample_rng
 from llava.data.records import write_split
 from llava.errors import InputError
 
-SCALE = 0.1
+SIZES = {"train": 40, "val": 10, "test": 20}
 
 
 @pytest.fixture(scope="module", params=list(demo.SETS))
 def splits(request):
-    return request.param, demo.split_samples(request.param, seed=42, scale=SCALE)
+    return request.param, demo.split_samples(request.param, seed=42, sizes=SIZES)
 
 
 def test_equal_seeds_draw_equal_sets(splits):
     name, drawn = splits
-    again = demo.split_samples(name, seed=42, scale=SCALE)
+    again = demo.split_samples(name, seed=42, sizes=SIZES)
     for split, samples in drawn.items():
         assert [fingerprint(s.image) for s in samples] == [fingerprint(s.image) for s in again[split]]
         assert [s.rounds for s in samples] == [s.rounds for s in again[split]]
@@ -32,7 +32,7 @@ def test_equal_seeds_draw_equal_sets(splits):
 
 def test_other_seeds_draw_other_pictures(splits):
     name, drawn = splits
-    other = demo.split_samples(name, seed=43, scale=SCALE)
+    other = demo.split_samples(name, seed=43, sizes=SIZES)
     mine = {fingerprint(s.image) for s in drawn["test"]}
     assert mine.isdisjoint(fingerprint(s.image) for s in other["test"])
 
@@ -69,7 +69,7 @@ def test_a_set_of_too_few_pictures_is_an_error(monkeypatch):
 
 
 def test_scans_are_balanced_and_ask_the_studys_question():
-    for samples in demo.split_samples("scan", seed=42, scale=SCALE).values():
+    for samples in demo.split_samples("scan", seed=42, sizes=SIZES).values():
         counts = Counter(s.rounds[0].answer for s in samples)
         assert counts["Yes"] == counts["No"] > 0
         assert {s.rounds[0].prompt for s in samples} == {
@@ -155,7 +155,7 @@ def test_command_writes_llava_json(tmp_path, capsys, monkeypatch):
 
 
 def test_files_are_small(tmp_path):
-    samples = demo.split_samples("scan", seed=42, scale=0.02)["train"]
+    samples = demo.split_samples("scan", seed=42, sizes={"train": 20})["train"]
     write_split(tmp_path, "train", "scan", samples)
     sizes = [file.stat().st_size for file in (tmp_path / "images").iterdir()]
     assert sum(sizes) / len(sizes) < 1400

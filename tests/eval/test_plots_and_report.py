@@ -10,7 +10,7 @@ from PIL import Image
 
 from llava.errors import InputError
 from llava.eval.plots import loss_points, plot_loss, smoothed
-from llava.eval.report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
+from llava.eval.run_report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
 
 HISTORY = [{"step": k, "loss": 2.0 / k, "learning_rate": 1e-6} for k in range(1, 60)] + [
     {"step": 59, "train_runtime": 3}

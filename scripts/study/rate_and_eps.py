@@ -1,0 +1,114 @@
+"""Learning rate and eps: a grid for each task, judged on the validation set.
+
+    python scripts/study/rate_and_eps.py --budget 30                   (30 minutes on two CPU cores)
+    python scripts/study/rate_and_eps.py --preset 0.5b --data data --rates 1e-7 3e-7 1e-6 3e-6
+
+`--budget` is in minutes: no run is started after it, and the next call goes on. Runs start in the middle of the grid and
+go outwards. Writes rate_and_eps.md with the best of each task and a heat map for each; a cell without a number has not
+been run, one with a cross diverged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from run_pool import FAILED_FILE, Run, run_all, usual_run, zero_shot_accuracy
+from settings import Task, chosen_tasks, study_parser
+
+from llava.errors import command
+from llava.eval.plots import plot_grid
+from llava.eval.report import write
+
+# (method, whether drawn) to learning rates; AdamW has no eps.
+RATES = {
+    ("mezo", True): ["1e-5", "3e-5", "1e-4", "3e-4"],
+    ("mezo", False): ["1e-7", "3e-7", "1e-6", "3e-6"],
+    ("adamw", True): ["1e-4", "3e-4", "1e-3"],
+    ("adamw", False): ["3e-7", "1e-6", "3e-6"],
+}
+NO_EPS = "none"
+
+Cell = tuple[str, str]  # learning rate and eps, as on the command line
+
+
+def grid(options: argparse.Namespace, task: Task) -> dict[Cell, Run]:
+    """The runs of a task, from the middle of the grid outwards."""
+    rates, sizes = options.rates, options.eps
+    cells = [(rate, eps) for rate in rates for eps in sizes]
+    cells.sort(key=lambda cell: _from_middle(cell[0], rates) + _from_middle(cell[1], sizes))
+    runs = {}
+    for rate, eps in cells:
+        changes = {"learning_rate": rate, "split": "val"} | ({} if eps == NO_EPS else {"zo_eps": eps})
+        runs[rate, eps] = usual_run(options, options.method, task, "lm", options.seeds[0], **changes)
+    return runs
+
+
+def _from_middle(value: str, values: Sequence[str]) -> float:
+    return abs(values.index(value) - (len(values) - 1) / 2)
+
+
+def accuracies(runs: dict[Cell, Run], pool: Path) -> dict[Cell, float | None]:
+    """Accuracy by cell in %, None where the loss diverged; cells that have not been run are left out."""
+    found: dict[Cell, float | None] = {}
+    for cell, run in runs.items():
+        report = pool / run.name / "report.json"
+        if (pool / run.name / FAILED_FILE).exists():
+            found[cell] = None
+        elif report.exists():
+            found[cell] = 100 * json.loads(report.read_text(encoding="utf-8"))["accuracy_after"]
+    return found
+
+
+def page(grids: dict[Task, dict[Cell, Run]], options: argparse.Namespace) -> list[str]:
+    """The best cell of each task, and a heat map for each."""
+    lines = ["| task | zero-shot % | best % | lr | eps |", "|---|---|---|---|---|"]
+    pictures = []
+    for task, runs in grids.items():
+        found = accuracies(runs, options.output / "runs")
+        before = 100 * zero_shot_accuracy(task, "val", options)
+        reached = {cell: accuracy for cell, accuracy in found.items() if accuracy is not None}
+        if reached:
+            best = max(reached, key=reached.__getitem__)
+            lines.append(f"| {task.name} | {before:.1f} | {reached[best]:.1f} | {best[0]} | {best[1]} |")
+        picture = options.output / f"{stem(options)}_{task.name}.png"
+        title = f"{task.name}, {options.method}: accuracy on the validation set, % (zero-shot {before:.1f})"
+        plot_grid(found, options.rates, options.eps, picture, title)
+        pictures.append(f"![{task.name}]({picture.name})")
+    return [*lines, "", *pictures, ""]
+
+
+def stem(options: argparse.Namespace) -> str:
+    """What the page and its pictures are called."""
+    return "rate_and_eps" if options.method == "mezo" else f"rate_{options.method}"
+
+
+@command
+def main() -> None:
+    """Run what is missing and fits the budget, then write the page."""
+    parser = study_parser(__doc__)
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all are run"
+    )
+    parser.add_argument("--method", choices=("mezo", "adamw"), default="mezo")
+    parser.add_argument("--rates", nargs="+", metavar="LR", help="default: four, a factor of three apart")
+    parser.add_argument("--eps", nargs="+", default=["1e-4", "1e-3", "1e-2"])
+    parser.set_defaults(seeds=[0])
+    options = parser.parse_args()
+    options.rates = options.rates or RATES[options.method, options.preset == "demo"]
+    options.eps = options.eps if options.method == "mezo" else [NO_EPS]
+    deadline = None if options.budget is None else time.time() + 60 * options.budget
+    grids = {task: grid(options, task) for task in chosen_tasks(options)}
+    in_turns = [run for rank in zip(*(runs.values() for runs in grids.values()), strict=True) for run in rank]
+    folders = run_all(in_turns, options, deadline)
+    output = options.output / f"{stem(options)}.md"
+    text = write(folders, output, "Learning rate and eps") + "\n## Best\n\n" + "\n".join(page(grids, options))
+    output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

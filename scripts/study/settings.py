@@ -1,0 +1,112 @@
+"""What the study's experiments have in common: tasks, parts, learning rates, and the command line of the scripts.
+
+The same experiments run on the drawn tasks with the embedded checkpoint (preset demo) and on the public sets with
+LLaVA-OneVision (presets 0.5b and 7b), where `--data` is a folder with br35h/, we_math/ and chartqa/ as
+`python -m llava.data.prepare` makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llava.data.demo import SETS, split_samples
+from llava.data.records import write_split
+from llava.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = {
+    "lm": "mm_language_model",
+    "lm+projector": "mm_mlp_adapter,mm_language_model",
+    "lm+projector+vision": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+}
+MODELS = {
+    "demo": str(ROOT / "playground" / "tiny-llava-onevision"),
+    "0.5b": "lmms-lab/llava-onevision-qwen2-0.5b-si",
+    "7b": "lmms-lab/llava-onevision-qwen2-7b-si",
+}
+DRAWN_SIZES = {"train": 1000, "val": 200, "test": 500}
+# Of the drawn tasks, best of rate_and_eps.py on the validation set. The presets' scripts have the study's 1e-6.
+DRAWN_RATES = {
+    "mezo": {"scan": "1e-4", "figure": "5e-5", "chart": "5e-5"},
+    "adamw": {"scan": "3e-4", "figure": "3e-4", "chart": "3e-4"},
+}
+STEPS = {"mezo": 5000, "adamw": 3000}  # of the study
+STUDY_RATE = "1e-6"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set: `folder` has train.json, val.json and test.json, `images` the pictures that they name."""
+
+    name: str
+    folder: Path
+    images: Path
+
+    def file(self, split: str) -> Path:
+        """The records of a split."""
+        return self.folder / f"{split}.json"
+
+
+def study_parser(description: str | None, tasks: int = 3) -> argparse.ArgumentParser:
+    """The flags that all experiments have; by default the first `tasks` tasks are used."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=MODELS, default="demo", help="demo: drawn tasks, embedded checkpoint")
+    parser.add_argument("--data", type=Path, help="0.5b, 7b: folder with br35h/, we_math/ and chartqa/")
+    parser.add_argument("--model", help="checkpoint folder or hub id instead of the preset's")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/study"), help="runs, shared by all experiments; pages"
+    )
+    parser.add_argument("--tasks", nargs="+", help="some of scan figure chart, or of br35h we_math chartqa")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of MeZO, instead of the study's 5000")
+    parser.add_argument(
+        "--jobs", type=int, default=default_jobs(), help="runs at a time; one GPU each, or part of the cores"
+    )
+    parser.add_argument(
+        "--keep_models", action="store_true", help="keep the weights of finished runs (journals stay anyway)"
+    )
+    parser.set_defaults(number_of_tasks=tasks)
+    return parser
+
+
+def default_jobs() -> int:
+    """One run a GPU; without any, one run a core (a tiny model does not gain from threads)."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def chosen_tasks(options: argparse.Namespace) -> list[Task]:
+    """The tasks of the flags; those of the demo are drawn if they are not there.
+
+    Raises:
+        InputError: an unknown task, or data that is missing.
+    """
+    drawn = options.preset == "demo" and options.data is None
+    known = list(SETS) if options.preset == "demo" else ["br35h", "we_math", "chartqa"]
+    names = options.tasks or known[: options.number_of_tasks]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"--tasks {' '.join(unknown)}: preset {options.preset} has {', '.join(known)}")
+    if options.data is None and not drawn:
+        raise InputError(f"--preset {options.preset} needs --data, a folder with {', '.join(f'{n}/' for n in known)}")
+    data = (options.output / "data" if drawn else options.data).resolve()
+    tasks = [Task(name, data / name, data / name) for name in names]
+    for task in tasks:
+        if drawn and not task.file("test").exists():  # the split that is written last
+            for split, samples in split_samples(task.name, seed=42, sizes=DRAWN_SIZES).items():
+                write_split(task.folder, split, task.name, samples)
+        for split in DRAWN_SIZES:
+            if not task.file(split).is_file():
+                raise InputError(
+                    f"--data {options.data}: no {task.file(split)}; see python -m llava.data.prepare --help"
+                )
+    return tasks
+
+
+def rate(options: argparse.Namespace, method: str, task: Task) -> str:
+    """The learning rate of a method on a task."""
+    return DRAWN_RATES[method][task.name] if options.preset == "demo" else STUDY_RATE
