@@ -119,9 +119,8 @@ def plot_grid(
         for x, column in enumerate(columns):
             value = cells.get((column, row))
             text = "" if (column, row) not in cells else "×" if value is None else f"{value:.1f}"
-            axes.text(
-                x, y, text, ha="center", va="center", color="black" if value is None or value > middle else "white"
-            )
+            colour = "black" if value is None or value > middle else "white"
+            axes.text(x, y, text, ha="center", va="center", color=colour)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="learning rate", ylabel="eps", title=title)

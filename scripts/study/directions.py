@@ -3,8 +3,8 @@
     python scripts/study/directions.py --seeds 0                       (20 minutes on two CPU cores)
     python scripts/study/directions.py --preset 0.5b --data data --seeds 0
 
-n = 1, 2, 4, 8 directions take steps / n steps. The learning rate stays, or (--scale_rate) grows with n, since the mean of
-n estimates is calmer. The last run supervises the markers of the prompt too, as LLaVA-NeXT does, not the answers alone.
+n = 1, 2, 4, 8 directions take steps / n steps. The learning rate stays, or (--scale_rate) grows with n, since the mean
+of n estimates is calmer. The last run supervises the markers of the prompt too, as LLaVA-NeXT does.
 Writes directions.md.
 """
 

@@ -3,9 +3,9 @@
     python scripts/study/rate_and_eps.py --budget 30                   (30 minutes on two CPU cores)
     python scripts/study/rate_and_eps.py --preset 0.5b --data data --rates 1e-7 3e-7 1e-6 3e-6
 
-`--budget` is in minutes: no run is started after it, and the next call goes on. Runs start in the middle of the grid and
-go outwards. Writes rate_and_eps.md with the best of each task and a heat map for each; a cell without a number has not
-been run, one with a cross diverged.
+`--budget` is in minutes: no run is started after it, and the next call goes on. Runs start in the middle of the grid
+and go outwards. Writes rate_and_eps.md with the best of each task and a heat map for each; a cell without a number has
+not been run, one with a cross diverged. `--method adamw` tries learning rates of AdamW.
 """
 
 from __future__ import annotations
