@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.errors import InputError
 
+_COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
 SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
 
 
@@ -90,7 +91,7 @@ def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -
     figure, axes = _empty(height=1.2 + 0.32 * len(bars))
     series = list(dict.fromkeys(bar["series"] for bar in bars))
     for place, bar in enumerate(bars):
-        colour = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")[series.index(bar["series"]) % 4]
+        colour = _COLOURS[series.index(bar["series"]) % len(_COLOURS)]
         axes.barh(place, bar["value"], xerr=bar["spread"] or None, color=colour, height=0.7)
         axes.plot([bar["before"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
         end = (bar["value"] + bar["spread"], place)
@@ -125,6 +126,26 @@ def plot_grid(
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="learning rate", ylabel="eps", title=title)
     figure.colorbar(picture, ax=axes, label="accuracy, %")
+    figure.savefig(path)
+
+
+def plot_memory(methods: Mapping[str, Mapping[str, float]], path: str | Path, title: str) -> None:
+    """Draw one stacked bar a method: gigabytes by what they are for."""
+    figure, axes = _empty(height=1.4 + 0.5 * len(methods))
+    ends = [0.0] * len(methods)
+    for part, colour in zip(
+        dict.fromkeys(part for parts in methods.values() for part in parts), _COLOURS, strict=False
+    ):
+        sizes = [parts.get(part, 0.0) for parts in methods.values()]
+        axes.barh(range(len(methods)), sizes, left=ends, color=colour, label=part.replace("_", " "))
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for place, end in enumerate(ends):
+        axes.annotate(f"{end:.1f}", (end, place), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(methods)), list(methods))
+    axes.invert_yaxis()
+    axes.set(xlabel="GB", title=title, xlim=(0, 1.12 * max(ends)))
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False)
     figure.savefig(path)
 
 

@@ -16,12 +16,9 @@ that of the loaded model, is taken in a process of its own for each variant: res
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +29,7 @@ from typing import Any
 
 import torch
 from inplace import InPlaceMeZO
+from measuring import in_own_process, peak_over_loaded
 from shapes import SHAPES, batch, build, count
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
@@ -192,33 +190,7 @@ def peak_over_weights(options: argparse.Namespace, variant: str) -> dict[str, in
     """Bytes in use at the peak of three steps, beyond those after loading, and the size of the weights."""
     variants = Variants(options)
     weights = sum(p.numel() * p.element_size() for p in variants.model.parameters())
-    gc.collect()
-    if variants.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        loaded = torch.cuda.memory_allocated()
-    else:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-        loaded = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    run = variants.function(variant)
-    for _ in range(3):
-        run()
-    peak = torch.cuda.max_memory_allocated() if variants.device.type == "cuda" else _status("VmHWM")
-    return {"weights": weights, "over_loaded": peak - loaded}
-
-
-def _status(name: str) -> int:
-    """An entry of this process's status, in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
-def in_own_process(argv: list[str], *more: str) -> Any:
-    """What this script prints as JSON when it is started with these arguments."""
-    words = [sys.executable, __file__, *argv, *more]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return {"weights": weights, "over_loaded": peak_over_loaded(variants.device, lambda: variants.function(variant))}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -279,8 +251,8 @@ def main(argv: list[str]) -> None:
         f"{options.tokens} tokens, {options.tiles} tiles, {options.dtype}, storage {options.storage}",
         "seconds": {name: statistics.median(values) for name, values in runs.items()},
         "runs": runs,
-        "parts": in_own_process(argv, "--only", "parts") if options.device == "cpu" else {"total": 0.0},
-        "memory": {name: in_own_process(argv, "--only", name) for name in VARIANTS},
+        "parts": in_own_process(__file__, *argv, "--only", "parts") if options.device == "cpu" else {"total": 0.0},
+        "memory": {name: in_own_process(__file__, *argv, "--only", name) for name in VARIANTS},
     }
     del model
     print(table(report))

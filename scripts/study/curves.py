@@ -1,0 +1,103 @@
+"""Figures 5 and 6 of the study: training loss of AdamW and MeZO; and of our MeZO against the in-place scheme in bfloat16.
+
+    python scripts/study/curves.py --inplace_seeds 0                   (15 minutes after methods_and_parts.py)
+    python scripts/study/curves.py --preset 0.5b --data data --seeds 0 --inplace_seeds 0
+
+The study saw the loss of MeZO rise again after an early fall. The usual scheme adds eps z to the weights, takes away
+2 eps z, adds eps z, all rounded to bfloat16, so the weights drift; ours never writes a perturbed weight. The second
+picture trains both from the same weights with the same batches and directions (storage.py has the schemes). Writes
+curves.md with both pictures and how far each curve ends above its minimum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from run_pool import model_of, run_all, usual_run
+from settings import STEPS, Task, chosen_tasks, rate, study_parser
+from storage import run as run_scheme
+
+from llava.errors import command
+from llava.eval.plots import plot_curves
+from llava.eval.report import write
+from llava.eval.runs import rise_after_minimum
+
+SCHEMES = {"native": "ours", "inplace": "in place"}
+TEST_RECORDS = 200  # for the test loss on the way
+POINT = 25  # steps to a point of the picture
+
+
+def losses_of(scheme: str, task: Task, seed: int, options: argparse.Namespace) -> list[float]:
+    """Training losses of all steps with a scheme; a finished run is read back."""
+    path = options.output / "schemes" / f"{task.name}-{scheme}-{options.steps or STEPS['mezo']}-{seed}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(run_scheme(scheme, _task(task, options), _options(seed, options))), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))["losses"]
+
+
+def _task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    tiles = ["--image_aspect_ratio", "anyres_max_9", "--image_grid_pinpoints", "(1x1),...,(6x6)"]
+    return {
+        "model": model_of(options),
+        "train": task.file("train"),
+        "test": task.file("val"),
+        "images": task.images,
+        "flags": [] if options.preset == "demo" else tiles,
+        "lr": float(rate(options, "mezo", task)),
+        "batch": 4,
+        "steps": options.steps or STEPS["mezo"],
+    }
+
+
+def _options(seed: int, options: argparse.Namespace) -> SimpleNamespace:
+    return SimpleNamespace(lr=None, seed=seed, test=TEST_RECORDS, steps=options.steps)
+
+
+def points(losses: list[float]) -> tuple[list[int], list[float]]:
+    """Steps and means of every `POINT` losses."""
+    ends = range(POINT, len(losses) + 1, POINT)
+    return list(ends), [sum(losses[end - POINT : end]) / POINT for end in ends]
+
+
+def compare(task: Task, options: argparse.Namespace) -> list[str]:
+    """Lines of Markdown about the two schemes on a task, with their picture."""
+    found = {
+        label: [points(losses_of(scheme, task, seed, options)) for seed in options.inplace_seeds]
+        for scheme, label in SCHEMES.items()
+    }
+    picture: Path = options.output / f"curves_inplace_{task.name}.png"
+    plot_curves(found, picture, f"{task.name}: MeZO in bfloat16, perturbed without writing (ours) and in place")
+    lines = [f"## In place: {task.name}", "", f"![{task.name}]({picture.name})", ""]
+    lines += ["| scheme | last tenth | rise after the minimum % |", "|---|---|---|"]
+    for label, runs in found.items():
+        last = sum(sum(losses[-len(losses) // 10 :]) / len(losses[-len(losses) // 10 :]) for _, losses in runs) / len(
+            runs
+        )
+        rises = [rise_after_minimum(losses) or 0.0 for _, losses in runs]
+        lines.append(f"| {label} | {last:.3f} | {100 * max(rises):.0f} |")
+    return [*lines, ""]
+
+
+@command
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = study_parser(__doc__)
+    parser.add_argument("--inplace_seeds", type=int, nargs="*", default=[0, 1, 2], help="none: leave that part out")
+    options = parser.parse_args()
+    tasks = chosen_tasks(options)
+    cases = [(method, task, seed) for seed in options.seeds for task in tasks for method in ("adamw", "mezo")]
+    page = options.output / "curves.md"
+    text = write(run_all([usual_run(options, m, t, "lm", s) for m, t, s in cases], options), page, "Loss curves")
+    if options.inplace_seeds:
+        text = "\n".join([text, *(line for task in tasks for line in compare(task, options))])
+        page.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Figure 4 of the study: peak memory of inference, MeZO, AdamW and LoRA with AdamW, one row of 2048 tokens.
+
+    python scripts/study/memory.py                                     (10 minutes and 16 GB on two CPU cores)
+
+Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained as in the study; each method in a
+process of its own. On CUDA the number is max_memory_allocated; on a CPU it is the weights and what the process's
+resident size grows by. Writes memory.json, memory.md and memory.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
+
+from measuring import in_own_process, peak_over_loaded
+from shapes import SHAPES, batch, build
+
+from llava.eval.plots import plot_memory
+from llava.mezo import MeZO, MeZOConfig, reuse_outputs
+from llava.train.lora import add_lora
+from llava.train.mezo_trainer import frozen_image_modules
+from llava.train.sparse_loss import sparse_loss
+
+METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
+ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
+STUDY = {"inference": 3.7, "mezo": 3.7, "adamw": 14.6}  # GB, 0.5B, max_memory_allocated
+LORA = SimpleNamespace(bits=16, lora_r=64, lora_alpha=16, lora_dropout=0.05, lora_bias="none")
+NEW_TOKENS = 4
+TILES = 2
+
+
+def work(method: str, model: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
+    """One step of a method, or one answer."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if method == "inference":
+        asked = {name: value for name, value in inputs.items() if name != "labels"}
+        return lambda: model.generate(**asked, max_new_tokens=NEW_TOKENS, do_sample=False)
+    if method == "mezo":
+        return _mezo(model, inputs, trained)
+    return _adamw(model, inputs, trained)
+
+
+def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
+    optimizer = MeZO(trained, model, MeZOConfig(), lr=1e-9)
+    steps = iter(range(100))
+
+    def run() -> None:
+        with reuse_outputs(frozen_image_modules(model)):
+            optimizer.accumulate(next(steps), lambda: sparse_loss(model, inputs))
+        optimizer.step()
+
+    return run
+
+
+def _adamw(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
+    """As LLaVATrainer's regular mode: no gradient checkpointing, states in the dtype of the weights."""
+    optimizer = torch.optim.AdamW(trained, lr=1e-9)
+    model.train()
+
+    def run() -> None:
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
+    """Bytes of the weights, and of the peak of two steps over them."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    model = build(options.shape, torch.bfloat16, device, ALL_PARTS)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    inputs = batch(model, options.tokens, TILES, 12)
+    network = add_lora(model, LORA) if method == "lora_adamw" else model
+    return {
+        "weights": weights,
+        "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), times=2),
+    }
+
+
+def table(found: dict[str, dict[str, int]], options: argparse.Namespace) -> str:
+    """The figures for people."""
+    lines = [f"{options.shape}, batch 1, {options.tokens} tokens, {options.device}", ""]
+    lines += [
+        "| method | weights GB | over them GB | peak GB | of inference | the study GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    least = sum(found["inference"].values()) if "inference" in found else None
+    for method, sizes in found.items():
+        peak = sum(sizes.values())
+        ratio = "" if least is None else f"{peak / least:.2f}"
+        study = STUDY.get(method, "") if options.shape == "0.5b" else ""
+        weights, over = sizes["weights"] / 1e9, sizes["over_weights"] / 1e9
+        lines.append(f"| {METHODS[method]} | {weights:.2f} | {over:.2f} | {peak / 1e9:.2f} | {ratio} | {study} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure each method in a process of its own, then write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"))
+    parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options, options.only)))
+        return
+    same = ["--shape", options.shape, "--tokens", str(options.tokens), "--device", options.device]
+    found = {}
+    for method in options.methods:
+        found[method] = in_own_process(__file__, *same, "--only", method)
+        print(f"{METHODS[method]}: {sum(found[method].values()) / 1e9:.2f} GB", file=sys.stderr)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "memory.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (options.output / "memory.md").write_text(table(found, options), encoding="utf-8")
+    bars = {METHODS[name]: {part: size / 1e9 for part, size in sizes.items()} for name, sizes in found.items()}
+    title = f"Peak memory, {options.shape}, one row of {options.tokens} tokens, bfloat16"
+    plot_memory(bars, options.output / "memory.png", title)
+    print(table(found, options))
+
+
+if __name__ == "__main__":
+    main()
