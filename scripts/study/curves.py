@@ -1,4 +1,4 @@
-"""Figures 5 and 6 of the study: training loss of AdamW and MeZO; and of our MeZO against the in-place scheme in bfloat16.
+"""Figures 5 and 6 of the study: training loss of AdamW and MeZO, and of ours against the usual scheme in bfloat16.
 
     python scripts/study/curves.py --inplace_seeds 0                   (15 minutes after methods_and_parts.py)
     python scripts/study/curves.py --preset 0.5b --data data --seeds 0 --inplace_seeds 0
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,9 +76,7 @@ def compare(task: Task, options: argparse.Namespace) -> list[str]:
     lines = [f"## In place: {task.name}", "", f"![{task.name}]({picture.name})", ""]
     lines += ["| scheme | last tenth | rise after the minimum % |", "|---|---|---|"]
     for label, runs in found.items():
-        last = sum(sum(losses[-len(losses) // 10 :]) / len(losses[-len(losses) // 10 :]) for _, losses in runs) / len(
-            runs
-        )
+        last = mean(mean(losses[-len(losses) // 10 :]) for _, losses in runs)
         rises = [rise_after_minimum(losses) or 0.0 for _, losses in runs]
         lines.append(f"| {label} | {last:.3f} | {100 * max(rises):.0f} |")
     return [*lines, ""]
