@@ -1,0 +1,82 @@
+"""What the journals of MeZO runs say about their progress: signal and noise of the projected gradient over time.
+
+    python scripts/study/signal_to_noise.py runs/study/runs/chart-mezo-* --output runs/study/signal    (seconds)
+
+A step along z moves the weights by -lr p z, where p is the projected gradient. Over z ~ N(0, I), with g the gradient of
+the expected loss and g_B that of the batch, at first order in lr,
+
+    E[p^2] = |g_B|^2,        E[change of the expected loss] = -lr |g|^2.
+
+So the mean of p^2 in a window is the square of what the steps follow, and the fall of the loss by lr what of it was
+signal; curvature takes some of the fall, so that the ratio is a lower bound of the signal's share. The rest is the
+batch's own and goes down with the batch. Writes FILE.md and FILE.png with a row and a point for each tenth of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from llava.errors import InputError, command
+from llava.eval.plots import plot_windows
+from llava.mezo.journal import Journal
+from llava.mezo.journal_format import JournalError
+
+WINDOWS = 10
+
+
+def windows(journal: Journal) -> list[dict[str, float]]:
+    """For each tenth of the steps: step, loss, rms of the projected gradient, and the signal's share of its square.
+
+    The share is nan where the loss did not fall, since then nothing is known of it.
+    """
+    records = journal.records
+    size = len(records) // WINDOWS
+    rows = []
+    for first in range(0, size * WINDOWS, size):
+        part = records[first : first + size]
+        losses = [record.loss for record in part]
+        square = mean(direction.projected_grad**2 for record in part for direction in record.directions)
+        fall = (mean(losses[: size // 2]) - mean(losses[size // 2 :])) / (size / 2)
+        rate = mean(record.rates[0] for record in part)
+        share = fall / rate / square if fall > 0 and rate > 0 else float("nan")
+        rows.append({"step": first + size, "loss": mean(losses), "rms": square**0.5, "share": share})
+    return rows
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """A row for each window of each run."""
+    lines = ["| run | to step | loss | rms of the projected gradient | signal's share % |", "|---|---|---|---|---|"]
+    for name, rows in found.items():
+        for row in rows:
+            figures = f"{row['step']:.0f} | {row['loss']:.3f} | {row['rms']:.2f} | {100 * row['share']:.1f}"
+            lines.append(f"| {name} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folders of MeZO runs")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="without suffix: .md and .png")
+    options = parser.parse_args(argv)
+    found: dict[str, Any] = {}
+    for folder in options.runs:
+        try:
+            journal = Journal.read(folder / "mezo_journal")
+        except JournalError as error:
+            raise InputError(str(error)) from error
+        if len(journal.records) < 2 * WINDOWS:
+            raise InputError(f"{folder}: {len(journal.records)} steps, but at least {2 * WINDOWS} are needed")
+        found[folder.name] = windows(journal)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.with_suffix(".md").write_text(table(found), encoding="utf-8")
+    plot_windows(found, options.output.with_suffix(".png"))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
