@@ -36,24 +36,37 @@ EOF
 }
 
 # Sets PY, a Python that can run this checkout or, with the argument dev, its tests.
-# The stamp holds a hash of what was installed, so that changed requirements are installed too.
 use_python() {
-    local extra="${1:-}" base wanted found stamp="$ROOT/.venv/installed"
+    local extra="${1:-}" base
     base=$(find_python)
     if runs_this_checkout "$base" "$extra"; then
         PY=$base
         return
     fi
     PY="$ROOT/.venv/bin/python"
+    is_set_up "$extra" && return
+    mkdir -p "$ROOT/.venv"
+    (
+        ! command -v flock > /dev/null || flock 9 # a second script that starts meanwhile waits for the first
+        is_set_up "$extra" || set_up "$base" "$extra"
+    ) 9> "$ROOT/.venv/lock" || exit
+}
+
+# Whether .venv has what pyproject.toml and the constraints ask for now, and extra $1.
+# Its stamp holds a hash of what was installed, so that changed requirements are installed too.
+is_set_up() {
+    local wanted found
     wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum)
-    found=$(cat "$stamp" 2> /dev/null || true)
-    if [ -x "$PY" ] && { [ "$found" = "$wanted dev" ] || [ "$found" = "$wanted $extra" ]; }; then
-        return
-    fi
+    found=$(cat "$ROOT/.venv/installed" 2> /dev/null || true)
+    [ -x "$PY" ] && { [ "$found" = "$wanted dev" ] || [ "$found" = "$wanted $1" ]; }
+}
+
+# Makes or updates .venv with the Python $1 and extra $2.
+set_up() {
     echo "Setting up $ROOT/.venv (once; takes a few minutes) ..." >&2
-    [ -x "$PY" ] || "$base" -m venv "$ROOT/.venv" || fail "'$base -m venv' failed: is the venv module installed?"
+    [ -x "$PY" ] || "$1" -m venv "$ROOT/.venv" || fail "'$1 -m venv' failed: is the venv module installed?"
     "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/scripts/constraints.txt" \
-        -e "$ROOT${extra:+[$extra]}" >&2 ||
+        -e "$ROOT${2:+[$2]}" >&2 ||
         fail "installing the dependencies failed: see above (is there a network or a package mirror?)"
-    echo "$wanted $extra" > "$stamp"
+    echo "$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum) $2" > "$ROOT/.venv/installed"
 }
