@@ -8,7 +8,7 @@ vision and full float32 logits in each forward), language model tuned, bfloat16.
 What is assumed: matrix products reach `MATRIX_SHARE` of the peak, and are bound by reading weights where that takes
 longer; element-wise kernels reach `BANDWIDTH_SHARE` of the memory's rate; noise is bound by its instructions (PTX of
 `llava/mezo/kernels/triton_cuda.py`, counted) at half of the lanes, since integer instructions have half, or by bytes.
-Launches, attention masks, norms and activations are left out on both sides.
+Launches, attention masks, norms and activations are left out on both sides. A last table has the study's runs.
 """
 
 from __future__ import annotations
@@ -174,6 +174,40 @@ def tables(model: Model, directions: int) -> str:
     return "\n".join(lines)
 
 
+def study_seconds(model: Model, device: Device) -> dict[str, float]:
+    """Seconds a step of the study's runs, by what is trained: MeZO with a batch of 4, AdamW with a batch of 1.
+
+    Backpropagation counts as two forwards, and AdamW reads and writes weights and moments and reads gradients. Without
+    the tower trained its forward is once a step, or never with cached features.
+    """
+    matrix, memory = device.matrix * MATRIX_SHARE, device.memory * BANDWIDTH_SHARE
+    found = counts(model, 1)["ours"]
+    noise = seconds(found, "ours", device, model)["noise and update"]
+    vision, language = found["vision operations"], found["language operations"]
+    backprop = 3 * (model.language_operations + 2.0 * model.table * model.tokens)
+    adamw = BYTES * 7.0 / memory  # seconds a trained weight
+    both = (model.trained + model.vision) / model.trained
+    return {
+        "MeZO, LM or LM + projector": 4 * (vision + language) / matrix + noise,
+        "the same, features cached": 4 * language / matrix + noise,
+        "MeZO, LM + projector + vision": 4 * (2 * vision + language) / matrix + both * noise,
+        "AdamW, LM or LM + projector": (vision + backprop) / matrix + adamw * model.trained,
+        "AdamW, LM + projector + vision": (3 * vision + backprop) / matrix + adamw * both * model.trained,
+    }
+
+
+def study_table(model: Model) -> str:
+    """What the study's runs should take, as Markdown: 5,000 steps of MeZO, 3,000 of AdamW."""
+    lines = ["| run | " + " | ".join(f"{d.name}: s a step | training, min" for d in DEVICES) + " |"]
+    lines.append("|---" * (1 + 2 * len(DEVICES)) + "|")
+    by_device = [study_seconds(model, device) for device in DEVICES]
+    for name in by_device[0]:
+        steps = 3000 if name.startswith("AdamW") else 5000
+        cells = [f"{found[name]:.2f} | {steps * found[name] / 60:.0f}" for found in by_device]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,6 +220,7 @@ def main() -> None:
     model: Any = sizes(options.shape, options.tokens, options.tiles, options.supervised)
     print(f"{options.shape}: {model.trained / 1e6:.0f}M trained, vision {model.vision / 1e6:.0f}M\n")
     print(tables(model, options.directions))
+    print(f"\nThe study's runs:\n\n{study_table(model)}")
 
 
 if __name__ == "__main__":
