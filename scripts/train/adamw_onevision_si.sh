@@ -20,6 +20,6 @@ STUDY_METHOD_FLAGS=(
     --learning_rate 1e-6
 )
 DEMO_METHOD_FLAGS=(
-    --learning_rate 3e-4
+    --learning_rate 1e-4
 )
 run_preset adamw "$@"
