@@ -14,10 +14,11 @@ fail() {
 
 # A Python >= 3.10 on this machine: $PYTHON if set, else python3 or python.
 find_python() {
-    local name
+    local name found
     for name in ${PYTHON:+"$PYTHON"} python3 python; do
         if command -v "$name" > /dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
-            command -v "$name"
+            found=$(command -v "$name")
+            case $found in /*) echo "$found" ;; *) echo "$PWD/$found" ;; esac
             return
         fi
     done

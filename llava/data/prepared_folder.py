@@ -51,7 +51,7 @@ def new_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
             raise
     except OSError as error:
-        raise InputError(f"--output {output}: cannot write there ({error}); choose another folder") from error
+        raise InputError(f"--output {output}: nothing was made ({error})") from error
 
 
 def write_split(folder: Path, split: str, task: str, items: Sequence[Item], max_side: int) -> dict[str, Any]:

@@ -150,14 +150,18 @@ def plot_memory(methods: Mapping[str, Mapping[str, float]], path: str | Path, ti
 
 
 def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
-    """Draw, for each run, `loss`, `rms` of the projected gradient and signal's `share` of its square over `step`."""
+    """Draw, for each run, `loss`, `rms` of the projected gradient, and signal's `share` ± `error`, over `step`."""
     figure, _ = _empty()
     figure.clear()
     names = {"loss": "training loss", "rms": "rms of projected gradient", "share": "signal's share of its square, %"}
     for axes, (name, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
         for run, rows in runs.items():
-            factor = 100 if name == "share" else 1
-            axes.plot([row["step"] for row in rows], [factor * row[name] for row in rows], marker="o", label=run)
+            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
+            if name == "share":
+                errors = [100 * row["error"] for row in rows]
+                axes.errorbar(steps, [100 * value for value in values], errors, marker="o", capsize=2, label=run)
+            else:
+                axes.plot(steps, values, marker="o", label=run)
         axes.set(xlabel="optimizer step", ylabel=label)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small")

@@ -3,7 +3,7 @@
     python -m llava.eval.report RUN_DIR... --output report.md
 
 A RUN_DIR is the output folder of a run, or a folder of such folders. Runs that differ in seeds alone are one row:
-mean and standard deviation. The page's tables are also in report.json beside it, for programs.
+mean and standard deviation. The page's rows are also in report_rows.json beside it, for programs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ COLUMN_NAMES = {
     "gradient_accumulation_steps": "accumulation",
     "max_steps": "steps",
     "train_on_answers_only": "answers only",
+    "evaluation": "evaluated on",
     "zo_eps": "eps",
     "zo_num_directions": "directions",
     "zo_noise": "noise",
@@ -38,8 +39,8 @@ COLUMN_NAMES = {
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
 gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
-the same task and parts. rise: how far the training loss, a mean over a tenth of the run, ends above its minimum; the
-largest of the seeds. peak: of the training process, on a CPU its resident size.
+the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
+on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
 """
 
 
@@ -76,11 +77,11 @@ def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str]) -> str:
-    """The whole page; `pictures` are headings and file names."""
+def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes: Sequence[str] = ()) -> str:
+    """The whole page; `pictures` are headings and file names, `notes` paragraphs below the table."""
     rows = [summary(group, groups) for group in groups]
     columns = [name for name in varying(groups) if name != "max_steps"]
-    lines = [f"# {title}", "", *table(rows, columns), "", NOTES]
+    lines = [f"# {title}", "", *table(rows, columns), "", NOTES, *notes, *([""] if notes else [])]
     shares = mean_shares(rows)
     if shares:
         lines += ["MeZO's share of AdamW's gain, mean over the rows of a task that have one:", ""]
@@ -181,16 +182,16 @@ def _bar(group: Group, columns: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write(folders: Sequence[Path], output: Path, title: str) -> str:
+def write(folders: Sequence[Path], output: Path, title: str, notes: Sequence[str] = ()) -> str:
     """Read the runs, write the page, its pictures and the JSON file; returns the page."""
     groups = grouped(read_run(folder) for folder in run_folders(folders))
     stem = output.with_suffix("")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        text = page(groups, title, draw(groups, stem))
+        text = page(groups, title, draw(groups, stem), notes)
         output.write_text(text, encoding="utf-8")
         content = {"title": title, "groups": [summary(group, groups) for group in groups]}
-        stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        stem.with_name(f"{stem.name}_rows.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {output}: cannot write there ({error})") from error
     return text

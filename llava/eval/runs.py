@@ -13,6 +13,7 @@ from llava.errors import InputError
 from llava.eval.plots import loss_points
 from llava.eval.run_report import REPORT_FILE
 
+ANSWERS_FILE = "eval_after.json"
 ARGUMENTS_FILE = "training_args.json"
 STATE_FILE = "trainer_state.json"
 SEEDS = ("seed", "zo_seed", "data_seed")
@@ -29,6 +30,7 @@ SETTINGS = (
     "weight_decay",
     "train_on_answers_only",
     "bf16",
+    "evaluation",  # no flag: the file and the metric of the accuracy after training
 )
 ZO_SETTINGS = ("zo_eps", "zo_num_directions", "zo_noise", "zo_weight_storage")
 METHODS = {"zo": "MeZO", "regular": "AdamW"}
@@ -105,6 +107,7 @@ def read_run(folder: Path) -> Run:
     """
     report, arguments, state = (_read(folder / name) for name in (REPORT_FILE, ARGUMENTS_FILE, STATE_FILE))
     names = SETTINGS + (ZO_SETTINGS if report.get("trainer_mode") == "zo" else ())
+    arguments["evaluation"] = _evaluation(folder / ANSWERS_FILE)
     steps, losses = loss_points(state.get("log_history", ()))
     return Run(
         folder=folder,
@@ -127,6 +130,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object")
     return content
+
+
+def _evaluation(path: Path) -> str | None:
+    """What a run was evaluated on, and how; None if it was not."""
+    if not path.exists():
+        return None
+    summary = _read(path)
+    return f"{Path(summary['settings']['data']).name}, {summary.get('metric')}"
 
 
 def task_name(data_path: str) -> str:
@@ -165,11 +176,11 @@ def varying(groups: Sequence[Group]) -> list[str]:
 
 
 def share_of_adamw(group: Group, groups: Sequence[Group]) -> float | None:
-    """The group's gain by that of AdamW on the same task, model and parts; of several such groups, the best counts.
+    """The group's gain by that of AdamW on the same task, model, parts and evaluation; of several, the best counts.
 
     None for AdamW itself, without AdamW, and where AdamW gains nothing.
     """
-    same = ("model_name_or_path", "mm_tunable_parts", "lora_enable")
+    same = ("model_name_or_path", "mm_tunable_parts", "lora_enable", "evaluation")
     gains = [
         other.gain
         for other in groups
@@ -184,13 +195,14 @@ def share_of_adamw(group: Group, groups: Sequence[Group]) -> float | None:
 
 
 def rise_after_minimum(losses: Sequence[float], share: float = 0.1) -> float | None:
-    """How far the smoothed loss ends up above its minimum: the largest later mean by the smallest, minus one.
+    """How far the smoothed loss rises above its minimum later on: the largest later mean by the smallest, minus one.
 
-    Smoothed is the mean of the last `share` of all points, of whole windows alone; None with fewer than ten points.
+    Smoothed is the mean of the last `share` of all points, of whole windows alone. None with fewer than ten points, or
+    where the minimum is zero.
     """
     window = round(share * len(losses))
     if window < 1 or len(losses) < 10:
         return None
     means = [statistics.mean(losses[k : k + window]) for k in range(len(losses) - window + 1)]
     lowest = min(range(len(means)), key=means.__getitem__)
-    return max(means[lowest:]) / means[lowest] - 1
+    return max(means[lowest:]) / means[lowest] - 1 if means[lowest] > 0 else None

@@ -169,9 +169,14 @@ class LlavaMetaForCausalLM:
         image_sizes: Sequence[Any] | None = None,
         modalities: Sequence[str] | str | None = None,
         dpo_forward: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward, with images; see `prepare_inputs_labels_for_multimodal`.
+
+        Args:
+            logits_to_keep: logits of so many last positions alone (0: of all), as the library's generate asks for,
+                or of the positions given.
 
         Returns:
             The language model's output; its `loss` is the mean cross entropy over the labels that are not -100, in
@@ -192,6 +197,7 @@ class LlavaMetaForCausalLM:
             inputs_embeds=inputs_embeds,
             labels=None if dpo_forward else labels,
             use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
         return (outputs[0], labels) if dpo_forward else outputs

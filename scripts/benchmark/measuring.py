@@ -42,6 +42,10 @@ def _status(name: str) -> int:
 
 
 def in_own_process(script: str, *argv: str) -> Any:
-    """What `script` prints as JSON in its last line when it is started with these arguments."""
+    """What `script` prints as JSON in its last line when it is started with these arguments.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; why is on stderr.
+    """
     words = [sys.executable, script, *argv]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])

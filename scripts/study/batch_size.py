@@ -8,11 +8,11 @@ writes batch_size.md. The learning rate is that of batch 4 throughout, as in the
 
 from __future__ import annotations
 
-from run_pool import run_all, usual_run
-from settings import STEPS, chosen_tasks, study_parser
+from planned_run import usual_run
+from run_pool import Pool
+from settings import STEPS, chosen_tasks, parsed, study_parser
 
 from llava.errors import command
-from llava.eval.report import write
 
 SIZES = (1, 2, 4, 8)
 USUAL = 4
@@ -21,16 +21,16 @@ USUAL = 4
 @command
 def main() -> None:
     """Run what is missing, then write the page."""
-    options = study_parser(__doc__, tasks=1).parse_args()
+    options = parsed(study_parser(__doc__, tasks=1))
     steps = options.steps or STEPS["mezo"]
     runs = [
         usual_run(options, "mezo", task, "lm", seed, max_steps=number, **batch(size))
         for seed in options.seeds
         for task in chosen_tasks(options)
         for size in SIZES
-        for number in sorted({steps, steps * USUAL // size})
+        for number in sorted({steps, max(1, steps * USUAL // size)})
     ]
-    print(write(run_all(runs, options), options.output / "batch_size.md", "Batch size"))
+    print(Pool(options).page(runs, "batch_size", "Batch size"))
 
 
 def batch(size: int) -> dict[str, int]:

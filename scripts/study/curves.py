@@ -6,7 +6,7 @@
 The study saw the loss of MeZO rise again after an early fall. The usual scheme adds eps z to the weights, takes away
 2 eps z, adds eps z, all rounded to bfloat16, so the weights drift; ours never writes a perturbed weight. The second
 picture trains both from the same weights with the same batches and directions (storage.py has the schemes). Writes
-curves.md with both pictures and how far each curve ends above its minimum.
+curves.md with both pictures and how far each curve rises after its minimum.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
-from run_pool import model_of, run_all, usual_run
-from settings import STEPS, Task, chosen_tasks, rate, study_parser
+from planned_run import usual_run
+from run_pool import Pool
+from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate, study_parser
 from storage import run as run_scheme
 
 from llava.errors import command
 from llava.eval.plots import plot_curves
-from llava.eval.report import write
 from llava.eval.runs import rise_after_minimum
 
 SCHEMES = {"native": "ours", "inplace": "in place"}
@@ -37,7 +37,10 @@ def losses_of(scheme: str, task: Task, seed: int, options: argparse.Namespace) -
     path = options.output / "schemes" / f"{task.name}-{scheme}-{options.steps or STEPS['mezo']}-{seed}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(run_scheme(scheme, _task(task, options), _options(seed, options))), encoding="utf-8")
+        result = run_scheme(scheme, _task(task, options), _options(seed, options))
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result), encoding="utf-8")
+        part.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))["losses"]
 
 
@@ -86,15 +89,17 @@ def compare(task: Task, options: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = study_parser(__doc__)
-    parser.add_argument("--inplace_seeds", type=int, nargs="*", default=[0, 1, 2], help="none: leave that part out")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--inplace_seeds", type=counting, nargs="*", default=[0, 1, 2], help="none: leave that part out"
+    )
+    options = parsed(parser)
     tasks = chosen_tasks(options)
     cases = [(method, task, seed) for seed in options.seeds for task in tasks for method in ("adamw", "mezo")]
-    page = options.output / "curves.md"
-    text = write(run_all([usual_run(options, m, t, "lm", s) for m, t, s in cases], options), page, "Loss curves")
+    runs = [usual_run(options, method, task, "lm", seed) for method, task, seed in cases]
+    text = Pool(options).page(runs, "curves", "Loss curves")
     if options.inplace_seeds:
         text = "\n".join([text, *(line for task in tasks for line in compare(task, options))])
-        page.write_text(text, encoding="utf-8")
+        (options.output / "curves.md").write_text(text, encoding="utf-8")
     print(text)
 
 

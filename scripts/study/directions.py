@@ -10,11 +10,11 @@ Writes directions.md.
 
 from __future__ import annotations
 
-from run_pool import run_all, usual_run
-from settings import STEPS, chosen_tasks, rate, study_parser
+from planned_run import usual_run
+from run_pool import Pool
+from settings import STEPS, chosen_tasks, parsed, rate, study_parser
 
 from llava.errors import command
-from llava.eval.report import write
 
 NUMBERS = (2, 4, 8)
 
@@ -24,19 +24,19 @@ def main() -> None:
     """Run what is missing, then write the page."""
     parser = study_parser(__doc__, tasks=1)
     parser.add_argument("--scale_rate", action="store_true", help="a learning rate n times as large for n directions")
-    options = parser.parse_args()
+    options = parsed(parser)
     steps = options.steps or STEPS["mezo"]
     runs = []
     for seed in options.seeds:
         for task in chosen_tasks(options):
             runs.append(usual_run(options, "mezo", task, "lm", seed))
             for number in NUMBERS:
-                changes = {"max_steps": steps // number, "zo_num_directions": number}
+                changes = {"max_steps": max(1, steps // number), "zo_num_directions": number}
                 if options.scale_rate:
                     changes["learning_rate"] = f"{number * float(rate(options, 'mezo', task)):g}"
                 runs.append(usual_run(options, "mezo", task, "lm", seed, **changes))
             runs.append(usual_run(options, "mezo", task, "lm", seed, train_on_answers_only=False))
-    print(write(run_all(runs, options), options.output / "directions.md", "Directions and labels"))
+    print(Pool(options).page(runs, "directions", "Directions and labels"))
 
 
 if __name__ == "__main__":

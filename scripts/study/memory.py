@@ -2,15 +2,16 @@
 
     python scripts/study/memory.py                                     (10 minutes and 16 GB on two CPU cores)
 
-Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained as in the study; each method in a
-process of its own. On CUDA the number is max_memory_allocated; on a CPU it is the weights and what the process's
-resident size grows by. Writes memory.json, memory.md and memory.png.
+Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained (with LoRA: adapters of the
+language model alone); each method in a process of its own. On CUDA the number is max_memory_allocated; on a CPU it is
+the weights and what the process's resident size grows by. Writes memory.json, memory.md and memory.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,12 +63,15 @@ def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[]
 
 
 def _adamw(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
-    """As LLaVATrainer's regular mode: no gradient checkpointing, states in the dtype of the weights."""
+    """As LLaVATrainer's regular mode: autocast, clipped gradients, states in the dtype of the weights."""
     optimizer = torch.optim.AdamW(trained, lr=1e-9)
     model.train()
 
     def run() -> None:
-        model(**inputs).loss.backward()
+        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -119,12 +123,18 @@ def main() -> None:
         print(json.dumps(measure(options, options.only)))
         return
     same = ["--shape", options.shape, "--tokens", str(options.tokens), "--device", options.device]
+    options.output.mkdir(parents=True, exist_ok=True)
     found = {}
     for method in options.methods:
-        found[method] = in_own_process(__file__, *same, "--only", method)
+        try:
+            found[method] = in_own_process(__file__, *same, "--only", method)
+        except subprocess.CalledProcessError as error:  # out of memory, most likely; it has said what
+            print(f"{METHODS[method]}: failed with exit code {error.returncode}", file=sys.stderr)
+            continue
         print(f"{METHODS[method]}: {sum(found[method].values()) / 1e9:.2f} GB", file=sys.stderr)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "memory.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (options.output / "memory.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if not found:
+        sys.exit(1)
     (options.output / "memory.md").write_text(table(found, options), encoding="utf-8")
     bars = {METHODS[name]: {part: size / 1e9 for part, size in sizes.items()} for name, sizes in found.items()}
     title = f"Peak memory, {options.shape}, one row of {options.tokens} tokens, bfloat16"

@@ -8,11 +8,11 @@ writes methods_and_parts.md with mean and spread over the seeds, MeZO's share of
 
 from __future__ import annotations
 
-from run_pool import run_all, usual_run
-from settings import PARTS, chosen_tasks, study_parser
+from planned_run import usual_run
+from run_pool import Pool
+from settings import PARTS, chosen_tasks, parsed, study_parser
 
 from llava.errors import command
-from llava.eval.report import write
 
 
 @command
@@ -20,7 +20,7 @@ def main() -> None:
     """Run what is missing, then write the page."""
     parser = study_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    options = parser.parse_args()
+    options = parsed(parser)
     runs = [
         usual_run(options, method, task, parts, seed)
         for seed in options.seeds
@@ -28,7 +28,7 @@ def main() -> None:
         for method in ("adamw", "mezo")
         for parts in options.parts
     ]
-    print(write(run_all(runs, options), options.output / "methods_and_parts.md", "Methods and parts"))
+    print(Pool(options).page(runs, "methods_and_parts", "Methods and parts"))
 
 
 if __name__ == "__main__":

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 
-from run_pool import run_all, usual_run
-from settings import DRAWN_SIZES, Task, chosen_tasks, study_parser
+from planned_run import usual_run
+from run_pool import Pool
+from settings import DRAWN_SIZES, Task, chosen_tasks, parsed, study_parser
 
 from llava.data.loading import load_file
 from llava.data.public_sets.br35h import PROMPTS
 from llava.data.records import records_text
-from llava.errors import command
-from llava.eval.report import write
-from llava.eval.runs import grouped, read_run
+from llava.errors import InputError, command
 
 EPOCH = 250  # steps of batch 4 over 1000 records
 
 
 def with_prompt(task: Task, number: int, folder: Path) -> Task:
     """The task asked with the study's prompt `number` (from 1), as records of its own over the same pictures."""
-    asked = Task(f"{task.name}-prompt{number}", folder / f"{task.name}-prompt{number}", task.images)
+    name = f"{task.name}-prompt{number}"
+    asked = Task(name, folder / name, task.images, base=task.name)
     asked.folder.mkdir(parents=True, exist_ok=True)
     for split in DRAWN_SIZES:
         records = load_file(task.file(split))
@@ -39,30 +40,26 @@ def with_prompt(task: Task, number: int, folder: Path) -> Task:
 @command
 def main() -> None:
     """Run what is missing, then write the page."""
-    options = study_parser(__doc__, tasks=1).parse_args()
-    (task,) = chosen_tasks(options)
+    options = parsed(study_parser(__doc__, tasks=1))
+    tasks = chosen_tasks(options)
+    if len(tasks) != 1:
+        raise InputError(f"--tasks {' '.join(options.tasks)}: give one yes / no task")
     folder = options.output.resolve() / "data"
-    asked = {number: with_prompt(task, number, folder) for number in range(1, len(PROMPTS) + 1)}
-    runs = [
-        usual_run(options, "mezo", each, "lm", seed, max_steps=EPOCH)
-        for seed in options.seeds
-        for each in asked.values()
-    ]
-    folders = run_all(runs, options)
-    groups = {group.task: group for group in grouped(map(read_run, folders))}
-    lines = ["| prompt | zero-shot % | after 250 steps % | ± |", "|---|---|---|---|"]
-    for number, each in asked.items():
-        group = groups[each.name]
-        before, after, spread = (
-            group.mean("accuracy_before"),
-            group.mean("accuracy_after"),
-            group.spread("accuracy_after"),
-        )
-        figures = f"{100 * before:.1f} | {100 * after:.1f} | {100 * (spread or 0):.1f}"
-        lines.append(f"| {number} `{json.dumps(PROMPTS[number - 1])}` | {figures} |")
-    page = options.output / "prompts.md"
-    text = write(folders, page, "Prompts") + "\n## By prompt\n\n" + "\n".join(lines) + "\n"
-    page.write_text(text, encoding="utf-8")
+    asked = [with_prompt(tasks[0], number, folder) for number in range(1, len(PROMPTS) + 1)]
+    steps = options.steps or EPOCH
+    seeds = options.seeds
+    runs = {each: [usual_run(options, "mezo", each, "lm", seed, max_steps=steps) for seed in seeds] for each in asked}
+    pool = Pool(options)
+    text = pool.page([run for each in runs.values() for run in each], "prompts", "Prompts")
+    lines = [f"| prompt | zero-shot % | after {steps} steps %, by seed | mean |", "|---|---|---|---|"]
+    for prompt, (each, of_prompt) in zip(PROMPTS, runs.items(), strict=True):
+        after = [accuracy for run in of_prompt if (accuracy := pool.accuracy(run)) is not None]
+        by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in after)
+        average = f"{100 * mean(after):.1f}" if after else "diverged"
+        before = 100 * pool.zero_shot_accuracy(each, "test")
+        lines.append(f"| `{json.dumps(prompt)}` | {before:.1f} | {by_seed} | {average} |")
+    text += "\n## By prompt\n\n" + "\n".join(lines) + "\n"
+    (options.output / "prompts.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -11,21 +11,19 @@ not been run, one with a cross diverged. `--method adamw` tries learning rates o
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from run_pool import FAILED_FILE, Run, run_all, usual_run, zero_shot_accuracy
-from settings import Task, chosen_tasks, study_parser
+from planned_run import Run, usual_run
+from run_pool import Pool
+from settings import Task, chosen_tasks, parsed, study_parser
 
 from llava.errors import command
 from llava.eval.plots import plot_grid
-from llava.eval.report import write
 
 # (method, whether drawn) to learning rates; AdamW has no eps.
 RATES = {
-    ("mezo", True): ["1e-5", "3e-5", "1e-4", "3e-4"],
+    ("mezo", True): ["2e-5", "5e-5", "1e-4", "2e-4"],
     ("mezo", False): ["1e-7", "3e-7", "1e-6", "3e-6"],
     ("adamw", True): ["1e-4", "3e-4", "1e-3"],
     ("adamw", False): ["3e-7", "1e-6", "3e-6"],
@@ -51,25 +49,19 @@ def _from_middle(value: str, values: Sequence[str]) -> float:
     return abs(values.index(value) - (len(values) - 1) / 2)
 
 
-def accuracies(runs: dict[Cell, Run], pool: Path) -> dict[Cell, float | None]:
+def accuracies(runs: dict[Cell, Run], pool: Pool) -> dict[Cell, float | None]:
     """Accuracy by cell in %, None where the loss diverged; cells that have not been run are left out."""
-    found: dict[Cell, float | None] = {}
-    for cell, run in runs.items():
-        report = pool / run.name / "report.json"
-        if (pool / run.name / FAILED_FILE).exists():
-            found[cell] = None
-        elif report.exists():
-            found[cell] = 100 * json.loads(report.read_text(encoding="utf-8"))["accuracy_after"]
-    return found
+    found = {cell: pool.accuracy(run) for cell, run in runs.items() if pool.is_done(run)}
+    return {cell: None if accuracy is None else 100 * accuracy for cell, accuracy in found.items()}
 
 
-def page(grids: dict[Task, dict[Cell, Run]], options: argparse.Namespace) -> list[str]:
+def best_and_maps(grids: dict[Task, dict[Cell, Run]], pool: Pool, options: argparse.Namespace) -> list[str]:
     """The best cell of each task, and a heat map for each."""
     lines = ["| task | zero-shot % | best % | lr | eps |", "|---|---|---|---|---|"]
     pictures = []
     for task, runs in grids.items():
-        found = accuracies(runs, options.output / "runs")
-        before = 100 * zero_shot_accuracy(task, "val", options)
+        found = accuracies(runs, pool)
+        before = 100 * pool.zero_shot_accuracy(task, "val")
         reached = {cell: accuracy for cell, accuracy in found.items() if accuracy is not None}
         if reached:
             best = max(reached, key=reached.__getitem__)
@@ -94,19 +86,19 @@ def main() -> None:
         "--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all are run"
     )
     parser.add_argument("--method", choices=("mezo", "adamw"), default="mezo")
-    parser.add_argument("--rates", nargs="+", metavar="LR", help="default: four, a factor of three apart")
+    parser.add_argument("--rates", nargs="+", metavar="LR", help="default: three or four, by preset and method")
     parser.add_argument("--eps", nargs="+", default=["1e-4", "1e-3", "1e-2"])
     parser.set_defaults(seeds=[0])
-    options = parser.parse_args()
+    options = parsed(parser)
     options.rates = options.rates or RATES[options.method, options.preset == "demo"]
     options.eps = options.eps if options.method == "mezo" else [NO_EPS]
     deadline = None if options.budget is None else time.time() + 60 * options.budget
     grids = {task: grid(options, task) for task in chosen_tasks(options)}
     in_turns = [run for rank in zip(*(runs.values() for runs in grids.values()), strict=True) for run in rank]
-    folders = run_all(in_turns, options, deadline)
-    output = options.output / f"{stem(options)}.md"
-    text = write(folders, output, "Learning rate and eps") + "\n## Best\n\n" + "\n".join(page(grids, options))
-    output.write_text(text, encoding="utf-8")
+    pool = Pool(options)
+    text = pool.page(in_turns, stem(options), "Learning rate and eps", deadline)
+    text += "\n## Best\n\n" + "\n".join(best_and_maps(grids, pool, options))
+    (options.output / f"{stem(options)}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

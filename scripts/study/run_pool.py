@@ -1,219 +1,205 @@
-"""Run what an experiment needs: several runs at a time, none of them twice.
+"""Do the runs of an experiment: several at a time, none of them twice.
 
-All experiments share one pool of runs, `OUTPUT/runs/NAME`, where the name says what is particular to a run. A run that
-is there is not repeated, and one that was interrupted goes on where it was. Each leaves its report, its losses, its
-answers, its log and (MeZO) its journal; weights are removed unless --keep_models is given.
+All experiments share one pool of runs, `OUTPUT/runs/NAME`. A run that is there is not repeated, and one that was
+interrupted goes on where it was. Each leaves its report, its losses, its answers, its log and (MeZO) its journal;
+weights are removed unless --keep_models is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from settings import MODELS, PARTS, ROOT, STEPS, Task, rate
+from planned_run import Run, environment_of, words_of
+from settings import METRIC, Task, model_of
 from tqdm.auto import tqdm
 
+from llava.errors import InputError
+from llava.eval.report import write
+
 EXIT_DIVERGED = 3
-FAILED_FILE = "diverged.json"
-SHORT = {
-    "--learning_rate": "lr",
-    "--per_device_train_batch_size": "b",
-    "--max_steps": "n",
-    "--zo_eps": "eps",
-    "--zo_num_directions": "d",
-    "--train_on_answers_only": "answers",
-    "--weight_decay": "wd",
-}
+DIVERGED_FILE = "diverged.json"
+POOL_FILE = "pool.json"
+LOG_TAIL = 1500  # characters of a failed run's log that are shown
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a *_onevision_si.sh script.
+class Pool:
+    """The runs of one model below `options.output`.
 
-    Attributes:
-        method: mezo or adamw.
-        parts: a key of `PARTS`.
-        seed: of the order of the data and of the directions.
-        flags: of train.py, beyond those of the script.
-        split: the evaluation set.
-        variant: goes into the name, if the task alone does not say which data it is.
+    Raises:
+        InputError: the pool there is of another model, or has a task of this name with other data.
     """
 
-    method: str
-    task: Task
-    parts: str = "lm"
-    seed: int = 0
-    flags: dict[str, str] = field(default_factory=dict)
-    split: str = "test"
-    variant: str = ""
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.folder = (options.output / "runs").resolve()
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(options.jobs):
+            self._slots.put(slot)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stop = threading.Event()
 
-    @property
-    def name(self) -> str:
-        """What the run's folder is called."""
-        flags = [f"{SHORT.get(flag, flag.strip('-'))}{value}" for flag, value in self.flags.items()]
-        words = [self.task.name, self.variant, self.method, self.parts, *flags, f"s{self.seed}"]
-        return "-".join(word for word in [*words, "" if self.split == "test" else self.split] if word)
+    def page(self, runs: Sequence[Run], name: str, title: str, deadline: float | None = None) -> str:
+        """Do the runs that are missing, and write the page `OUTPUT/name.md` about all of them; returns its text."""
+        folders = self.do(runs, deadline)
+        diverged = [run.name for run in runs if (self.folder / run.name / DIVERGED_FILE).exists()]
+        notes = [f"The loss diverged, and no row has it: {name}." for name in dict.fromkeys(diverged)]
+        if not folders:
+            raise InputError(f"no run of {len(runs)} has finished; {' '.join(notes) or 'raise --budget'}")
+        return write(folders, self.options.output / f"{name}.md", title, notes)
 
+    def do(self, runs: Sequence[Run], deadline: float | None = None) -> list[Path]:
+        """Do the runs that are missing; returns the folders of all that are finished, in order.
 
-def usual_run(
-    options: argparse.Namespace, method: str, task: Task, parts: str = "lm", seed: int = 0, **changes: Any
-) -> Run:
-    """A run at the study's settings, with the task's learning rate.
+        Args:
+            deadline: `time.time()` after which no further run is started; how many are left is said.
 
-    Args:
-        changes: flags of train.py that differ; `split` and `variant` as for `Run`.
-    """
-    steps = options.steps if method == "mezo" and options.steps else STEPS[method]
-    flags = {"--learning_rate": rate(options, method, task), "--max_steps": str(steps)}
-    more = {name: changes.pop(name) for name in ("split", "variant") if name in changes}
-    flags |= {f"--{name}": str(value) for name, value in changes.items()}
-    return Run(method, task, parts, seed, flags, **more)
+        A run whose loss diverged counts as done, with `DIVERGED_FILE` in place of a report, and is not in the result.
+        After any other failure no run is started, and the process ends with the end of the failed run's log.
+        """
+        runs = list({run.name: run for run in runs}.values())
+        self._check_same(runs)
+        missing = [run for run in runs if not self.is_done(run)]
+        for task, split in dict.fromkeys((run.task, run.split) for run in missing):
+            self.zero_shot(task, split)
+        before = signal.signal(signal.SIGTERM, self._end_children)
+        try:
+            self._do_missing(missing, deadline)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return [self.folder / run.name for run in runs if self.accuracy(run) is not None]
 
+    def _do_missing(self, missing: Sequence[Run], deadline: float | None) -> None:
+        failures, left = [], 0
+        executor = ThreadPoolExecutor(self.options.jobs)
+        try:
+            futures = {executor.submit(self._run, run, deadline): run for run in missing}
+            with tqdm(total=len(missing), desc="runs", unit="run") as bar:
+                for future in as_completed(futures):
+                    outcome, failed = future.result()
+                    left += outcome is None
+                    if failed:
+                        failures.append(f"{futures[future].name}: {outcome}")
+                        self._stop.set()
+                    elif outcome is not None:
+                        bar.update()
+                        tqdm.write(f"{futures[future].name}: {outcome}")
+        except KeyboardInterrupt:  # the runs have the signal too, save and end
+            self._stop.set()
+            sys.exit("interrupted; the same command goes on from here")
+        finally:
+            self._stop.set()
+            executor.shutdown(cancel_futures=True)
+            self._stop.clear()
+        if failures:
+            sys.exit("error: " + "\n".join(failures))
+        if left:
+            sys.stderr.write(f"{left} runs left for the next call: the budget is used up\n")
 
-def run_all(runs: Sequence[Run], options: argparse.Namespace, deadline: float | None = None) -> list[Path]:
-    """Do the runs that are missing; returns the folders of all that are finished, in order.
+    def _run(self, run: Run, deadline: float | None) -> tuple[str | None, bool]:
+        """One run in a slot of its own: what came of it (None: not begun), and whether it failed."""
+        slot = self._slots.get()
+        try:
+            if self._stop.is_set() or (deadline is not None and time.time() > deadline):
+                return None, False
+            folder, begin = self.folder / run.name, time.perf_counter()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._copy_zero_shot(run, folder)
+            with (folder / "log.txt").open("ab") as log:
+                code = self._process(words_of(run, self.options), environment_of(run, folder, self.options, slot), log)
+            if code == EXIT_DIVERGED:
+                (folder / DIVERGED_FILE).write_text(json.dumps({"exit_code": code}) + "\n", encoding="utf-8")
+            elif code:
+                end = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+                return f"exit code {code}, see {folder / 'log.txt'}: ...{end}", True
+            if not self.options.keep_models:
+                _remove_weights(folder)
+            minutes = (time.perf_counter() - begin) / 60
+            accuracy = self.accuracy(run)
+            what = "the loss diverged" if accuracy is None else f"{100 * accuracy:.1f} %"
+            return f"{what}, {minutes:.1f} minutes", False
+        finally:
+            self._slots.put(slot)
 
-    Args:
-        deadline: `time.time()` after which no further run is started; those left out are said.
+    def _process(self, words: Sequence[str], environment: dict[str, str], log: Any) -> int:
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            self._running.discard(process)
 
-    A run whose loss diverged counts as done, with `FAILED_FILE` in place of a report, and is not in the result.
-    Any other failure ends the process once the runs that are under way are through, with the end of its log.
-    """
-    runs = list({run.name: run for run in runs}.values())
-    pool = (options.output / "runs").resolve()
-    missing = [run for run in runs if not is_done(pool / run.name)]
-    for task, split in dict.fromkeys((run.task, run.split) for run in missing):
-        _zero_shot(task, split, options)
-    slots: queue.Queue[int] = queue.Queue()
-    for slot in range(options.jobs):
-        slots.put(slot)
-    failures, skipped = [], 0
-    with ThreadPoolExecutor(options.jobs) as executor, tqdm(total=len(missing), desc="runs", unit="run") as bar:
-        futures = {executor.submit(_run, run, pool / run.name, options, slots, deadline): run for run in missing}
-        for future in as_completed(futures):
-            outcome = future.result()
-            if outcome is None:
-                skipped += 1
-            elif outcome.startswith("failed"):
-                failures.append(f"{futures[future].name}: {outcome}")
-                for waiting in futures:
-                    waiting.cancel()
-            bar.update(outcome is not None)
-            if outcome is not None:
-                tqdm.write(f"{futures[future].name}: {outcome}")
-            if failures:
-                break
-    if failures:
-        sys.exit("error: " + "\n".join(failures))
-    if skipped:
-        sys.stderr.write(f"{skipped} runs left for the next call: the budget is used up\n")
-    return [pool / run.name for run in runs if (pool / run.name / "report.json").exists()]
+    def _end_children(self, *signal_and_frame: Any) -> None:
+        self._stop.set()
+        for process in list(self._running):
+            process.terminate()
+        raise KeyboardInterrupt
 
+    def is_done(self, run: Run) -> bool:
+        """Whether a run has been evaluated, or diverged."""
+        return (self.folder / run.name / DIVERGED_FILE).exists() or self.accuracy(run) is not None
 
-def is_done(folder: Path) -> bool:
-    """Whether a run has been evaluated, or diverged."""
-    return (folder / FAILED_FILE).exists() or report_of(folder).get("accuracy_after") is not None
+    def accuracy(self, run: Run) -> float | None:
+        """Accuracy after a run, 0..1; None if it is not finished or diverged."""
+        return _read(self.folder / run.name / "report.json").get("accuracy_after")
 
+    def zero_shot_accuracy(self, task: Task, split: str) -> float:
+        """Accuracy of the model before training, 0..1."""
+        return _read(self.zero_shot(task, split).with_suffix(".json"))["accuracy"]
 
-def report_of(folder: Path) -> dict[str, Any]:
-    """report.json of a run's folder; empty without one."""
-    file = folder / "report.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    def zero_shot(self, task: Task, split: str) -> Path:
+        """The answers of the model before training, made once for all runs."""
+        answers = self.folder.parent / "zero_shot" / f"{task.name}-{split}" / "eval_before.jsonl"
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, "-m", "llava.eval.accuracy", "--model-path", model_of(self.options)]
+        words += ["--data", str(task.file(split)), "--image-folder", str(task.images), "--output", str(answers)]
+        words += ["--metric", METRIC, "--batch-size", "16", "--version", "qwen_1_5"]
+        if not _read(answers.with_suffix(".json")).get("complete"):
+            code = subprocess.run(words).returncode
+            if code:
+                sys.exit(code)  # it has said why
+        return answers
 
-
-def zero_shot_accuracy(task: Task, split: str, options: argparse.Namespace) -> float:
-    """Accuracy of the model before training, 0..1."""
-    return json.loads(_zero_shot(task, split, options).with_suffix(".json").read_text(encoding="utf-8"))["accuracy"]
-
-
-def _zero_shot(task: Task, split: str, options: argparse.Namespace) -> Path:
-    """The answers of the model before training, made once for all runs."""
-    answers = (options.output / "zero_shot" / f"{task.name}-{split}" / "eval_before.jsonl").resolve()
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    words = ["--model-path", model_of(options), "--data", str(task.file(split)), "--output", str(answers)]
-    words += ["--metric", "exact", "--batch-size", "16", "--version", "qwen_1_5", "--image-folder", str(task.images)]
-    if not answers.with_suffix(".json").exists():
-        subprocess.run([sys.executable, "-m", "llava.eval.accuracy", *words], check=True)
-    return answers
-
-
-def model_of(options: argparse.Namespace) -> str:
-    """The checkpoint that the runs start from."""
-    return options.model or MODELS[options.preset]
-
-
-def _run(
-    run: Run, folder: Path, options: argparse.Namespace, slots: queue.Queue[int], deadline: float | None
-) -> str | None:
-    """One run in a slot of its own; what came of it, or None when the time is up."""
-    if deadline is not None and time.time() > deadline:
-        return None
-    slot = slots.get()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        answers = _zero_shot(run.task, run.split, options)
+    def _copy_zero_shot(self, run: Run, folder: Path) -> None:
+        answers = self.zero_shot(run.task, run.split)
         for file in (answers, answers.with_suffix(".json")):
-            if not (folder / file.name).exists():
-                shutil.copy(file, folder / file.name)
-        begin = time.perf_counter()
-        with (folder / "log.txt").open("a", encoding="utf-8") as log:
-            environment = _environment(run, folder, options, slot)
-            code = subprocess.run(command(run, options), env=environment, stdout=log, stderr=log).returncode
-    finally:
-        slots.put(slot)
-    if code not in (0, EXIT_DIVERGED):
-        end = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-1500:]
-        return f"failed with exit code {code}, see {folder / 'log.txt'}: ...{end}"
-    if code == EXIT_DIVERGED:
-        (folder / FAILED_FILE).write_text(json.dumps({"exit_code": code}) + "\n", encoding="utf-8")
-    if not options.keep_models:
-        _remove_weights(folder)
-    if code == EXIT_DIVERGED:
-        return "the loss diverged"
-    return f"{100 * report_of(folder)['accuracy_after']:.1f} % in {(time.perf_counter() - begin) / 60:.1f} minutes"
+            shutil.copy(file, folder / file.name)
+
+    def _check_same(self, runs: Sequence[Run]) -> None:
+        """Note the model and the tasks' folders in the pool, or compare them with what is noted."""
+        file = self.folder.parent / POOL_FILE
+        given = {"model": self.options.model or self.options.preset}
+        given |= {f"task {run.task.name}": str(run.task.folder) for run in runs}
+        noted = _read(file)
+        for name, value in given.items():
+            if noted.setdefault(name, value) != value:
+                raise InputError(
+                    f"--output {self.options.output}: the runs there are of another {name} ({noted[name]}, "
+                    f"now {value}); choose another folder"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
 
 
-def command(run: Run, options: argparse.Namespace) -> list[str]:
-    """The words of the run's command."""
-    flags = [word for flag, value in run.flags.items() for word in (flag, value)]
-    flags += ["--seed", str(run.seed), "--zo_seed", str(run.seed)]
-    if "vision" in run.parts:
-        flags += ["--mm_vision_tower_lr", run.flags["--learning_rate"]]
-    else:
-        flags += ["--mm_feature_cache", str((options.output / "features").resolve())]
-    if options.preset == "demo":
-        flags += ["--image_aspect_ratio", "square"]  # a drawing is one tile; anyres would show it twice
-    script = ROOT / "scripts" / "train" / f"{run.method}_onevision_si.sh"
-    return ["bash", str(script), options.preset, *flags]
-
-
-def _environment(run: Run, folder: Path, options: argparse.Namespace, slot: int) -> dict[str, str]:
-    given = {
-        "MODEL": model_of(options),
-        "DATA_PATH": str(run.task.file("train")),
-        "IMAGE_FOLDER": str(run.task.images),
-        "EVAL_DATA": str(run.task.file(run.split)),
-        "OUTPUT_DIR": str(folder),
-        "MM_TUNABLE_PARTS": PARTS[run.parts],
-        "PYTHON": sys.executable,
-    }
-    if torch.cuda.is_available():
-        given["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-    elif options.jobs > 1:
-        given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    return {**os.environ, **given}
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty without the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{file}: cannot be read ({error}); remove its folder to run it again") from error
 
 
 def _remove_weights(folder: Path) -> None:

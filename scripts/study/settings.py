@@ -8,7 +8,9 @@ LLaVA-OneVision (presets 0.5b and 7b), where `--data` is a folder with br35h/, w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +39,20 @@ DRAWN_RATES = {
 }
 STEPS = {"mezo": 5000, "adamw": 3000}  # of the study
 STUDY_RATE = "1e-6"
+METRIC = "exact"  # of the study, on all of its tasks
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set: `folder` has train.json, val.json and test.json, `images` the pictures that they name."""
+    """A data set: `folder` has train.json, val.json and test.json, `images` the pictures that they name.
+
+    `base` is the task whose learning rates hold, for a variant of one.
+    """
 
     name: str
     folder: Path
     images: Path
+    base: str = ""
 
     def file(self, split: str) -> Path:
         """The records of a split."""
@@ -58,20 +65,37 @@ def study_parser(description: str | None, tasks: int = 3) -> argparse.ArgumentPa
     parser.add_argument("--preset", choices=MODELS, default="demo", help="demo: drawn tasks, embedded checkpoint")
     parser.add_argument("--data", type=Path, help="0.5b, 7b: folder with br35h/, we_math/ and chartqa/")
     parser.add_argument("--model", help="checkpoint folder or hub id instead of the preset's")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/study"), help="runs, shared by all experiments; pages"
-    )
+    parser.add_argument("--output", type=Path, help="runs of all experiments, and pages; default: runs/study/PRESET")
     parser.add_argument("--tasks", nargs="+", help="some of scan figure chart, or of br35h we_math chartqa")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="of MeZO, instead of the study's 5000")
+    parser.add_argument("--seeds", type=counting, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=positive, help="of MeZO, instead of the study's 5000")
     parser.add_argument(
-        "--jobs", type=int, default=default_jobs(), help="runs at a time; one GPU each, or part of the cores"
+        "--jobs", type=positive, default=default_jobs(), help="runs at a time; one GPU each, or part of the cores"
     )
     parser.add_argument(
         "--keep_models", action="store_true", help="keep the weights of finished runs (journals stay anyway)"
     )
     parser.set_defaults(number_of_tasks=tasks)
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, with the output folder of the preset where none is given."""
+    options = parser.parse_args(argv)
+    options.output = options.output or Path("runs") / "study" / options.preset
+    return options
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
+    return counting(text, least=1)
+
+
+def counting(text: str, least: int = 0) -> int:
+    """A number from `least` on, for argparse."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {least} on")
+    return int(text)
 
 
 def default_jobs() -> int:
@@ -96,9 +120,8 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
     data = (options.output / "data" if drawn else options.data).resolve()
     tasks = [Task(name, data / name, data / name) for name in names]
     for task in tasks:
-        if drawn and not task.file("test").exists():  # the split that is written last
-            for split, samples in split_samples(task.name, seed=42, sizes=DRAWN_SIZES).items():
-                write_split(task.folder, split, task.name, samples)
+        if drawn and not task.folder.exists():
+            _draw(task)
         for split in DRAWN_SIZES:
             if not task.file(split).is_file():
                 raise InputError(
@@ -107,6 +130,20 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
     return tasks
 
 
+def _draw(task: Task) -> None:
+    """Draw a task of the demo; its folder has its name once it is complete."""
+    part = task.folder.with_name(f"{task.name}.{os.getpid()}.part")
+    for split, samples in split_samples(task.name, seed=42, sizes=DRAWN_SIZES).items():
+        write_split(part, split, task.name, samples)
+    with contextlib.suppress(OSError):  # another script was faster
+        part.rename(task.folder)
+
+
 def rate(options: argparse.Namespace, method: str, task: Task) -> str:
     """The learning rate of a method on a task."""
-    return DRAWN_RATES[method][task.name] if options.preset == "demo" else STUDY_RATE
+    return DRAWN_RATES[method][task.base or task.name] if options.preset == "demo" else STUDY_RATE
+
+
+def model_of(options: argparse.Namespace) -> str:
+    """The checkpoint that the runs start from."""
+    return options.model or MODELS[options.preset]

@@ -8,15 +8,16 @@ the expected loss and g_B that of the batch, at first order in lr,
     E[p^2] = |g_B|^2,        E[change of the expected loss] = -lr |g|^2.
 
 So the mean of p^2 in a window is the square of what the steps follow, and the fall of the loss by lr what of it was
-signal; curvature takes some of the fall, so that the ratio is a lower bound of the signal's share. The rest is the
-batch's own and goes down with the batch. Writes FILE.md and FILE.png with a row and a point for each tenth of a run.
+signal; curvature takes some of the fall, so that their ratio is, in expectation, a lower bound of the signal's share.
+The rest is the batch's own and goes down with the batch. Batches differ more than the loss falls, so each share comes
+with its standard error. Writes FILE.md and FILE.png with a row and a point for each fifth of a run.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from statistics import mean
+from statistics import mean, variance
 from typing import Any
 
 from llava.errors import InputError, command
@@ -24,13 +25,13 @@ from llava.eval.plots import plot_windows
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import JournalError
 
-WINDOWS = 10
+WINDOWS = 5
 
 
 def windows(journal: Journal) -> list[dict[str, float]]:
-    """For each tenth of the steps: step, loss, rms of the projected gradient, and the signal's share of its square.
+    """For each fifth of the steps: step, loss, rms of the projected gradient, the signal's share of its square, error.
 
-    The share is nan where the loss did not fall, since then nothing is known of it.
+    The fall of the loss is that from one half of the window to the other; its error is that of the two means.
     """
     records = journal.records
     size = len(records) // WINDOWS
@@ -38,11 +39,13 @@ def windows(journal: Journal) -> list[dict[str, float]]:
     for first in range(0, size * WINDOWS, size):
         part = records[first : first + size]
         losses = [record.loss for record in part]
+        halves = losses[: size // 2], losses[size // 2 :]
         square = mean(direction.projected_grad**2 for record in part for direction in record.directions)
-        fall = (mean(losses[: size // 2]) - mean(losses[size // 2 :])) / (size / 2)
-        rate = mean(record.rates[0] for record in part)
-        share = fall / rate / square if fall > 0 and rate > 0 else float("nan")
-        rows.append({"step": first + size, "loss": mean(losses), "rms": square**0.5, "share": share})
+        scale = 2 / size / mean(record.rates[0] for record in part) / square
+        error = sum(variance(half) / len(half) for half in halves) ** 0.5
+        share = scale * (mean(halves[0]) - mean(halves[1]))
+        row = {"step": first + size, "loss": mean(losses), "rms": square**0.5, "share": share, "error": scale * error}
+        rows.append(row)
     return rows
 
 
@@ -51,8 +54,8 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     lines = ["| run | to step | loss | rms of the projected gradient | signal's share % |", "|---|---|---|---|---|"]
     for name, rows in found.items():
         for row in rows:
-            figures = f"{row['step']:.0f} | {row['loss']:.3f} | {row['rms']:.2f} | {100 * row['share']:.1f}"
-            lines.append(f"| {name} | {figures} |")
+            share = f"{100 * row['share']:.1f} ± {100 * row['error']:.1f}"
+            lines.append(f"| {name} | {row['step']:.0f} | {row['loss']:.3f} | {row['rms']:.2f} | {share} |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
@@ -69,6 +70,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 EPS = 1e-3
+TEST_BATCH = 10
 
 
 class NearestStorage(NativeStorage):
@@ -127,7 +129,7 @@ def load(task: dict[str, Any]) -> tuple[Any, Any, Any]:
     model_args, data_args, training_args = parse_arguments(words)
     model, tokenizer = build(model_args, data_args, training_args)
     sets = [LazySupervisedDataset(str(task[name]), tokenizer, data_args) for name in ("train", "test")]
-    return model.eval(), *sets
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), *sets
 
 
 def batches(dataset: Any, size: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -145,10 +147,11 @@ def evaluate(model: Any, prepared: list[dict[str, Any]]) -> tuple[float, float]:
     """Mean loss and accuracy over test batches."""
     losses, logits, answers = [], [], []
     for batch in prepared:
+        batch = send_to_device(batch, model.device)
         hidden, labels = last_hidden(model, batch)
         losses.append(float(next_token_loss(hidden, model.lm_head.weight, labels)))
         first = (labels != IGNORE_INDEX).int().argmax(dim=1)
-        rows = torch.arange(len(labels))
+        rows = torch.arange(len(labels), device=labels.device)
         logits.append(model.lm_head(hidden[rows, first - 1]).float())
         answers.append(labels[rows, first])
     logit, answer = torch.cat(logits), torch.cat(answers)
@@ -163,18 +166,18 @@ def run(scheme: str, task: dict[str, Any], options: argparse.Namespace) -> dict[
     made = make_optimizer(scheme, model, options.lr or task["lr"], options.seed)
     collate = DataCollatorForSupervisedDataset(tokenizer=test_set.tokenizer)
     records = [test_set[index] for index in range(min(len(test_set), options.test))]
-    prepared = [collate(records[first : first + 50]) for first in range(0, len(records), 50)]
+    prepared = [collate(records[first : first + TEST_BATCH]) for first in range(0, len(records), TEST_BATCH)]
     steps = options.steps or task["steps"]
     losses, tests, begin = [], [], time.perf_counter()
     source = batches(train_set, task["batch"], options.seed)
     for step in tqdm(range(steps + 1), desc=scheme, mininterval=10):
-        if step % (steps // 5) == 0:
+        if step % max(1, steps // 5) == 0:
             with made.current_weights():
                 loss, accuracy = evaluate(model, prepared)
             tests.append({"step": step, "loss": loss, "accuracy": accuracy})
             tqdm.write(f"{scheme} step {step}: test loss {loss:.4f}, accuracy {100 * accuracy:.1f} %")
         if step < steps:
-            batch = next(source)
+            batch = send_to_device(next(source), model.device)
             with reuse_outputs(frozen_image_modules(model)):
                 losses.append(made.accumulate(step, lambda batch=batch: sparse_loss(model, batch)))
             made.step()

@@ -10,7 +10,9 @@ trainer_state.json, report.json and, with an evaluation set, eval_before.jsonl a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,13 +104,19 @@ def evaluate(
 
 
 def run(words: list[str]) -> None:
-    """Run a command; when it fails, end with its exit code (it has said why)."""
-    try:
-        code = subprocess.run(words, check=False).returncode
-    except KeyboardInterrupt:  # the child has it too and ends by itself
-        code = 130
+    """Run a command; when it fails, end with its exit code (it has said why).
+
+    A command that is stopped may take its time to save. It has Ctrl-C from the terminal as we have, SIGTERM from us.
+    """
+    process = subprocess.Popen(words)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = None
+    while code is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            code = process.wait()
+    signal.signal(signal.SIGTERM, before)
     if code:
-        sys.exit(code)
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def answers_file(folder: Path, name: str) -> Path:

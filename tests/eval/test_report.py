@@ -125,7 +125,7 @@ def test_page_has_every_row_and_its_pictures(folders, tmp_path, capsys):
         assert f"({name})" in text
         with Image.open(tmp_path / "page" / name) as image:
             assert image.size[0] >= 800
-    content = json.loads((tmp_path / "page" / "all.json").read_text())
+    content = json.loads((tmp_path / "page" / "all_rows.json").read_text())
     assert [row["accuracy_after"] for row in content["groups"]] == pytest.approx([0.91, 0.88, 0.80])
 
 

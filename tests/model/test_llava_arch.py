@@ -42,6 +42,14 @@ def test_every_family_trains_and_generates(config_class, model_class):
     assert tokens.shape == (1, 3)
 
 
+def test_generation_makes_logits_of_the_last_position_alone(small_model):
+    shapes = []
+    hook = small_model.lm_head.register_forward_hook(lambda module, given, made: shapes.append(made.shape[1]))
+    small_model.generate(torch.tensor([PROMPT]), images=[tiles()], image_sizes=[(60, 25)], max_new_tokens=2)
+    hook.remove()
+    assert set(shapes) == {1}
+
+
 def test_loss_is_the_mean_over_supervised_tokens(small_model):
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]])
     labels = torch.tensor([[IGNORE_INDEX, 6, 7, 8], [IGNORE_INDEX, IGNORE_INDEX, 9, IGNORE_INDEX]])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,42 @@ def test_no_python_is_one_clear_line(tmp_path: Path) -> None:
     result = in_common(f'PATH="{tmp_path}" find_python', PYTHON="/nowhere/python")
     assert result.returncode == 2
     assert result.stderr.startswith("error: no Python >= 3.10 found")
+
+
+def test_a_relative_python_is_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "python").symlink_to(sys.executable)
+    words = ["bash", "-c", f"source {shlex.quote(str(ROOT / 'scripts' / 'common.sh'))}; find_python"]
+    found = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHON": "./python"}
+    )
+    assert found.stdout == f"{tmp_path}/./python\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_command_that_is_stopped_may_take_its_time_to_save(tmp_path: Path, name: str) -> None:
+    child = f"""
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(1)
+    Path("saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.{name}, save)
+Path("ready").touch()
+time.sleep(60)
+"""
+    (tmp_path / "child.py").write_text(child)
+    code = "import sys; from run_and_evaluate import run; run([sys.executable, 'child.py'])"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts' / 'train'}"}
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True)
+    while not (tmp_path / "ready").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    if name == "SIGINT":
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    else:
+        parent.terminate()
+    assert parent.wait(timeout=30) == 130
+    assert (tmp_path / "saved").exists()

@@ -16,6 +16,7 @@ from llava.errors import InputError
 STUDY = Path(__file__).parents[2] / "scripts" / "study"
 sys.path.insert(0, str(STUDY))
 
+import planned_run  # noqa: E402
 import prompts  # noqa: E402
 import rate_and_eps  # noqa: E402
 import run_pool  # noqa: E402
@@ -25,8 +26,7 @@ import settings  # noqa: E402
 @pytest.fixture
 def options(tmp_path):
     given = ["--output", str(tmp_path / "out"), "--jobs", "2", "--data", str(tmp_path / "data"), "--seeds", "0", "1"]
-    parsed = settings.study_parser("").parse_args(given)
-    return argparse.Namespace(**vars(parsed))
+    return settings.parsed(settings.study_parser(""), given)
 
 
 @pytest.fixture
@@ -41,76 +41,118 @@ def task(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Runs that were started, by name; the processes are stood in for by files that they would leave."""
-    runs = []
-    codes = {}
+    """Names of the runs that were started; processes are stood in for by the files that they would leave."""
+    names, codes = [], {}
 
-    def process(words, env=None, stdout=None, stderr=None, check=False):
-        if "llava.eval.accuracy" in words:
-            answers = Path(words[words.index("--output") + 1])
-            answers.write_text("")
-            answers.with_suffix(".json").write_text('{"accuracy": 0.5}')
-            return subprocess.CompletedProcess(words, 0)
-        folder = Path(env["OUTPUT_DIR"])
-        runs.append(folder.name)
+    def accuracy(words):
+        answers = Path(words[words.index("--output") + 1])
+        names.append("zero shot")
+        answers.write_text("")
+        answers.with_suffix(".json").write_text('{"accuracy": 0.5, "complete": true}')
+        return subprocess.CompletedProcess(words, 0)
+
+    def process(self, words, environment, log):
+        folder = Path(environment["OUTPUT_DIR"])
+        names.append(folder.name)
         assert (folder / "eval_before.json").exists()
         (folder / "model.safetensors").write_text("w")
         (folder / "checkpoint-3").mkdir(exist_ok=True)
         code = next((code for part, code in codes.items() if part in folder.name), 0)
-        stdout.write("what went wrong\n")
+        log.write(b"what went wrong\n")
         if code == 0:
             (folder / "report.json").write_text('{"accuracy_after": 0.75}')
-        return subprocess.CompletedProcess(words, code)
+        return code
 
-    monkeypatch.setattr(run_pool.subprocess, "run", process)
-    return argparse.Namespace(runs=runs, codes=codes)
+    monkeypatch.setattr(run_pool.subprocess, "run", accuracy)
+    monkeypatch.setattr(run_pool.Pool, "_process", process)
+    return argparse.Namespace(names=names, codes=codes)
 
 
 def two_runs(options, task):
-    return [run_pool.usual_run(options, "mezo", task, "lm", seed) for seed in options.seeds]
+    return [planned_run.usual_run(options, "mezo", task, "lm", seed) for seed in options.seeds]
 
 
 def test_a_pool_does_each_run_once(options, task, started):
     runs = two_runs(options, task)
-    folders = run_pool.run_all([*runs, runs[0]], options)
-    assert sorted(started.runs) == ["scan-mezo-lm-lr1e-4-n5000-s0", "scan-mezo-lm-lr1e-4-n5000-s1"]
+    folders = run_pool.Pool(options).do([*runs, runs[0]])
+    assert sorted(started.names) == ["scan-mezo-lm-lr1e-4-n5000-s0", "scan-mezo-lm-lr1e-4-n5000-s1", "zero shot"]
     assert [folder.name for folder in folders] == [run.name for run in runs]
-    run_pool.run_all(runs, options)
-    assert len(started.runs) == 2
+    run_pool.Pool(options).do(runs)
+    assert len(started.names) == 3
+
+
+def test_an_unfinished_zero_shot_evaluation_goes_on(options, task, started):
+    pool = run_pool.Pool(options)
+    pool.zero_shot(task, "test").with_suffix(".json").write_text('{"complete": false}')
+    assert pool.zero_shot_accuracy(task, "test") == 0.5
+    assert started.names == ["zero shot"] * 2
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_weights_go_unless_they_are_kept(options, task, started, keep):
     options.keep_models = keep
-    (folder,) = run_pool.run_all(two_runs(options, task)[:1], options)
+    (folder,) = run_pool.Pool(options).do(two_runs(options, task)[:1])
     assert (folder / "model.safetensors").exists() == (folder / "checkpoint-3").exists() == keep
 
 
-def test_a_diverged_run_is_done_and_has_no_report(options, task, started):
+def test_a_diverged_run_is_done_and_is_named(options, task, started, monkeypatch):
     started.codes["s1"] = 3
-    folders = run_pool.run_all(two_runs(options, task), options)
-    assert [folder.name[-2:] for folder in folders] == ["s0"]
-    run_pool.run_all(two_runs(options, task), options)
-    assert len(started.runs) == 2
+    pages = []
+    monkeypatch.setattr(run_pool, "write", lambda *given: pages.append(given) or "the page")
+    pool = run_pool.Pool(options)
+    assert pool.page(two_runs(options, task), "name", "Title") == "the page"
+    ((folders, page, title, notes),) = pages
+    assert [folder.name[-2:] for folder in folders] == ["s0"] and (page.name, title) == ("name.md", "Title")
+    assert len(notes) == 1 and "scan-mezo-lm-lr1e-4-n5000-s1" in notes[0]
+    pool.do(two_runs(options, task))
+    assert len(started.names) == 3
 
 
 def test_a_failed_run_ends_the_pool_with_its_log(options, task, started):
     started.codes["s0"] = 2
-    with pytest.raises(SystemExit, match=r"(?s)s0: failed with exit code 2.*what went wrong"):
-        run_pool.run_all(two_runs(options, task), options)
+    with pytest.raises(SystemExit, match=r"(?s)s0: exit code 2.*what went wrong"):
+        run_pool.Pool(options).do(two_runs(options, task))
     started.codes.clear()
-    assert len(run_pool.run_all(two_runs(options, task), options)) == 2  # nothing of it counts as done
+    assert len(run_pool.Pool(options).do(two_runs(options, task))) == 2  # nothing of it counts as done
+
+
+def test_no_run_starts_after_the_first_failure(options, task, started):
+    options.jobs, options.seeds = 1, list(range(6))
+    started.codes["s0"] = 2
+    with pytest.raises(SystemExit):
+        run_pool.Pool(options).do(two_runs(options, task))
+    assert len(started.names) < 6
 
 
 def test_no_run_starts_after_the_deadline(options, task, started, capsys):
-    assert run_pool.run_all(two_runs(options, task), options, deadline=0.0) == []
-    assert not started.runs
+    pool = run_pool.Pool(options)
+    assert pool.do(two_runs(options, task), deadline=0.0) == []
+    assert started.names == ["zero shot"]
     assert "2 runs left" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no run of 2 has finished"):
+        pool.page(two_runs(options, task), "name", "Title", deadline=0.0)
+
+
+@pytest.mark.parametrize("change", [{"model": "another"}, {"preset": "7b"}])
+def test_a_pool_has_one_model(options, task, started, change):
+    runs = two_runs(options, task)
+    run_pool.Pool(options).do(runs)
+    other = argparse.Namespace(**vars(options) | change)
+    with pytest.raises(InputError, match="of another model"):
+        run_pool.Pool(other).do(runs)
+
+
+def test_a_pool_has_one_data_folder_a_task(options, task, started, tmp_path):
+    pool = run_pool.Pool(options)
+    pool.do(two_runs(options, task))
+    elsewhere = settings.Task("scan", tmp_path / "other", tmp_path / "other")
+    with pytest.raises(InputError, match="of another task scan"):
+        pool.do(two_runs(options, elsewhere))
 
 
 def test_command_has_the_settings_of_the_run(options, task):
-    run = run_pool.usual_run(options, "mezo", task, "lm+projector+vision", 4, zo_eps="1e-2")
-    words = run_pool.command(run, options)
+    run = planned_run.usual_run(options, "mezo", task, "lm+projector+vision", 4, zo_eps="1e-2")
+    words = planned_run.words_of(run, options)
     flags = dict(zip(words[3::2], words[4::2], strict=True))
     assert words[1].endswith("mezo_onevision_si.sh") and words[2] == "demo"
     assert (flags["--seed"], flags["--zo_seed"], flags["--zo_eps"]) == ("4", "4", "1e-2")
@@ -120,17 +162,43 @@ def test_command_has_the_settings_of_the_run(options, task):
 
 def test_real_presets_take_the_study_s_rate_and_tiles(options, task):
     options.preset = "0.5b"
-    words = run_pool.command(run_pool.usual_run(options, "adamw", task), options)
+    words = planned_run.words_of(planned_run.usual_run(options, "adamw", task), options)
     assert words[words.index("--learning_rate") + 1] == "1e-6"
     assert "--image_aspect_ratio" not in words
-    assert run_pool.model_of(options) == "lmms-lab/llava-onevision-qwen2-0.5b-si"
+    assert settings.model_of(options) == "lmms-lab/llava-onevision-qwen2-0.5b-si"
+
+
+def test_runs_share_the_gpus_that_may_be_used(options, task, monkeypatch):
+    monkeypatch.setattr(planned_run.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(planned_run.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7f")
+    monkeypatch.setenv("NUM_GPUS", "8")
+    run = planned_run.usual_run(options, "mezo", task)
+    found = [planned_run.environment_of(run, Path("out"), options, slot) for slot in range(3)]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found] == ["3", "GPU-7f", "3"]
+    assert {(environment["NUM_GPUS"], environment["EVAL_METRIC"]) for environment in found} == {("1", "exact")}
 
 
 def test_runs_that_differ_have_different_names(options, task):
     changes = [{}, {"zo_eps": "1e-2"}, {"split": "val"}, {"max_steps": 7}, {"per_device_train_batch_size": 1}]
-    runs = [run_pool.usual_run(options, "mezo", task, **change) for change in changes]
-    runs += [run_pool.usual_run(options, "adamw", task), run_pool.usual_run(options, "mezo", task, "lm+projector")]
+    runs = [planned_run.usual_run(options, "mezo", task, **change) for change in changes]
+    runs += [
+        planned_run.usual_run(options, "adamw", task),
+        planned_run.usual_run(options, "mezo", task, "lm+projector"),
+    ]
     assert len({run.name for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--steps", "-3"], ["--seeds", "x"]])
+def test_numbers_are_checked(words, capsys):
+    with pytest.raises(SystemExit):
+        settings.parsed(settings.study_parser(""), words)
+    assert "must be a whole number from" in capsys.readouterr().err
+
+
+def test_presets_have_pools_of_their_own():
+    outputs = [settings.parsed(settings.study_parser(""), ["--preset", name]).output for name in ("0.5b", "7b")]
+    assert outputs == [Path("runs/study/0.5b"), Path("runs/study/7b")]
 
 
 def test_tasks_are_checked(options, task):
@@ -156,13 +224,25 @@ def test_prompts_change_the_human_turn_alone(task, tmp_path, number):
     assert after == before and asked.images == task.images
 
 
+def test_prompts_are_run_at_the_rate_of_their_task(options, task, started, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_pool, "write", lambda *given: "the page\n")
+    monkeypatch.setattr(
+        sys, "argv", ["prompts.py", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    )
+    prompts.main()
+    assert "scan-prompt3-mezo-lm-lr1e-4-n250-s2" in started.names
+    text = (tmp_path / "out" / "prompts.md").read_text()
+    assert text.count("| 50.0 | 75.0, 75.0, 75.0 | 75.0 |") == len(PROMPTS)
+
+
 def test_the_grid_starts_in_the_middle_and_finds_the_best(options, task, started, tmp_path):
     options.rates, options.eps, options.method, options.seeds = ["1e-5", "1e-4", "1e-3"], ["1e-3"], "mezo", [0]
     started.codes["lr1e-3"] = 3
     runs = rate_and_eps.grid(options, task)
     assert next(iter(runs)) == ("1e-4", "1e-3")
-    run_pool.run_all([runs["1e-4", "1e-3"], runs["1e-3", "1e-3"]], options)
-    assert rate_and_eps.accuracies(runs, options.output / "runs") == {("1e-4", "1e-3"): 75.0, ("1e-3", "1e-3"): None}
-    lines = rate_and_eps.page({task: runs}, options)
+    pool = run_pool.Pool(options)
+    pool.do([runs["1e-4", "1e-3"], runs["1e-3", "1e-3"]])
+    assert rate_and_eps.accuracies(runs, pool) == {("1e-4", "1e-3"): 75.0, ("1e-3", "1e-3"): None}
+    lines = rate_and_eps.best_and_maps({task: runs}, pool, options)
     assert "| scan | 50.0 | 75.0 | 1e-4 | 1e-3 |" in lines
     assert (options.output / "rate_and_eps_scan.png").stat().st_size > 5000
