@@ -34,7 +34,7 @@ MODELS = {
 DRAWN_SIZES = {"train": 1000, "val": 200, "test": 500}
 # Of the drawn tasks, best of rate_and_eps.py on the validation set. The presets' scripts have the study's 1e-6.
 DRAWN_RATES = {
-    "mezo": {"scan": "1e-4", "figure": "5e-5", "chart": "1e-4"},
+    "mezo": {"scan": "1e-4", "figure": "5e-5", "chart": "5e-5"},
     "adamw": {"scan": "1e-4", "figure": "3e-4", "chart": "3e-4"},
 }
 STEPS = {"mezo": 5000, "adamw": 3000}  # of the study
