@@ -126,7 +126,15 @@ def setting(row: Mapping[str, Any], name: str) -> str:
         return " + ".join(PART_NAMES.get(part, part) for part in sorted(value.split(",")))
     if name == "model_name_or_path":
         return Path(value).name
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return _short(value) if isinstance(value, float) else str(value)
+
+
+def _short(value: float) -> str:
+    """A number as people write learning rates: 5e-5, 0.01, 2."""
+    if value == 0 or abs(value) >= 1e-2:
+        return f"{value:g}"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _number(value: float | None, factor: float, digits: int, sign: str = "") -> str:

@@ -144,8 +144,28 @@ def test_runs_without_evaluation_have_a_row_without_accuracy(tmp_path):
     assert not (tmp_path / "page_accuracy.png").exists()
 
 
+@pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (1.5e-6, "1.5e-6"), (0.01, "0.01"), (0.0, "0")])
+def test_rates_are_written_as_people_do(value, text):
+    row = {"settings": {"learning_rate": value}, "method": "AdamW"}
+    assert report.setting(row, "learning_rate") == text
+
+
 def test_the_page_must_be_markdown(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         report.main([str(folders[0]), "--output", str(tmp_path / "page.txt")])
     assert stopped.value.code == 2
     assert "must end in .md" in capsys.readouterr().err
+
+
+def test_an_evaluation_on_another_set_is_another_group(folders, tmp_path):
+    for folder, data in ((folders[0], "test.json"), (folders[3], "val.json")):
+        summary = {"settings": {"data": f"data/{data}"}, "metric": "exact"}
+        (folder / "eval_after.json").write_text(json.dumps(summary))
+    groups = grouped(map(read_run, [folders[0], folders[3]]))
+    assert [group.settings["evaluation"] for group in groups] == ["val.json, exact", "test.json, exact"]
+    assert share_of_adamw(groups[1], groups) is None
+
+
+def test_notes_stand_below_the_table(folders, tmp_path):
+    text = report.write(folders, tmp_path / "page.md", "Title", ["One run diverged."])
+    assert "\nOne run diverged.\n" in text
