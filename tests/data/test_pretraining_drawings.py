@@ -35,7 +35,7 @@ def test_only_the_first_question_carries_the_tag(samples):
 def test_no_question_of_the_demo_sets_is_asked(samples):
     asked = {item.prompt.removeprefix("<image>\n") for sample in samples for item in sample.rounds}
     for name in demo.SETS:
-        for drawn in demo.split_samples(name, seed=42, scale=0.05).values():
+        for drawn in demo.split_samples(name, seed=42, sizes={"train": 40, "val": 10, "test": 20}).values():
             assert asked.isdisjoint(sample.rounds[0].prompt.removeprefix("<image>\n") for sample in drawn)
 
 

@@ -53,7 +53,7 @@ def records(tmp_path):
     """Six records of the three demo sets below `tmp_path`, with prompts of different lengths."""
     everything = []
     for name in demo.SETS:
-        drawn = demo.split_samples(name, seed=3, scale=0.002)["train"]
+        drawn = demo.split_samples(name, seed=3, sizes={"train": 2})["train"]
         for record in write_split(tmp_path / name, "train", name, drawn):
             everything.append(record | {"image": f"{name}/{record['image']}"})
     (tmp_path / "data.json").write_text(json.dumps(everything))
