@@ -32,8 +32,8 @@ MODELS = {
     "7b": "lmms-lab/llava-onevision-qwen2-7b-si",
 }
 DRAWN_SIZES = {"train": 1000, "val": 200, "test": 500}
-# Of the drawn tasks, best of rate_and_eps.py on the validation set; on chart, AdamW's 1e-4 and 3e-4 are equal there, and
-# the lower one is far better with the tower trained. MeZO's are the largest that no seed leaves.
+# Of the drawn tasks, best of rate_and_eps.py on the validation set. On chart AdamW's 1e-4 and 3e-4 are equal there, and
+# the lower one is far better with the tower trained; MeZO's is one at which no seed diverges.
 DRAWN_RATES = {
     "mezo": {"scan": "1e-4", "figure": "5e-5", "chart": "5e-5"},
     "adamw": {"scan": "1e-4", "figure": "3e-4", "chart": "1e-4"},
