@@ -57,9 +57,14 @@ use_python() {
 # Its stamp holds a hash of what was installed, so that changed requirements are installed too.
 is_set_up() {
     local wanted found
-    wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum)
+    wanted=$(requirements)
     found=$(cat "$ROOT/.venv/installed" 2> /dev/null || true)
     [ -x "$PY" ] && { [ "$found" = "$wanted dev" ] || [ "$found" = "$wanted $1" ]; }
+}
+
+# A hash of what is asked for.
+requirements() {
+    cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum
 }
 
 # Makes or updates .venv with the Python $1 and extra $2.
@@ -69,5 +74,5 @@ set_up() {
     "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/scripts/constraints.txt" \
         -e "$ROOT${2:+[$2]}" >&2 ||
         fail "installing the dependencies failed: see above (is there a network or a package mirror?)"
-    echo "$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/constraints.txt" | cksum) $2" > "$ROOT/.venv/installed"
+    echo "$(requirements) $2" > "$ROOT/.venv/installed"
 }

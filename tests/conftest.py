@@ -17,3 +17,11 @@ GOLDEN_ROOT = Path(__file__).parent / "assets" / "golden"
 def golden() -> Path:
     """Folder of conformance data; its README.md says how to read the files and with which tolerances."""
     return GOLDEN_ROOT
+
+
+@pytest.fixture(autouse=True)
+def _default_template_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sets the template of its process; tests share one."""
+    from llava import conversation
+
+    monkeypatch.setattr(conversation, "default_conversation", conversation.default_conversation)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava.errors import InputError
 
-_COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
+COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
 SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
 
 
@@ -39,7 +39,7 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
     if not steps:
         raise InputError(f"{path}: the log has no loss to draw; log more often (--logging_steps)")
 
-    figure, axes = _empty()
+    figure, axes = empty_figure()
     marker = "o" if len(steps) < 30 else ""
     axes.plot(steps, losses, color="#9db7d5", linewidth=1, marker=marker, markersize=3, label="logged")
     if len(steps) > 4:
@@ -52,7 +52,7 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
 
 def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
     """Draw the accuracy (a share) of each entry over its step."""
-    figure, axes = _empty()
+    figure, axes = empty_figure()
     axes.plot([r["step"] for r in results], [100 * r["accuracy"] for r in results], color="#1f4e8c", marker="o")
     axes.set(xlabel="optimizer step", ylabel="accuracy, %", title=title)
     axes.grid(alpha=0.3)
@@ -66,7 +66,7 @@ def plot_curves(
 
     Steps are shares of each run's length, since methods differ in their number of steps.
     """
-    figure, axes = _empty()
+    figure, axes = empty_figure()
     for number, (label, runs) in enumerate(curves.items()):
         if not runs:
             continue
@@ -88,10 +88,10 @@ def plot_curves(
 
 def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw accuracies as horizontal bars: `label`, `value`, `spread` and `before` in %, `series` decides the colour."""
-    figure, axes = _empty(height=1.2 + 0.32 * len(bars))
+    figure, axes = empty_figure(height=1.2 + 0.32 * len(bars))
     series = list(dict.fromkeys(bar["series"] for bar in bars))
     for place, bar in enumerate(bars):
-        colour = _COLOURS[series.index(bar["series"]) % len(_COLOURS)]
+        colour = COLOURS[series.index(bar["series"]) % len(COLOURS)]
         axes.barh(place, bar["value"], xerr=bar["spread"] or None, color=colour, height=0.7)
         axes.plot([bar["before"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
         end = (bar["value"] + bar["spread"], place)
@@ -103,79 +103,14 @@ def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -
     figure.savefig(path)
 
 
-def plot_grid(
-    cells: Mapping[tuple[str, str], float | None],
-    columns: Sequence[str],
-    rows: Sequence[str],
-    path: str | Path,
-    title: str,
-) -> None:
-    """Draw a heat map of learning rate and eps: accuracies in %, a cross for None (diverged), nothing where none is."""
-    figure, axes = _empty(height=1.4 + 0.7 * len(rows))
-    values = [[cells.get((column, row)) for column in columns] for row in rows]
-    shown = [[float("nan") if value is None else value for value in line] for line in values]
-    picture = axes.imshow(shown, cmap="viridis", aspect="auto")
-    middle = (picture.norm.vmin + picture.norm.vmax) / 2
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            value = cells.get((column, row))
-            text = "" if (column, row) not in cells else "×" if value is None else f"{value:.1f}"
-            colour = "black" if value is None or value > middle else "white"
-            axes.text(x, y, text, ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel="learning rate", ylabel="eps", title=title)
-    figure.colorbar(picture, ax=axes, label="accuracy, %")
-    figure.savefig(path)
-
-
-def plot_memory(methods: Mapping[str, Mapping[str, float]], path: str | Path, title: str) -> None:
-    """Draw one stacked bar a method: gigabytes by what they are for."""
-    figure, axes = _empty(height=1.4 + 0.5 * len(methods))
-    ends = [0.0] * len(methods)
-    for part, colour in zip(
-        dict.fromkeys(part for parts in methods.values() for part in parts), _COLOURS, strict=False
-    ):
-        sizes = [parts.get(part, 0.0) for parts in methods.values()]
-        axes.barh(range(len(methods)), sizes, left=ends, color=colour, label=part.replace("_", " "))
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for place, end in enumerate(ends):
-        axes.annotate(f"{end:.1f}", (end, place), (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(methods)), list(methods))
-    axes.invert_yaxis()
-    axes.set(xlabel="GB", title=title, xlim=(0, 1.12 * max(ends)))
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
-    """Draw, for each run, `loss`, `rms` of the projected gradient, and signal's `share` ± `error`, over `step`."""
-    figure, _ = _empty()
-    figure.clear()
-    names = {"loss": "training loss", "rms": "rms of projected gradient", "share": "signal's share of its square, %"}
-    for axes, (name, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
-        for run, rows in runs.items():
-            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
-            if name == "share":
-                errors = [100 * row["error"] for row in rows]
-                axes.errorbar(steps, [100 * value for value in values], errors, marker="o", capsize=2, label=run)
-            else:
-                axes.plot(steps, values, marker="o", label=run)
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small")
-    figure.savefig(path)
-
-
-def _empty(height: float = 4.5) -> tuple[Any, Any]:
+def empty_figure(height: float = 4.5, columns: int = 1) -> tuple[Any, Any]:
     """Figure and axes by the object interface, which needs no display and leaves a notebook's backend alone.
 
-    `height` is in inches; the width is that of a page.
+    `height` is in inches; the width is that of a page. Several `columns` give an array of as many axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(1, columns)

@@ -14,6 +14,8 @@ from typing import Any
 from llava.errors import InputError
 
 REPORT_FILE = "report.json"
+STATE_FILE = "trainer_state.json"
+ARGUMENTS_FILE = "training_args.json"
 REQUIRED_FIELDS = (
     "preset",
     "model",

@@ -11,11 +11,9 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.eval.plots import loss_points
-from llava.eval.run_report import REPORT_FILE
+from llava.eval.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 
 ANSWERS_FILE = "eval_after.json"
-ARGUMENTS_FILE = "training_args.json"
-STATE_FILE = "trainer_state.json"
 SEEDS = ("seed", "zo_seed", "data_seed")
 # Flags that make two runs different experiments, in the order of the columns. Those of the engine say nothing of AdamW.
 SETTINGS = (

@@ -20,17 +20,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from llava.errors import InputError
+from llava.eval.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.mezo.journal import write_durably
 from llava.mezo.journal_format import JournalError
 from llava.mezo.locking import FolderLock
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "trainer_state.json"
-REPORT_FILE = "report.json"
 JOURNAL_FOLDER = "mezo_journal"
 LOSS_PICTURE = "loss.png"
-ARGUMENTS_FILE = "training_args.json"
 # Flags that make another run of it; any other change is only warned about.
 SAME_IN_A_RUN = (
     "model_name_or_path",

@@ -15,7 +15,6 @@ import argparse
 import json
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 from typing import Any
 
 from planned_run import usual_run
@@ -37,7 +36,7 @@ def losses_of(scheme: str, task: Task, seed: int, options: argparse.Namespace) -
     path = options.output / "schemes" / f"{task.name}-{scheme}-{options.steps or STEPS['mezo']}-{seed}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = run_scheme(scheme, _task(task, options), _options(seed, options))
+        result = run_scheme(scheme, _task(task, options), seed, TEST_RECORDS)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result), encoding="utf-8")
         part.replace(path)
@@ -56,10 +55,6 @@ def _task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
         "batch": 4,
         "steps": options.steps or STEPS["mezo"],
     }
-
-
-def _options(seed: int, options: argparse.Namespace) -> SimpleNamespace:
-    return SimpleNamespace(lr=None, seed=seed, test=TEST_RECORDS, steps=options.steps)
 
 
 def points(losses: list[float]) -> tuple[list[int], list[float]]:
@@ -96,11 +91,12 @@ def main() -> None:
     tasks = chosen_tasks(options)
     cases = [(method, task, seed) for seed in options.seeds for task in tasks for method in ("adamw", "mezo")]
     runs = [usual_run(options, method, task, "lm", seed) for method, task, seed in cases]
-    text = Pool(options).page(runs, "curves", "Loss curves")
-    if options.inplace_seeds:
-        text = "\n".join([text, *(line for task in tasks for line in compare(task, options))])
-        (options.output / "curves.md").write_text(text, encoding="utf-8")
-    print(text)
+    inplace_tasks = tasks if options.inplace_seeds else []
+
+    def below() -> list[str]:
+        return [line for task in inplace_tasks for line in compare(task, options)]
+
+    print(Pool(options).page(runs, "curves", "Loss curves", more=below))
 
 
 if __name__ == "__main__":

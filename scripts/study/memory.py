@@ -23,9 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
 
 from measuring import in_own_process, peak_over_loaded
+from pictures import plot_memory
 from shapes import SHAPES, batch, build
 
-from llava.eval.plots import plot_memory
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.train.lora import add_lora
 from llava.train.mezo_trainer import frozen_image_modules

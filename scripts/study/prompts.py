@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from planned_run import usual_run
+from planned_run import Run, usual_run
 from run_pool import Pool
 from settings import DRAWN_SIZES, Task, chosen_tasks, parsed, study_parser
 
@@ -37,6 +37,19 @@ def with_prompt(task: Task, number: int, folder: Path) -> Task:
     return asked
 
 
+def by_prompt(runs: dict[Task, list[Run]], steps: int, pool: Pool) -> list[str]:
+    """A table with a row for each prompt."""
+    lines = ["## By prompt", ""]
+    lines += [f"| prompt | zero-shot % | after {steps} steps %, by seed | mean |", "|---|---|---|---|"]
+    for prompt, (task, of_prompt) in zip(PROMPTS, runs.items(), strict=True):
+        after = [accuracy for run in of_prompt if (accuracy := pool.accuracy(run)) is not None]
+        by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in after)
+        average = f"{100 * mean(after):.1f}" if after else "diverged"
+        before = 100 * pool.zero_shot_accuracy(task, "test")
+        lines.append(f"| `{json.dumps(prompt)}` | {before:.1f} | {by_seed} | {average} |")
+    return lines
+
+
 @command
 def main() -> None:
     """Run what is missing, then write the page."""
@@ -50,17 +63,8 @@ def main() -> None:
     seeds = options.seeds
     runs = {each: [usual_run(options, "mezo", each, "lm", seed, max_steps=steps) for seed in seeds] for each in asked}
     pool = Pool(options)
-    text = pool.page([run for each in runs.values() for run in each], "prompts", "Prompts")
-    lines = [f"| prompt | zero-shot % | after {steps} steps %, by seed | mean |", "|---|---|---|---|"]
-    for prompt, (each, of_prompt) in zip(PROMPTS, runs.items(), strict=True):
-        after = [accuracy for run in of_prompt if (accuracy := pool.accuracy(run)) is not None]
-        by_seed = ", ".join(f"{100 * accuracy:.1f}" for accuracy in after)
-        average = f"{100 * mean(after):.1f}" if after else "diverged"
-        before = 100 * pool.zero_shot_accuracy(each, "test")
-        lines.append(f"| `{json.dumps(prompt)}` | {before:.1f} | {by_seed} | {average} |")
-    text += "\n## By prompt\n\n" + "\n".join(lines) + "\n"
-    (options.output / "prompts.md").write_text(text, encoding="utf-8")
-    print(text)
+    every = [run for of_prompt in runs.values() for run in of_prompt]
+    print(pool.page(every, "prompts", "Prompts", more=lambda: by_prompt(runs, steps, pool)))
 
 
 if __name__ == "__main__":

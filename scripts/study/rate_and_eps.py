@@ -14,12 +14,12 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from pictures import plot_grid
 from planned_run import Run, usual_run
 from run_pool import Pool
 from settings import Task, chosen_tasks, parsed, study_parser
 
 from llava.errors import command
-from llava.eval.plots import plot_grid
 
 # (method, whether drawn) to learning rates; AdamW has no eps.
 RATES = {
@@ -57,7 +57,7 @@ def accuracies(runs: dict[Cell, Run], pool: Pool) -> dict[Cell, float | None]:
 
 def best_and_maps(grids: dict[Task, dict[Cell, Run]], pool: Pool, options: argparse.Namespace) -> list[str]:
     """The best cell of each task, and a heat map for each."""
-    lines = ["| task | zero-shot % | best % | lr | eps |", "|---|---|---|---|---|"]
+    lines = ["## Best", "", "| task | zero-shot % | best % | lr | eps |", "|---|---|---|---|---|"]
     pictures = []
     for task, runs in grids.items():
         found = accuracies(runs, pool)
@@ -70,7 +70,7 @@ def best_and_maps(grids: dict[Task, dict[Cell, Run]], pool: Pool, options: argpa
         title = f"{task.name}, {options.method}: accuracy on the validation set, % (zero-shot {before:.1f})"
         plot_grid(found, options.rates, options.eps, picture, title)
         pictures.append(f"![{task.name}]({picture.name})")
-    return [*lines, "", *pictures, ""]
+    return [*lines, "", *pictures]
 
 
 def stem(options: argparse.Namespace) -> str:
@@ -96,10 +96,8 @@ def main() -> None:
     grids = {task: grid(options, task) for task in chosen_tasks(options)}
     in_turns = [run for rank in zip(*(runs.values() for runs in grids.values()), strict=True) for run in rank]
     pool = Pool(options)
-    text = pool.page(in_turns, stem(options), "Learning rate and eps", deadline)
-    text += "\n## Best\n\n" + "\n".join(best_and_maps(grids, pool, options))
-    (options.output / f"{stem(options)}.md").write_text(text, encoding="utf-8")
-    print(text)
+    title = "Learning rate and eps"
+    print(pool.page(in_turns, stem(options), title, deadline, lambda: best_and_maps(grids, pool, options)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,29 @@ class Pool:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stop = threading.Event()
 
-    def page(self, runs: Sequence[Run], name: str, title: str, deadline: float | None = None) -> str:
-        """Do the runs that are missing, and write the page `OUTPUT/name.md` about all of them; returns its text."""
+    def page(
+        self,
+        runs: Sequence[Run],
+        name: str,
+        title: str,
+        deadline: float | None = None,
+        more: Callable[[], Sequence[str]] | None = None,
+    ) -> str:
+        """Do the runs that are missing, and write the page `OUTPUT/name.md` about all of them; returns its text.
+
+        `more` gives lines that stand below what `llava.eval.report` tells.
+        """
         folders = self.do(runs, deadline)
         diverged = [run.name for run in runs if (self.folder / run.name / DIVERGED_FILE).exists()]
         notes = [f"The loss diverged, and no row has it: {name}." for name in dict.fromkeys(diverged)]
         if not folders:
             raise InputError(f"no run of {len(runs)} has finished; {' '.join(notes) or 'raise --budget'}")
-        return write(folders, self.options.output / f"{name}.md", title, notes)
+        page = self.options.output / f"{name}.md"
+        text = write(folders, page, title, notes)
+        if more is not None:
+            text += "\n" + "\n".join(more()) + "\n"
+            page.write_text(text, encoding="utf-8")
+        return text
 
     def do(self, runs: Sequence[Run], deadline: float | None = None) -> list[Path]:
         """Do the runs that are missing; returns the folders of all that are finished, in order.
@@ -96,7 +111,6 @@ class Pool:
                         bar.update()
                         tqdm.write(f"{futures[future].name}: {outcome}")
         except KeyboardInterrupt:  # the runs have the signal too, save and end
-            self._stop.set()
             sys.exit("interrupted; the same command goes on from here")
         finally:
             self._stop.set()

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from llava.data.demo import SETS, split_samples
+from llava.data.prepare import SETS as PUBLIC_SETS
 from llava.data.records import write_split
 from llava.errors import InputError
 
@@ -111,7 +112,7 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
         InputError: an unknown task, or data that is missing.
     """
     drawn = options.preset == "demo" and options.data is None
-    known = list(SETS) if options.preset == "demo" else ["br35h", "we_math", "chartqa"]
+    known = list(SETS if options.preset == "demo" else PUBLIC_SETS)
     names = options.tasks or known[: options.number_of_tasks]
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
+from pictures import plot_windows
+
 from llava.errors import InputError, command
-from llava.eval.plots import plot_windows
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import JournalError
 

@@ -160,16 +160,16 @@ def evaluate(model: Any, prepared: list[dict[str, Any]]) -> tuple[float, float]:
     return sum(losses) / len(losses), float(right.float().mean())
 
 
-def run(scheme: str, task: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Train with one scheme; the losses of all steps and the tests in between."""
+def run(scheme: str, task: dict[str, Any], seed: int, test: int) -> dict[str, Any]:
+    """Train with one scheme; the losses of all steps, and of `test` test records in between."""
     model, train_set, test_set = load(task)
-    made = make_optimizer(scheme, model, options.lr or task["lr"], options.seed)
+    made = make_optimizer(scheme, model, task["lr"], seed)
     collate = DataCollatorForSupervisedDataset(tokenizer=test_set.tokenizer)
-    records = [test_set[index] for index in range(min(len(test_set), options.test))]
+    records = [test_set[index] for index in range(min(len(test_set), test))]
     prepared = [collate(records[first : first + TEST_BATCH]) for first in range(0, len(records), TEST_BATCH)]
-    steps = options.steps or task["steps"]
+    steps = task["steps"]
     losses, tests, begin = [], [], time.perf_counter()
-    source = batches(train_set, task["batch"], options.seed)
+    source = batches(train_set, task["batch"], seed)
     for step in tqdm(range(steps + 1), desc=scheme, mininterval=10):
         if step % max(1, steps // 5) == 0:
             with made.current_weights():
@@ -224,11 +224,12 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=500, help="test records that are used")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    results = []
+    changes = {name: value for name in ("steps", "lr") if (value := getattr(options, name)) is not None}
+    task, results = TASKS[options.task] | changes, []
     for scheme in options.schemes:
         path = options.output / f"{scheme}-{options.seed}.json"
         if not path.exists():
-            path.write_text(json.dumps(run(scheme, TASKS[options.task], options)), encoding="utf-8")
+            path.write_text(json.dumps(run(scheme, task, options.seed, options.test)), encoding="utf-8")
         results.append(json.loads(path.read_text(encoding="utf-8")))
     draw(results, options.output / "storage.png", f"{options.task}: bfloat16 forward, weights kept in five ways")
     for result in results:
