@@ -62,6 +62,12 @@ def numbered(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[nn.Pa
     return dict(sorted(chosen.items(), key=lambda item: item[1]))
 
 
+def saved_names(name: str) -> list[str]:
+    """The names that a parameter may have in a checkpoint's files: its own, and those that PEFT gives it."""
+    outside_lora = name.replace(".base_layer.", ".")
+    return [name, outside_lora, name.replace(".default.", "."), name.removesuffix(".default")]
+
+
 def names_hash(names: Sequence[str]) -> str:
     """sha256 (hexadecimal) of the sorted names, one a line: two runs with the same hash number alike."""
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()

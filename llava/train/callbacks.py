@@ -7,10 +7,13 @@ import signal
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from llava.train.run_folder import save_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,18 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class SaveArguments(TrainerCallback):
+    """Writes the flags of a run into a folder that exists once it trains, as a journal's does."""
+
+    def __init__(self, arguments: dict[str, Any], folder: Path) -> None:
+        self.arguments = arguments
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.folder.is_dir():
+            save_arguments(self.arguments, self.folder)
 
 
 class StepTimes(TrainerCallback):

@@ -23,6 +23,7 @@ from llava.mezo import MeZO, MeZOConfig, no_decay_names, reuse_outputs
 from llava.mezo.journal_format import JournalError
 from llava.mezo.noise import kernel_for_tensor
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import sparse_loss
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ class MeZOTrainer(LLaVATrainer):
         self._log_step = 0
         self.run_journal: RunJournal | None = None
         if getattr(self.args, "zo_journal", False):
-            from llava.train.resume_points import SaveResumePoints
             from llava.train.zo_journal import RunJournal
 
             self.run_journal = RunJournal(self)
@@ -147,6 +147,8 @@ class MeZOTrainer(LLaVATrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the base class; a run is also resumed from its journal's folder, or from a resume point in it.
 
+        True is where an unfinished run in `output_dir` stopped; a new run starts if there is none.
+
         Afterwards the weights are in the model, however they were stored in training.
 
         Raises:
@@ -154,6 +156,9 @@ class MeZOTrainer(LLaVATrainer):
             InputError: the journal does not fit this run, is damaged, or cannot be written.
         """
         try:
+            if resume_from_checkpoint is True:
+                start = start_of(Path(self.args.output_dir))
+                resume_from_checkpoint = None if start is None else str(start)
             if self.run_journal is not None:
                 resume_from_checkpoint = self.run_journal.prepare(resume_from_checkpoint)
                 if not self.run_journal.prepared:

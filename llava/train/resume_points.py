@@ -1,4 +1,7 @@
-"""Where an unfinished MeZO run goes on: full checkpoints, and the points that its journal keeps (`zo_journal.py`)."""
+"""Where an unfinished run goes on: full checkpoints, and the points that a MeZO run's journal keeps (`zo_journal.py`).
+
+`checkpoint-N` and `resume-N` count once their trainer_state.json is there: it is written last.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.mezo.journal import HEADER, Journal
 from llava.mezo.journal_format import JournalError
-from llava.train import run_folder
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
 
 logger = logging.getLogger(__name__)
 
+JOURNAL_FOLDER = "mezo_journal"
 RESUME_SECONDS = 60.0
 """How often the Trainer's state is written."""
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _RESUME = re.compile(r"resume-(\d+)")
 
 
@@ -58,24 +63,36 @@ def start_of(output_dir: Path) -> Path | None:
 
     Points beyond the journal's last record (after a power cut) are passed over.
     """
-    journal = output_dir / run_folder.JOURNAL_FOLDER
+    journal = output_dir / JOURNAL_FOLDER
     if not (journal / HEADER).exists():
-        return run_folder.newest_checkpoint(output_dir)
+        return newest_checkpoint(output_dir)
     try:
         last = len(Journal.read(journal).records)
     except JournalError:
         return journal  # the run will say what is wrong
-    points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / run_folder.STATE_FILE).exists()]
+    points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
     full, light = full_checkpoint(output_dir, last), points[0] if points else journal
     return full if full is not None and steps_of(full) > steps_of(light) else light
 
 
+def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
+    """The complete `checkpoint-N` with the largest N, up to `most`; None when there is none."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        match = CHECKPOINT.fullmatch(path.name)
+        if match and (path / TRAINER_STATE_NAME).exists():
+            complete.append((int(match[1]), path))
+        elif match:
+            logger.warning("%s is incomplete (no %s) and is not resumed from", path, TRAINER_STATE_NAME)
+    return max((found for found in complete if most is None or found[0] <= most), default=(0, None))[1]
+
+
 def full_checkpoint(output_dir: Path, most: int) -> Path | None:
     """The newest checkpoint-N, of at most `most` steps, from which a run with a journal can go on; or None."""
-    found = run_folder.newest_checkpoint(output_dir, most)
+    found = newest_checkpoint(output_dir, most)
     while found is not None and not has_optimizer(found):
         logger.warning("%s was saved without its optimizer (--save_only_model) and is not resumed from", found)
-        found = run_folder.newest_checkpoint(output_dir, steps_of(found) - 1)
+        found = newest_checkpoint(output_dir, steps_of(found) - 1)
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,10 +23,10 @@ from llava.eval.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.mezo.journal import write_durably
 from llava.mezo.journal_format import JournalError
 from llava.mezo.locking import FolderLock
+from llava.train.resume_points import CHECKPOINT, JOURNAL_FOLDER
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_FOLDER = "mezo_journal"
 LOSS_PICTURE = "loss.png"
 # Flags that make another run of it; any other change is only warned about.
 SAME_IN_A_RUN = (
@@ -44,7 +43,6 @@ SAME_IN_A_RUN = (
     "gradient_accumulation_steps",
 )
 NOT_WORTH_A_WARNING = {"overwrite_output_dir", "disable_tqdm", "local_rank", "resume_from_checkpoint", "run_name"}
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def prepare_output_dir(folder: Path, overwrite: bool) -> None:
@@ -93,18 +91,6 @@ def refusing_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
-    """The complete `checkpoint-N` with the largest N, up to `most`; None when there is none."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        match = _CHECKPOINT.fullmatch(path.name)
-        if match and (path / STATE_FILE).exists():
-            complete.append((int(match[1]), path))
-        elif match:
-            logger.warning("%s is incomplete (no %s) and is not resumed from", path, STATE_FILE)
-    return max((found for found in complete if most is None or found[0] <= most), default=(0, None))[1]
-
-
 def flat_arguments(*groups: Any) -> dict[str, Any]:
     """All flags of a run as one JSON object; values that JSON cannot hold are left out."""
     values: dict[str, Any] = {}
@@ -147,7 +133,7 @@ def _is_plain(value: Any) -> bool:
 
 def _remove_run(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
-        if _CHECKPOINT.fullmatch(path.name):
+        if CHECKPOINT.fullmatch(path.name):
             shutil.rmtree(path)
     if (folder / JOURNAL_FOLDER).is_dir():
         try:

@@ -91,11 +91,6 @@ def load_tensors(model: nn.Module, file: Path) -> None:
             parameters[name].copy_(tensor)
 
 
-def saved_names(name: str) -> list[str]:
-    """The names that a parameter may have in the files of this module, PEFT's included."""
-    return [name, _name_outside_lora(name), name.replace(".default.", "."), name.removesuffix(".default")]
-
-
 def is_peft(model: nn.Module) -> bool:
     """Whether `model` is PEFT's wrapper, without importing PEFT."""
     return hasattr(model, "peft_config")

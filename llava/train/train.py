@@ -31,7 +31,7 @@ from llava.train.build import (
     quantisation_of_run,
     smart_tokenizer_and_embedding_resize,
 )
-from llava.train.callbacks import ProgressBar, StepTimes, StopOnSignal
+from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.compatibility import (
     get_mm_adapter_state_maybe_zero_3,
@@ -57,6 +57,7 @@ from llava.train.preprocess import (
     preprocess_qwen,
     preprocess_v1,
 )
+from llava.train.resume_points import JOURNAL_FOLDER, newest_checkpoint, start_of
 from llava.train.saving import lora_names
 from llava.train.tunable import select_trainable
 from llava.utils import setup_logging
@@ -112,7 +113,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
             run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
     arguments = run_folder.flat_arguments(model_args, data_args, training_args)
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
-    checkpoint = start_of_journaled_run(folder) if journaled else run_folder.newest_checkpoint(folder)
+    checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
     if checkpoint is not None:
         run_folder.check_same_run(checkpoint, arguments)
         logger.info("resuming from %s", checkpoint)
@@ -124,8 +125,9 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         cache = feature_cache.install(model, training_args.mm_feature_cache, training_args.mm_feature_cache_gb)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
     times, stop = StepTimes(), StopOnSignal(save=not journaled)
+    callbacks = [ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop]
     trainer = trainer_class(training_args.trainer_mode)(
-        model=model, args=training_args, processing_class=tokenizer, callbacks=[ProgressBar(), times, stop], **data
+        model=model, args=training_args, processing_class=tokenizer, callbacks=callbacks, **data
     )
     trainer.run_arguments = arguments
     trainer.remove_callback(ProgressCallback)
@@ -169,13 +171,6 @@ def trainer_class(mode: str) -> type[LLaVATrainer]:
 
         return MeZOTrainer
     return LLaVATrainer
-
-
-def start_of_journaled_run(folder: Path) -> Path | None:
-    """Where a run with a journal goes on; None for a new one."""
-    from llava.train.resume_points import start_of
-
-    return start_of(folder)
 
 
 def leave_together(trainer: LLaVATrainer) -> None:

@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.errors import InputError
-from llava.mezo.base_model import MODEL, BaseModel
+from llava.mezo.base_model import MODEL, BaseModel, folder_of
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import HEADER, PARENT, Journal
 from llava.mezo.journal_format import JournalError
 from llava.mezo.locking import FolderLock
-from llava.mezo.names import parameters_by_name, unwrap
+from llava.mezo.names import parameters_by_name, saved_names, unwrap
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
-from llava.model.checkpoint_files import find_file
-from llava.train import run_folder, saving, state
-from llava.train.resume_points import full_checkpoint, has_optimizer, resume_points, steps_of
+from llava.train import state
+from llava.train.resume_points import JOURNAL_FOLDER, full_checkpoint, has_optimizer, resume_points, steps_of
 
 if TYPE_CHECKING:
     from llava.train.mezo_trainer import MeZOTrainer
@@ -46,7 +46,7 @@ class RunJournal:
 
     def __init__(self, trainer: MeZOTrainer) -> None:
         self.trainer = trainer
-        self.folder = Path(trainer.args.output_dir) / run_folder.JOURNAL_FOLDER
+        self.folder = Path(trainer.args.output_dir) / JOURNAL_FOLDER
         config = getattr(trainer.model, "config", None)
         self.model = str(getattr(config, "_name_or_path", "") or "")
         self.branch: str | None = getattr(trainer.args, "zo_from_journal", None)
@@ -108,7 +108,6 @@ class RunJournal:
         with self.trainer.args.main_process_first(local=False):
             if self.trainer.args.process_index == 0:
                 journal = Journal.open(self.folder, header, self.parent, self.parent_steps, self.lock)
-                run_folder.save_arguments(getattr(self.trainer, "run_arguments", {}), self.folder)
             else:
                 journal = Journal.follow(self.folder, header)
         return journal
@@ -156,7 +155,7 @@ class RunJournal:
         trainer._save_rng_state(str(partial))
         state.save_state(Optimizer.state_dict(trainer.mezo), partial, "optimizer")
         state.save_state(trainer.lr_scheduler.state_dict(), partial, "scheduler")
-        trainer.state.save_to_json(str(partial / run_folder.STATE_FILE))
+        trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -192,8 +191,7 @@ class RunJournal:
         overlay = self.folder / MODEL
         if TensorFiles(overlay).files:
             return overlay
-        config = find_file(self.model, "config.json", local_only=True) if self.model else None
-        return None if config is None else config.parent
+        return folder_of(self.model) if self.model else None
 
     def _save_model_files(self, overlay: Path, trained: dict[str, torch.nn.Parameter]) -> None:
         missing = self._uncovered(trained)
@@ -229,7 +227,7 @@ class RunJournal:
             aliases.setdefault(parameter, []).append(name)
         stored = {}
         for name, parameter in parameters.items():
-            candidates = [saved for alias in aliases[parameter] for saved in saving.saved_names(alias)]
+            candidates = [saved for alias in aliases[parameter] for saved in saved_names(alias)]
             found = [candidate for candidate in dict.fromkeys(candidates) if candidate in files]
             if found and found != [name]:
                 stored[name] = found

@@ -9,13 +9,8 @@ import pytest
 from safetensors import SafetensorError
 
 from llava.errors import InputError
-from llava.train.run_folder import (
-    check_same_run,
-    check_writable,
-    newest_checkpoint,
-    prepare_output_dir,
-    refusing_full_disk,
-)
+from llava.train.resume_points import newest_checkpoint
+from llava.train.run_folder import check_same_run, check_writable, prepare_output_dir, refusing_full_disk
 
 
 def make_checkpoint(folder: Path, step: int, complete: bool = True, **arguments: object) -> Path:
