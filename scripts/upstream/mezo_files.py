@@ -1,0 +1,113 @@
+"""The second commit: the engine and its trainer as files of their own, tests, flags and the choice of trainer.
+
+Which modules go along is computed: those that `llava.train.mezo_trainer` imports, directly or not, as far as LLaVA-NeXT
+does not have them. Flags and their help come from `llava.train.arguments`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from source_edits import Source
+from trainer_edits import TRAIN, is_about_mezo
+
+from llava.errors import InputError
+from llava.train.arguments import TRAINER_MODES, TrainingArguments
+
+ROOT = Path(__file__).resolve().parents[2]
+SEAM = "llava.train.mezo_trainer"
+ENGINE = "llava/mezo"
+OF_UPSTREAM = ("llava", "llava.train", "llava.train.llava_trainer")
+TESTS = ("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py")
+MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
+
+--trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
+never written, updates of 16-bit weights are not lost, ranks share their losses, and each step is recorded in
+44 bytes from which a run resumes and replays bit for bit. Same flags as before.
+"""
+
+
+def new_files() -> dict[str, bytes]:
+    """Path -> contents of the modules and tests that are added."""
+    modules = set(_needed_modules(SEAM)) | {str(path.relative_to(ROOT)) for path in (ROOT / ENGINE).rglob("*.py")}
+    tests = {str(path.relative_to(ROOT)) for pattern in TESTS for path in ROOT.glob(pattern)}
+    return {path: (ROOT / path).read_bytes() for path in sorted(modules | tests)}
+
+
+def _needed_modules(module: str) -> Iterator[str]:
+    """Paths of a module and of all of this tree's that it needs outside the engine."""
+    waiting, seen = [module], set(OF_UPSTREAM)
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if name in seen or name.startswith(ENGINE.replace("/", ".")) or not path.exists():
+            continue
+        seen.add(name)
+        yield str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "llava":
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def train_with_mezo(text: str) -> str:
+    """train.py with the flags, the choice of trainer and the way on from a journal.
+
+    Raises:
+        InputError: a piece of train.py was not found.
+    """
+    source = Source(TRAIN, text)
+    source.add_after(source.class_named("TrainingArguments").body[-1], flags())
+    imported = source.only(
+        (n for n in source.tree.body if isinstance(n, ast.ImportFrom) and n.module == "llava.train.llava_trainer"),
+        "the import of LLaVATrainer",
+    )
+    source.add_after(imported, "from llava.train.mezo_trainer import MeZOTrainer\n")
+
+    train = source.function(source.tree, "train")
+    made = source.only(
+        (n for n in ast.walk(train) if isinstance(n, ast.Assign) and _calls(n.value, "LLaVATrainer")),
+        "LLaVATrainer(...) in train()",
+    )
+    source.replace_expression(made.value.func, "trainer_class")
+    source.add_before(made, 'trainer_class = MeZOTrainer if training_args.trainer_mode == "zo" else LLaVATrainer\n')
+    resumes = source.only(
+        (n for n in ast.walk(train) if isinstance(n, ast.If) and "checkpoint-*" in ast.unparse(n.test)),
+        "the question for checkpoint-* in train()",
+    )
+    test = f'{ast.get_source_segment(text, resumes.test)} or training_args.trainer_mode == "zo"'
+    source.replace_expression(resumes.test, test)
+    source.add_before(
+        resumes, "# MeZOTrainer finds out for itself where a run stopped, if any did: its journal may say more\n"
+    )
+    return source.result()
+
+
+def flags() -> str:
+    """The fields of TrainingArguments, as LLaVA-NeXT writes fields."""
+    lines = []
+    for field in dataclasses.fields(TrainingArguments):
+        if not is_about_mezo(field.name):
+            continue
+        kind = str(field.type)
+        kind = f"Optional[{kind.removesuffix(' | None')}]" if kind.endswith(" | None") else kind
+        metadata = {"help": field.metadata["help"]}
+        if field.name == "trainer_mode":
+            metadata["choices"] = list(TRAINER_MODES)
+        value = f"field(default={_literal(field.default)}, metadata={_literal(metadata)})"
+        lines.append(f"{field.name}: {kind} = {value}\n")
+    if not lines:
+        raise InputError("llava/train/arguments.py has no flag of MeZO")
+    return "".join(lines)
+
+
+def _literal(value: object) -> str:
+    """Python source of a plain value, strings in double quotes."""
+    return json.dumps(value) if isinstance(value, (str, dict)) else repr(value)
+
+
+def _calls(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
