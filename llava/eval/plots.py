@@ -10,6 +10,7 @@ from llava.errors import InputError
 
 COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
 SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
+DIVERGED = 50.0  # a loss above this has an axis with powers of ten: beside it all others would be flat
 
 
 def loss_points(log_history: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
@@ -76,10 +77,13 @@ def plot_curves(
         shares = [100 * step / steps[-1] for step in steps]
         means = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
         colour, line = f"C{number % 10}", "-" if number < 10 else "--"
-        axes.plot(shares, means, color=colour, linestyle=line, linewidth=1.8, label=f"{label} ({steps[-1]:,} steps)")
+        text = label if "steps" in label else f"{label} ({steps[-1]:,} steps)"
+        axes.plot(shares, means, color=colour, linestyle=line, linewidth=1.8, label=text)
         if len(runs) > 1:
             low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
             axes.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
+    if axes.get_ylim()[1] > DIVERGED:
+        axes.set_yscale("log")
     axes.set(xlabel="share of the run, %", ylabel="loss (cross entropy per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")

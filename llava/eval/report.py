@@ -36,6 +36,7 @@ COLUMN_NAMES = {
     "zo_noise": "noise",
     "zo_weight_storage": "storage",
 }
+DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
 gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
@@ -111,7 +112,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str
         if row["accuracy_spread"] is not None:
             cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
         cells += [_number(row["gain"], 1, 1, "+"), _number(row["share_of_adamw"], 100, 0)]
-        cells += [_number(row["rise_after_minimum"], 100, 0), _number(row["seconds_per_step"], 1, 3)]
+        rise = row["rise_after_minimum"]
+        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 0)]
+        cells += [_number(row["seconds_per_step"], 1, 3)]
         cells.append(_number(row["peak_memory_bytes"], 2**-20, 0))
         lines.append("| " + " | ".join(cells) + " |")
     return lines

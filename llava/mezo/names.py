@@ -62,10 +62,14 @@ def numbered(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[nn.Pa
     return dict(sorted(chosen.items(), key=lambda item: item[1]))
 
 
-def saved_names(name: str) -> list[str]:
-    """The names that a parameter may have in a checkpoint's files: its own, and those that PEFT gives it."""
-    outside_lora = name.replace(".base_layer.", ".")
-    return [name, outside_lora, name.replace(".default.", "."), name.removesuffix(".default")]
+def names_in_files(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """The names that a checkpoint's files may hold each parameter under: its own, tied ones, those that PEFT gives."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for own, parameter in unwrap(model).named_parameters(remove_duplicate=False):
+        outside_lora = own.replace(".base_layer.", ".")
+        known = [own, outside_lora, own.replace(".default.", "."), own.removesuffix(".default")]
+        names.setdefault(parameter, []).extend(dict.fromkeys(known))
+    return names
 
 
 def names_hash(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from llava.mezo.noise import kernel_for_tensor
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import sparse_loss
+from llava.train.unsaved import load_unsaved, save_unsaved
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
@@ -79,7 +81,7 @@ class MeZOTrainer(LLaVATrainer):
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
         # accelerate's wrapper would run the forward under autocast
         network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        inputs = self._prepare_inputs(inputs)
+        inputs = with_pixels_as_weights(network, self._prepare_inputs(inputs))
         with reuse_outputs(frozen_image_modules(network)):
             loss = self.mezo.accumulate(self.state.global_step, lambda: self.step_loss(network, inputs))
         window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
@@ -116,9 +118,11 @@ class MeZOTrainer(LLaVATrainer):
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights():
             return super().evaluation_loop(*args, **kwargs)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
-            super()._save(*args, **kwargs)
+            super()._save(output_dir, *args, **kwargs)
+            if self.args.should_save:
+                save_unsaved(self.model, Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.mezo.journal is not None:
@@ -134,6 +138,7 @@ class MeZOTrainer(LLaVATrainer):
         full = path if journal is None else journal.full_checkpoint(path)
         if full is not None:
             super()._load_from_checkpoint(str(full), model)
+            load_unsaved(self.model, full)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.run_journal is None:
@@ -228,17 +233,27 @@ def mezo_config(args: Any) -> MeZOConfig:
     )
 
 
-def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
-    """Vision tower, then projector, as far as they are frozen: what they give depends on the images alone."""
-    if not hasattr(network, "get_model"):  # a plain language model
+def image_modules(network: nn.Module) -> list[nn.Module]:
+    """Vision tower, then projector: the order in which images pass them; none in a plain language model."""
+    if not hasattr(network, "get_model"):
         return []
     inner = network.get_model()
-    modules: list[nn.Module] = []
-    for module in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)):
-        if module is None or any(parameter.requires_grad for parameter in module.parameters()):
-            break
-        modules.append(module)
-    return modules
+    return [m for m in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)) if m is not None]
+
+
+def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
+    """Those modules, from the first on, that are frozen: what they give depends on the images alone."""
+    return list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), image_modules(network)))
+
+
+def with_pixels_as_weights(network: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with pixels in the dtype of the modules that read them, which outside autocast may take no other."""
+    weights = [p for module in image_modules(network) for p in module.parameters() if p.is_floating_point()]
+    images = inputs.get("images")
+    if images is None or not weights:
+        return inputs
+    dtype = weights[-1].dtype
+    return {**inputs, "images": images.to(dtype) if isinstance(images, torch.Tensor) else [i.to(dtype) for i in images]}
 
 
 def _split_decay(groups: list[dict[str, Any]], names: dict[int, str], exempt: set[str]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import HEADER, PARENT, Journal
 from llava.mezo.journal_format import JournalError
 from llava.mezo.locking import FolderLock
-from llava.mezo.names import parameters_by_name, saved_names, unwrap
+from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 from llava.train import state
@@ -222,13 +222,10 @@ class RunJournal:
     def _stored(self, folder: Path | None, parameters: dict[str, torch.nn.Parameter]) -> dict[str, list[str]]:
         """Names in the files of those parameters that do not go by their canonical name alone."""
         files = TensorFiles(folder)
-        aliases: dict[torch.nn.Parameter, list[str]] = {}
-        for name, parameter in unwrap(self.trainer.model).named_parameters(remove_duplicate=False):
-            aliases.setdefault(parameter, []).append(name)
+        candidates = names_in_files(self.trainer.model)
         stored = {}
         for name, parameter in parameters.items():
-            candidates = [saved for alias in aliases[parameter] for saved in saved_names(alias)]
-            found = [candidate for candidate in dict.fromkeys(candidates) if candidate in files]
+            found = [candidate for candidate in candidates[parameter] if candidate in files]
             if found and found != [name]:
                 stored[name] = found
         return stored

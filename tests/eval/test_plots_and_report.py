@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import InputError
-from llava.eval.plots import loss_points, plot_loss, smoothed
+from llava.eval import plots
+from llava.eval.plots import loss_points, plot_curves, plot_loss, smoothed
 from llava.eval.run_report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
 
 HISTORY = [{"step": k, "loss": 2.0 / k, "learning_rate": 1e-6} for k in range(1, 60)] + [
@@ -57,6 +58,17 @@ def test_plot_draws_what_was_logged(tmp_path):
     plot_loss(HISTORY, tmp_path / "a.png")
     plot_loss([{**entry, "loss": 1.0} for entry in HISTORY if "loss" in entry], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("top", "scale"), [(7.0, "linear"), (1e5, "log")])
+def test_a_curve_that_diverged_leaves_the_others_readable(tmp_path, monkeypatch, top, scale):
+    figure, axes = plots.empty_figure()
+    monkeypatch.setattr(plots, "empty_figure", lambda: (figure, axes))
+    steps = list(range(40))
+    curves = {"good": [(steps, [0.1] * 40)], "bad, steps 40": [(steps, [0.1] * 20 + [top] * 20)]}
+    plot_curves(curves, tmp_path / "loss.png", title="demo")
+    assert axes.get_yscale() == scale
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["good (39 steps)", "bad, steps 40"]
 
 
 def test_empty_history_is_named(tmp_path):
