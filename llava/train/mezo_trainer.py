@@ -27,6 +27,7 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import sparse_loss
 from llava.train.unsaved import load_unsaved, save_unsaved
+from llava.train.zo_exclusions import refuse_impossible
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
@@ -41,6 +42,7 @@ class MeZOTrainer(LLaVATrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_impossible(self.args)
         self.args.max_grad_norm = 0.0  # there are no gradients to clip
         self.add_callback(_StopWhenDiverged(self))
         self._log_time: float | None = None

@@ -1,6 +1,6 @@
 """From a command line to checked arguments: everything that can be refused without loading anything is.
 
-Exclusions are named here, in one place, with the flag to change.
+Exclusions are named here, and those of MeZO in `zo_exclusions`, with the flag to change.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from llava.train.arguments import (
     TrainingArguments,
 )
 from llava.train.tunable import parse_parts
+from llava.train.zo_exclusions import refuse_impossible
 
 logger = logging.getLogger(__name__)
 
@@ -142,31 +143,7 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
         raise InputError(
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
-    if values.fp16:
-        raise InputError(
-            "--fp16 True (autocast, loss scaling) excludes --trainer_mode zo: use --bf16 True, or neither for float32"
-        )
-    if values.label_smoothing_factor:
-        raise InputError(
-            f"--label_smoothing_factor {values.label_smoothing_factor} excludes --trainer_mode zo, whose loss is the "
-            "cross entropy: leave it out"
-        )
-    if values.auto_find_batch_size:
-        raise InputError(
-            "--auto_find_batch_size True excludes --trainer_mode zo, which needs no more memory than a forward"
-        )
-    if values.save_only_model and values.zo_journal:
-        raise InputError(
-            "--save_only_model True excludes --zo_journal True, which resumes from whole checkpoints: leave it out, or "
-            "--save_strategy steps, since the journal gives every step"
-        )
-    if values.zo_from_journal is not None and not values.zo_journal:
-        raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
-    for name in ("deepspeed", "fsdp", "torch_compile"):
-        if getattr(values, name):
-            raise InputError(
-                f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module"
-            )
+    refuse_impossible(values)
     if "optim" in given and values.optim != "adamw_torch":
         raise InputError(f"--optim {values.optim} has no effect with --trainer_mode zo: leave it out")
 

@@ -92,7 +92,7 @@ def flags() -> str:
     for field in dataclasses.fields(TrainingArguments):
         if not is_about_mezo(field.name):
             continue
-        kind = str(field.type)
+        kind = TrainingArguments.__annotations__[field.name]  # as written; field.type may have been resolved since
         kind = f"Optional[{kind.removesuffix(' | None')}]" if kind.endswith(" | None") else kind
         metadata = {"help": field.metadata["help"]}
         if field.name == "trainer_mode":

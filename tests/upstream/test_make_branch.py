@@ -114,6 +114,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
         "llava/train/sparse_loss.py",
         "llava/train/state.py",
         "llava/train/unsaved.py",
+        "llava/train/zo_exclusions.py",
         "llava/train/zo_journal.py",
         "tests/train/test_mezo_trainer_alone.py",
     ]
