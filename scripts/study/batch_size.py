@@ -14,11 +14,11 @@ from typing import Any
 
 from planned_run import usual_run
 from run_pool import Pool
-from settings import STEPS, Task, chosen_tasks, parsed, rate, study_parser
+from settings import STEPS, Task, chosen_tasks, parsed, positive, rate, study_parser
 
 from llava.errors import command
 
-SIZES = (1, 2, 4, 8)
+SIZES = [1, 2, 4, 8]
 USUAL = 4
 
 
@@ -26,6 +26,7 @@ USUAL = 4
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = study_parser(__doc__, tasks=1)
+    parser.add_argument("--sizes", type=positive, nargs="+", default=SIZES, help="batches, in records")
     parser.add_argument("--scale_rate", action="store_true", help="a learning rate in proportion to the batch")
     options = parsed(parser)
     steps = options.steps or STEPS["mezo"]
@@ -33,7 +34,7 @@ def main() -> None:
         usual_run(options, "mezo", task, "lm", seed, max_steps=number, **batch(options, task, size))
         for seed in options.seeds
         for task in chosen_tasks(options)
-        for size in SIZES
+        for size in options.sizes
         for number in sorted({steps, max(1, steps * USUAL // size)})
     ]
     name = "batch_size_scaled" if options.scale_rate else "batch_size"
