@@ -26,13 +26,12 @@ OF_A_RUN = ("trainer_state", "report", "training_args", "optimizer", "scheduler"
 def folder_of(model: str) -> Path | None:
     """The folder of a model that is on this machine: `model` itself or, for a hub id, its snapshot in the cache."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     if (Path(model) / "config.json").is_file():
         return Path(model)
     try:
         config = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:  # a path
+    except ValueError:  # a path is no hub id
         return None
     return Path(config).parent if isinstance(config, str) else None
 
