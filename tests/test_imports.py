@@ -26,7 +26,16 @@ LAYERS = (
 )
 MAY_IMPORT_MEZO = {
     f"llava/train/{name}.py"
-    for name in ("mezo_trainer", "zo_journal", "resume_points", "run_folder", "sparse_loss", "unsaved", "arguments")
+    for name in (
+        "mezo_trainer",
+        "zo_journal",
+        "resume_points",
+        "run_folder",
+        "sparse_loss",
+        "unsaved",
+        "arguments",
+        "zo_arguments",
+    )
 }
 OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
 

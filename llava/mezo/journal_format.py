@@ -1,7 +1,7 @@
 """The journal's format: a header in JSON and fixed-size records, and every check that either can be put to.
 
-docs/journal.md describes it byte by byte. This module turns bytes into values and back; files are `journal.py`'s. All
-numbers are little-endian. A record is
+docs/journal_format.md describes it byte by byte. This module turns bytes into values and back; files are
+`journal.py`'s. All numbers are little-endian. A record is
 
     u32 step    u32 flags    n x (u64 seed, f64 loss_plus, f64 loss_minus)    k x f64 learning rate    u32 checksum
 

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from llava.mezo import MeZO, MeZOConfig, no_decay_names, reuse_outputs
+from llava.mezo import MeZO, no_decay_names, reuse_outputs
 from llava.mezo.journal_format import JournalError
 from llava.mezo.noise import kernel_for_tensor
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import sparse_loss
 from llava.train.unsaved import load_unsaved, save_unsaved
-from llava.train.zo_exclusions import refuse_impossible
+from llava.train.zo_arguments import mezo_config, refuse_impossible
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
@@ -43,6 +43,7 @@ class MeZOTrainer(LLaVATrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_impossible(self.args)
+        mezo_config(self.args)  # a value out of range shows now
         self.args.max_grad_norm = 0.0  # there are no gradients to clip
         self.add_callback(_StopWhenDiverged(self))
         self._log_time: float | None = None
@@ -68,6 +69,7 @@ class MeZOTrainer(LLaVATrainer):
             groups = super().create_optimizer().param_groups
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             exempt = no_decay_names(self.model)
+            self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
             self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args))
             if self.run_journal is not None and self.run_journal.prepared:  # else nobody trains yet
                 self.optimizer.journal = self.run_journal.open()
@@ -151,6 +153,10 @@ class MeZOTrainer(LLaVATrainer):
             super()._load_optimizer_and_scheduler(str(full))
         self.run_journal.load(Path(checkpoint), full)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.run_journal is None or not self.run_journal.load_random_states(Path(checkpoint)):
+            super()._load_rng_state(checkpoint)
+
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the base class; a run is also resumed from its journal's folder, or from a resume point in it.
 
@@ -220,19 +226,6 @@ class _StopWhenDiverged(TrainerCallback):
         if self.trainer.diverged:
             control.should_save = True
             control.should_training_stop = True
-
-
-def mezo_config(args: Any) -> MeZOConfig:
-    """The engine's settings from the training arguments."""
-    return MeZOConfig(
-        eps=args.zo_eps,
-        num_directions=args.zo_num_directions,
-        noise=args.zo_noise,
-        seed=args.zo_seed,
-        kernel=args.zo_kernel,
-        storage=args.zo_weight_storage,
-        max_bad_steps=args.zo_max_bad_steps,
-    )
 
 
 def image_modules(network: nn.Module) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """From a command line to checked arguments: everything that can be refused without loading anything is.
 
-Exclusions are named here, and those of MeZO in `zo_exclusions`, with the flag to change.
+Exclusions are named here, and those of MeZO in `zo_arguments`, with the flag to change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llava.train.arguments import (
     TrainingArguments,
 )
 from llava.train.tunable import parse_parts
-from llava.train.zo_exclusions import refuse_impossible
+from llava.train.zo_arguments import refuse_impossible
 
 logger = logging.getLogger(__name__)
 

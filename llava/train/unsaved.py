@@ -1,6 +1,7 @@
 """Trained weights that the base trainer's checkpoints leave out: LLaVA-NeXT saves of a LoRA run the adapter alone.
 
-`MeZOTrainer` writes them into a file of their own, so that a run resumes and replays; in this tree there are none.
+`MeZOTrainer` writes them into a file of their own, so that a run resumes and replays. Where the base trainer saves
+all that is trained there are none.
 """
 
 from __future__ import annotations

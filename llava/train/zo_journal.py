@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RANDOM_STATES = "rng_state"
+
 
 class RunJournal:
     """The journal of one training run."""
@@ -108,6 +110,13 @@ class RunJournal:
         with self.trainer.args.main_process_first(local=False):
             if self.trainer.args.process_index == 0:
                 journal = Journal.open(self.folder, header, self.parent, self.parent_steps, self.lock)
+                if journal.records:
+                    logger.warning(
+                        "%s has %d steps, which this run goes on from: they keep the data and learning rates of then. "
+                        "For a new run choose another --output_dir",
+                        self.folder,
+                        len(journal.records),
+                    )
             else:
                 journal = Journal.follow(self.folder, header)
         return journal
@@ -152,7 +161,7 @@ class RunJournal:
         folder, partial = self.folder / f"resume-{step}", self.folder / "resume.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        trainer._save_rng_state(str(partial))
+        state.save_state(state.random_states(), partial, RANDOM_STATES)  # a base trainer may write a pickle
         state.save_state(Optimizer.state_dict(trainer.mezo), partial, "optimizer")
         state.save_state(trainer.lr_scheduler.state_dict(), partial, "scheduler")
         trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
@@ -163,6 +172,16 @@ class RunJournal:
         for path in resume_points(self.folder):
             if path != folder:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def load_random_states(self, resume: Path) -> bool:
+        """Random generators as they were at a resume point; False for a full checkpoint, which has its own."""
+        if resume.parent != self.folder:
+            return False
+        # those of the main process; nothing that other ranks draw from is saved
+        states = state.load_state(resume, RANDOM_STATES) if self.trainer.args.process_index == 0 else None
+        if states is not None:
+            state.set_random_states(states)
+        return True
 
     def load_best(self) -> None:
         """The weights of the best evaluation into the model, by `metric_for_best_model`; the first of equal ones."""
@@ -258,8 +277,7 @@ class RunJournal:
 def _split(where: str) -> tuple[str, int | None]:
     """DIR and N of DIR:N, N None for DIR alone."""
     folder, colon, step = where.rpartition(":")
-    if colon and step.isdigit():
-        return folder, int(step)
-    if not (Path(where) / HEADER).exists():
+    named, number = (folder, int(step)) if colon and step.isdigit() else (where, None)
+    if not (Path(named) / HEADER).exists():
         raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
-    return where, None
+    return named, number

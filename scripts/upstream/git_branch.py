@@ -25,32 +25,34 @@ class Repository:
 
     def __init__(self, path: Path, keep: bool = True) -> None:
         self.path = path
-        self._environment: dict[str, str] = {}
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        self._environment = {**outer, "GIT_OPTIONAL_LOCKS": "0"}  # status must not refresh the index
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; give the path of a LLaVA-NeXT checkout")
         try:
-            folder = self.git("rev-parse", "--absolute-git-dir").strip()
+            self.path = Path(self.git("rev-parse", "--show-toplevel").strip())
+            self.folder = Path(self.git("rev-parse", "--absolute-git-dir").strip())
             objects = self.git("rev-parse", "--path-format=absolute", "--git-path", "objects").strip()
         except InputError as error:
             raise InputError(f"{path} is no git checkout ({error})") from error
-        self.folder = Path(folder)
         if not keep:
             self._scratch = tempfile.TemporaryDirectory()
-            self._environment = {
+            self._environment |= {
                 "GIT_OBJECT_DIRECTORY": self._scratch.name,
                 "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
+                **{f"GIT_{who}_{what}": "dry-run" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
             }
 
     def git(self, *arguments: str, given: bytes | None = None, index: Path | None = None) -> str:
-        """Output of a git command; InputError with its message when it fails."""
+        """Output of a git command, without hooks; InputError with its message when it fails."""
         done = subprocess.run(
-            ["git", "-C", str(self.path), *arguments],
+            ["git", "-C", str(self.path), "-c", "core.hooksPath=/dev/null", *arguments],
             input=given,
             capture_output=True,
-            env={**os.environ, **self._environment, **({} if index is None else {"GIT_INDEX_FILE": str(index)})},
+            env={**self._environment, **({} if index is None else {"GIT_INDEX_FILE": str(index)})},
         )
         if done.returncode != 0:
-            raise InputError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+            raise InputError(f"git {arguments[0]}: {' '.join(done.stderr.decode(errors='replace').split())}")
         return done.stdout.decode()
 
     def commit_named(self, revision: str) -> str | None:

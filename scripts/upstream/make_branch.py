@@ -8,6 +8,8 @@ checkout that is given, and a piece that is not found stops everything before a 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ DOCUMENTS = {
 DOCUMENTS_MESSAGE = """MeZO: documentation and a script
 
 scripts/train/mezo_onevision_si.sh fine-tunes the 0.5B and 7B single-image models with the hyper-parameters of the study
-that MeZO for LLaVA-OneVision comes from; docs/MeZO.md tells how to choose them for other data.
+behind #469; docs/MeZO.md tells how to choose them for other data.
 """
 PULL_REQUEST = FILES / "pull_request.md"
 TITLE = "Make main train again, and MeZO as an engine of its own"
@@ -46,14 +48,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     repository = Repository(options.checkout, keep=not options.dry_run)
     base = usable_base(repository, options.base)
-    last = three_commits(repository, base)
     if options.dry_run:
-        print(repository.git("diff", "--stat", "--patch", base, last))
+        show(
+            repository.git("diff", "--no-ext-diff", "--no-color", "--stat", "--patch", base, commits(repository, base))
+        )
         return
     text = options.text or repository.folder / "mezo_pull_request.md"
-    branch(repository, options.branch, base, last)
-    text.write_text(PULL_REQUEST.read_text(encoding="utf-8"), encoding="utf-8")
-    print(next_steps(options.checkout, options.branch, text))
+    repository.git("check-ref-format", "--branch", options.branch)
+    try:
+        text.write_text(PULL_REQUEST.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--text {text} cannot be written ({error.strerror})") from error
+    branch(repository, options.branch, base, commits(repository, base))
+    print(next_steps(repository.path, options.branch, text))
+
+
+def show(text: str) -> None:
+    """Print, perhaps into a pager that is left early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usable_base(repository: Repository, revision: str) -> str:
@@ -76,7 +91,7 @@ def usable_base(repository: Repository, revision: str) -> str:
     return base
 
 
-def three_commits(repository: Repository, base: str) -> str:
+def commits(repository: Repository, base: str) -> str:
     """The commits on `base`; the last one's name.
 
     Raises:
@@ -118,11 +133,12 @@ def branch(repository: Repository, name: str, base: str, last: str) -> None:
 
 def next_steps(checkout: Path, name: str, text: Path) -> str:
     """What a person does with the branch."""
+    folder, file = shlex.quote(str(checkout)), shlex.quote(str(text))
     return f"""The pull request's text is in {text}. Look at the branch, push it to your fork, open the pull request:
 
-    git -C {checkout} switch {name}
-    git -C {checkout} push YOUR_FORK {name}
-    gh pr create --repo {UPSTREAM} --base main --head YOUR_NAME:{name} --title "{TITLE}" --body-file {text}"""
+    git -C {folder} switch {name}
+    git -C {folder} push YOUR_FORK {name}
+    gh pr create --repo {UPSTREAM} --base main --head YOUR_NAME:{name} --title "{TITLE}" --body-file {file}"""
 
 
 if __name__ == "__main__":

@@ -22,20 +22,35 @@ ROOT = Path(__file__).resolve().parents[2]
 SEAM = "llava.train.mezo_trainer"
 ENGINE = "llava/mezo"
 OF_UPSTREAM = ("llava", "llava.train", "llava.train.llava_trainer")
-TESTS = ("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py")
+OTHERS = ("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md")
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
 never written, updates of 16-bit weights are not lost, ranks share their losses, and each step is recorded in
-44 bytes from which a run resumes and replays bit for bit. Same flags as before.
+44 bytes (with one learning rate) from which a run resumes and replays bit for bit. The flags of before keep their
+names; regular training imports nothing of this.
+"""
+
+# imported in these branches alone, so that regular training does not need any of it
+CHECK = """\
+
+if training_args.trainer_mode == "zo":
+    from llava.train.zo_arguments import refuse_impossible
+
+    refuse_impossible(training_args)
+"""
+CHOICE = """\
+trainer_class = LLaVATrainer
+if training_args.trainer_mode == "zo":
+    from llava.train.mezo_trainer import MeZOTrainer as trainer_class
 """
 
 
 def new_files() -> dict[str, bytes]:
-    """Path -> contents of the modules and tests that are added."""
+    """Path -> contents of the modules, tests and the description of the journal that are added."""
     modules = set(_needed_modules(SEAM)) | {str(path.relative_to(ROOT)) for path in (ROOT / ENGINE).rglob("*.py")}
-    tests = {str(path.relative_to(ROOT)) for pattern in TESTS for path in ROOT.glob(pattern)}
-    return {path: (ROOT / path).read_bytes() for path in sorted(modules | tests)}
+    others = {str(path.relative_to(ROOT)) for pattern in OTHERS for path in ROOT.glob(pattern)}
+    return {path: (ROOT / path).read_bytes() for path in sorted(modules | others)}
 
 
 def _needed_modules(module: str) -> Iterator[str]:
@@ -61,28 +76,26 @@ def train_with_mezo(text: str) -> str:
     """
     source = Source(TRAIN, text)
     source.add_after(source.class_named("TrainingArguments").body[-1], flags())
-    imported = source.only(
-        (n for n in source.tree.body if isinstance(n, ast.ImportFrom) and n.module == "llava.train.llava_trainer"),
-        "the import of LLaVATrainer",
-    )
-    source.add_after(imported, "from llava.train.mezo_trainer import MeZOTrainer\n")
 
     train = source.function(source.tree, "train")
+    parsed = source.only(
+        (n for n in ast.walk(train) if isinstance(n, ast.Assign) and "parse_args_into_dataclasses" in ast.unparse(n)),
+        "parse_args_into_dataclasses() in train()",
+    )
+    source.add_after(parsed, CHECK)
     made = source.only(
         (n for n in ast.walk(train) if isinstance(n, ast.Assign) and _calls(n.value, "LLaVATrainer")),
         "LLaVATrainer(...) in train()",
     )
     source.replace_expression(made.value.func, "trainer_class")
-    source.add_before(made, 'trainer_class = MeZOTrainer if training_args.trainer_mode == "zo" else LLaVATrainer\n')
+    source.add_before(made, CHOICE)
     resumes = source.only(
         (n for n in ast.walk(train) if isinstance(n, ast.If) and "checkpoint-*" in ast.unparse(n.test)),
         "the question for checkpoint-* in train()",
     )
-    test = f'{ast.get_source_segment(text, resumes.test)} or training_args.trainer_mode == "zo"'
+    test = f'training_args.trainer_mode == "zo" or {ast.get_source_segment(text, resumes.test)}'
     source.replace_expression(resumes.test, test)
-    source.add_before(
-        resumes, "# MeZOTrainer finds out for itself where a run stopped, if any did: its journal may say more\n"
-    )
+    source.add_before(resumes, "# MeZOTrainer finds out by itself where a run stopped, if one did\n")
     return source.result()
 
 

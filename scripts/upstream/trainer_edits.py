@@ -20,7 +20,7 @@ TRAIN_DPO = "llava/train/train_dpo.py"
 EDITED = (TRAINER, TRAIN, TRAIN_DPO)
 MESSAGE = """Trainer: remove the copied training loop, train again
 
-The copy of transformers' _inner_training_loop in LLaVATrainer uses some fifty names that are not imported, so that
+The copy of transformers' _inner_training_loop in LLaVATrainer uses 32 names that are not imported, so that
 every run ends in a NameError (#483, #504). LLaVATrainer is as it was before #469 again, with what was merged since.
 Saving no longer needs a GPU.
 """

@@ -148,10 +148,7 @@ class TestFormat:
         assert records[3].rates == (1e-2 * 0.997, 3e-3 * 0.997)
 
     def test_the_documented_reader_reads_it(self, ten: Path) -> None:
-        document = Path(__file__).parents[2] / "docs" / "journal.md"
-        if not document.exists():
-            pytest.skip("this tree has no docs/journal.md")
-        text = document.read_text(encoding="utf-8")
+        text = (Path(__file__).parents[2] / "docs" / "journal_format.md").read_text(encoding="utf-8")
         code = text.split("```python\n")[1].split("```")[0]
         scope: dict[str, Any] = {}
         exec(code, scope)

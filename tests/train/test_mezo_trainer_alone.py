@@ -202,7 +202,7 @@ def steps_of(trainer: Any) -> list[dict[str, float]]:
 
 
 def test_flags_that_it_cannot_honour_are_refused(mezo: Make) -> None:
-    with pytest.raises(ValueError, match="--auto_find_batch_size .*excludes --trainer_mode zo"):
+    with pytest.raises(ValueError, match=r"--auto_find_batch_size .*excludes --trainer_mode zo"):
         mezo(auto_find_batch_size=True)
 
 

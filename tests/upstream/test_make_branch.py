@@ -63,7 +63,7 @@ def test_the_command_makes_three_commits_and_touches_nothing_else(checkout: Path
         ["bash", str(ROOT / "scripts" / "upstream" / "make_branch.sh"), str(checkout)],
         capture_output=True,
         text=True,
-        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(checkout.parent)},
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(checkout.parent), "GIT_DIR": "no"},
     )
     assert done.returncode == 0, done.stderr
     subjects = git(checkout, "log", "--format=%s", "main..mezo-trainer").splitlines()
@@ -108,13 +108,14 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     make_branch.main([str(checkout)])
     new = git(checkout, "diff", "--name-only", "--diff-filter=A", "mezo-trainer~2", "mezo-trainer~1").splitlines()
     assert [name for name in new if not name.startswith(("llava/mezo/", "tests/mezo/"))] == [
+        "docs/journal_format.md",
         "llava/errors.py",
         "llava/train/mezo_trainer.py",
         "llava/train/resume_points.py",
         "llava/train/sparse_loss.py",
         "llava/train/state.py",
         "llava/train/unsaved.py",
-        "llava/train/zo_exclusions.py",
+        "llava/train/zo_arguments.py",
         "llava/train/zo_journal.py",
         "tests/train/test_mezo_trainer_alone.py",
     ]
@@ -122,11 +123,15 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
         assert show(checkout, "mezo-trainer", name) == (ROOT / name).read_text()
 
     train = show(checkout, "mezo-trainer~1", "llava/train/train.py")
-    assert "from llava.train.mezo_trainer import MeZOTrainer\n" in train
     lines = [line.strip() for line in train.splitlines()]
     made = lines.index("trainer = trainer_class(")
-    assert lines[made - 1] == 'trainer_class = MeZOTrainer if training_args.trainer_mode == "zo" else LLaVATrainer'
-    assert 'glob("checkpoint-*")) or training_args.trainer_mode == "zo":' in train
+    assert lines[made - 3 : made] == [
+        "trainer_class = LLaVATrainer",
+        'if training_args.trainer_mode == "zo":',
+        "from llava.train.mezo_trainer import MeZOTrainer as trainer_class",
+    ]
+    assert lines.index("refuse_impossible(training_args)") < made
+    assert 'if training_args.trainer_mode == "zo" or list(pathlib.Path(training_args.output_dir).glob(' in train
     for flag in ("trainer_mode", "zo_eps", "zo_num_directions", "zo_journal"):
         assert sum(line.startswith(f"{flag}: ") for line in lines) == 1, flag
 
@@ -151,29 +156,65 @@ def test_the_flags_parse_as_ours_do(checkout: Path) -> None:
         parser.parse_args_into_dataclasses(["--trainer_mode", "zoo"])
 
 
-def test_the_script_has_the_flags_of_this_trees(checkout: Path) -> None:
-    """But for flags that LLaVA-NeXT does not have."""
+@pytest.mark.parametrize("preset", ["0.5b", "7b"])
+def test_the_script_asks_for_the_same_run_as_ours(preset: str) -> None:
+    """But for a flag that LLaVA-NeXT does not have, and one whose default differs."""
     ours, theirs = (
-        subprocess.run(
-            ["bash", str(script), "0.5b", "--dry_run", "--zo_eps", "2e-3"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PATH": "/usr/bin:/bin", "DATA_PATH": "d.json", "IMAGE_FOLDER": "i", "OUTPUT_DIR": "o", "PYTHON": "p"},
-        ).stdout
-        for script in (
-            ROOT / "scripts" / "train" / "mezo_onevision_si.sh",
-            ROOT / "scripts" / "upstream" / "files" / "mezo_onevision_si.sh",
+        flags_of(
+            bash(ROOT / "scripts" / folder / "mezo_onevision_si.sh", preset, "--dry_run", "--zo_eps", "2e-3").stdout
         )
+        for folder in ("train", "upstream/files")
     )
+    assert theirs.pop("--save_strategy") == "no" and ours.pop("--train_on_answers_only") == "True"
+    assert ours == theirs and ours["--zo_eps"] == "2e-3"
 
-    def flags(command: str) -> dict[str, str]:
-        words = shlex.split(command)
-        words = words[words.index("--") + 1 :] if "--" in words else words
-        return {word: words[number + 1] for number, word in enumerate(words) if word.startswith("--")}
 
-    only_here = {"--train_on_answers_only": "True"}
-    assert flags(ours).items() == flags(theirs).items() - {("--save_strategy", "no")} | only_here.items()
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("3b", {}, "preset '3b': give 0.5b or 7b"),
+        ("7b", {"DATA_PATH": ""}, "set DATA_PATH"),
+        ("7b", {"OUTPUT_DIR": ""}, "set OUTPUT_DIR"),
+        ("7b", {"NUM_GPUS": "x"}, "NUM_GPUS=x"),
+    ],
+)
+def test_the_script_says_what_it_lacks(preset: str, changes: dict[str, str], message: str) -> None:
+    done = bash(ROOT / "scripts" / "upstream" / "files" / "mezo_onevision_si.sh", preset, "--dry_run", **changes)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_the_script_starts_a_process_a_gpu_with_the_same_python() -> None:
+    done = bash(ROOT / "scripts" / "upstream" / "files" / "mezo_onevision_si.sh", "7b", "--dry_run", NUM_GPUS="2")
+    assert shlex.split(done.stdout)[:5] == ["p", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+
+
+def bash(script: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "DATA_PATH": "d.json",
+        "IMAGE_FOLDER": "i",
+        "OUTPUT_DIR": "o",
+        "PYTHON": "p",
+    }
+    return subprocess.run(["bash", str(script), *words], capture_output=True, text=True, env=environment | changes)
+
+
+def flags_of(command: str) -> dict[str, str]:
+    words = shlex.split(command)
+    words = words[words.index("--") + 1 :] if "--" in words else words
+    return {word: words[number + 1] for number, word in enumerate(words) if word.startswith("--")}
+
+
+def test_the_documented_defaults_are_the_flags() -> None:
+    from llava.train.arguments import TrainingArguments
+
+    text = (ROOT / "scripts" / "upstream" / "files" / "MeZO.md").read_text()
+    documented = dict(re.findall(r"^\| `--(\w+)` \| `?([^|`]+?)`? \|", text, re.MULTILINE))
+    fields = TrainingArguments.__dataclass_fields__
+    assert {name for name in fields if name.startswith("zo_")} | {"trainer_mode"} == set(documented)
+    for name, value in documented.items():
+        default = fields[name].default
+        assert value == {None: "none", 1e-3: "1e-3"}.get(default, str(default)), name
 
 
 def test_run_twice_there_is_nothing_to_do(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,6 +234,28 @@ def test_a_dry_run_prints_the_diff_and_writes_nothing(checkout: Path, capsys: py
     output = capsys.readouterr().out
     assert "-    def _inner_training_loop" in output and "+++ b/docs/MeZO.md" in output
     assert state(checkout) == before and objects() == stored
+
+
+def test_hooks_do_not_run_and_settings_of_diffs_do_not_matter(checkout: Path, tmp_path: Path) -> None:
+    for name in ("post-index-change", "reference-transaction"):
+        hook = checkout / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+        hook.chmod(0o755)
+    git(checkout, "config", "diff.external", "false")
+    (tmp_path / "ran").unlink(missing_ok=True)
+    make_branch.main([str(checkout), "--dry_run"])
+    make_branch.main([str(checkout)])
+    assert not (tmp_path / "ran").exists()
+    git(checkout, "branch", "seen")
+    assert (tmp_path / "ran").exists()  # so that the line above can fail
+
+
+def test_a_folder_in_the_checkout_and_a_worktree_will_do(checkout: Path, tmp_path: Path) -> None:
+    make_branch.main([str(checkout / "llava"), "--branch", "one"])
+    git(checkout, "worktree", "add", "--quiet", "--detach", str(tmp_path / "a tree"))
+    make_branch.main([str(tmp_path / "a tree"), "--branch", "two"])
+    assert git(checkout, "rev-parse", "one^{tree}") == git(checkout, "rev-parse", "two^{tree}")
 
 
 def test_another_branch_name_and_base(checkout: Path) -> None:
@@ -221,7 +284,7 @@ def test_moved_and_reformatted_code_is_found(tmp_path: Path) -> None:
     ).stdout
     assert b"zo" not in blob and blob.count(b"\r\n") == blob.count(b"\n") > 10
     train = show(checkout, "mezo-trainer", "llava/train/train.py")
-    assert "\n  trainer_class = MeZOTrainer if" in train and "\n  zo_seed: int" in train
+    assert "\n  trainer_class = LLaVATrainer\n" in train and "\n  zo_seed: int" in train
     compile(train, "train.py", "exec")
 
 
@@ -239,8 +302,8 @@ BRANCH = "if True:\n            self.opt"
         ("llava_trainer", "super().create_optimizer()", "nowhere(self)", "still uses nowhere, defined nowhere"),
         ("llava_trainer", 'if self.trainer_mode == "zo":\n            self.opt', BRANCH, "branch of create_optimizer"),
         ("train", "trainer = LLaVATrainer(", "trainer = build(", r"LLaVATrainer\(...\) in train\(\) was not found"),
+        ("train", "parse_args_into_dataclasses", "parse", r"parse_args_into_dataclasses\(\) in train"),
         ("train", "checkpoint-*", "step-*", r"question for checkpoint-\* in train\(\) was not found"),
-        ("train", "from llava.train.llava_trainer", "from trainers", "import of LLaVATrainer was not found"),
         ("train", "def train():", "def main():", r"train\(\) of the module was not found"),
         ("train", "class TrainingArguments", "class Arguments", "class TrainingArguments was not found"),
     ],
@@ -282,8 +345,19 @@ def test_what_is_there_already_is_refused(
     assert "has this MeZO already" in refused(checkout, "--base", "third")
 
 
-def test_a_branch_name_that_git_refuses(checkout: Path, refused: Callable[..., str]) -> None:
+def test_a_name_or_file_that_cannot_be(checkout: Path, refused: Callable[..., str]) -> None:
     assert "not a valid branch name" in refused(checkout, "--branch", "a..b")
+    assert "not a valid branch name" in refused(checkout, "--branch=-x")
+    assert "--text /nowhere/a.md cannot be written" in refused(checkout, "--text", "/nowhere/a.md")
+
+
+def test_commits_need_a_name(checkout: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    git(checkout, "config", "--unset", "user.name")
+    git(checkout, "config", "user.useConfigOnly", "true")
+    monkeypatch.setenv("HOME", str(checkout))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(checkout))
+    assert "user.name" in refused(checkout)
+    make_branch.main([str(checkout), "--dry_run"])
 
 
 def test_statements_that_share_a_line_are_refused() -> None:

@@ -74,6 +74,14 @@ assert processor is not None
 save_file({name: parameter.contiguous() for name, parameter in model.named_parameters()}, out)
 """
 
+RESUME_POINTS = """
+from llava.train import resume_points
+from llava.train.train import train
+
+resume_points.RESUME_SECONDS = 0.0
+train()
+"""
+
 
 class Tree(NamedTuple):
     """A checkout and the Python that runs it."""
@@ -82,8 +90,8 @@ class Tree(NamedTuple):
     python: str
     hub_cache: Path
 
-    def command(self, *words: Any) -> dict[str, Any]:
-        """What subprocess needs to run this tree's code."""
+    def command(self, *words: Any, pickles: bool = True) -> dict[str, Any]:
+        """What subprocess needs to run this tree's code; `pickles` as transformers 4.40 resumes from may be read."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LLAVA_"))}
         environment |= {
             "PYTHONPATH": str(self.folder),
@@ -92,13 +100,14 @@ class Tree(NamedTuple):
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            # transformers 4.40 resumes from its own pickles, which a newer torch refuses
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
+            **({"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"} if pickles else {}),
         }
         return {"args": [self.python, *map(str, words)], "cwd": self.folder, "env": environment}
 
-    def run(self, *words: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(**self.command(*words), capture_output=True, text=True, timeout=600, check=False)
+    def run(self, *words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            **self.command(*words, **options), capture_output=True, text=True, timeout=600, check=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +129,17 @@ def main(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Tree:
 @pytest.fixture(scope="module")
 def branch(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """LLaVA-NeXT with the branch switched to."""
-    tree = clone(tmp_path_factory.mktemp("branch") / "LLaVA-NeXT", small.hub_cache)
+    return with_branch(tmp_path_factory.mktemp("branch") / "LLaVA-NeXT", small.hub_cache, "mezo-trainer")
+
+
+@pytest.fixture(scope="module")
+def first(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """LLaVA-NeXT with the first of the three commits."""
+    return with_branch(tmp_path_factory.mktemp("first") / "LLaVA-NeXT", small.hub_cache, "mezo-trainer~2")
+
+
+def with_branch(folder: Path, hub_cache: Path, commit: str) -> Tree:
+    tree = clone(folder, hub_cache)
     made = subprocess.run(
         ["bash", str(MAKE_BRANCH), str(tree.folder), "--branch", "mezo-trainer"],
         env={**os.environ, "PYTHON": sys.executable},
@@ -130,7 +149,7 @@ def branch(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Tree:
         check=False,
     )
     assert made.returncode == 0, made.stderr
-    subprocess.run(["git", "switch", "-q", "mezo-trainer"], cwd=tree.folder, check=True)
+    subprocess.run(["git", "switch", "-q", "--detach", commit], cwd=tree.folder, check=True)
     return tree
 
 
@@ -170,8 +189,8 @@ def run_of(words: Callable[..., list[Any]], tmp_path_factory: pytest.TempPathFac
     return run
 
 
-def train(tree: Tree, command: list[Any]) -> None:
-    done = tree.run(*command)
+def train(tree: Tree, command: list[Any], **options: Any) -> None:
+    done = tree.run(*command, **options)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -212,6 +231,10 @@ def test_a_regular_run_resumes_to_the_same_weights(
     shutil.copytree(whole / f"checkpoint-{SAVED}", tmp_path / f"checkpoint-{SAVED}")
     train(branch, words(tmp_path, **changes))
     assert same(weights(tmp_path), weights(whole))
+
+
+def test_the_first_commit_alone_trains(first: Tree, branch: Tree, run_of: Callable[..., Path]) -> None:
+    assert same(weights(run_of(first)), weights(run_of(branch)))
 
 
 @pytest.mark.parametrize("mode", ["regular", "zo"])
@@ -282,9 +305,25 @@ def test_a_killed_zeroth_order_run_goes_on_bit_for_bit(
         assert same(final, weights(run_of(branch, trainer_mode="zo", **changes)))
 
 
-def kill_after(steps: int, tree: Tree, command: list[Any], records: Path) -> None:
+def test_a_killed_run_goes_on_from_its_journal_without_a_pickle(
+    branch: Tree, run_of: Callable[..., Path], words: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ["-c", RESUME_POINTS, *words(run, trainer_mode="zo", save_strategy="no")[1:]]
+    kill_after(STEPS - 1, branch, command, run / "mezo_journal" / RECORDS, pickles=False)
+    kept = list((run / "mezo_journal").rglob("*"))
+    assert any(path.name.startswith("resume-") for path in kept)
+    assert {path.suffix for path in kept if path.is_file()} <= {".json", ".bin", ".safetensors", ""}
+    assert [path.name for path in kept if path.suffix == ".bin"] == [RECORDS]
+    train(branch, command, pickles=False)
+    assert same(weights(run), weights(run_of(branch, trainer_mode="zo")))
+
+
+def kill_after(steps: int, tree: Tree, command: list[Any], records: Path, **options: Any) -> None:
     """Start a run, and kill it once this many steps are in its journal."""
-    with subprocess.Popen(**tree.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        **tree.command(*command, **options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as child:
         deadline = time.monotonic() + 300
         while not (records.exists() and records.stat().st_size >= 44 * steps):  # bytes of a record
             assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1][-3000:]

@@ -74,11 +74,13 @@ FLAGS=(
     --report_to none
 )
 
-if [ "${NUM_GPUS:-1}" -gt 1 ]; then
-    COMMAND=(torchrun --nproc_per_node "$NUM_GPUS" "$ROOT/llava/train/train_mem.py")
-else
-    COMMAND=("${PYTHON:-python}" "$ROOT/llava/train/train_mem.py")
-fi
+COMMAND=("${PYTHON:-python}")
+case ${NUM_GPUS:-1} in
+1) ;;
+*[!0-9]* | "" | 0*) fail "NUM_GPUS=$NUM_GPUS: give a number from 1 on" ;;
+*) COMMAND+=(-m torch.distributed.run --nproc_per_node "$NUM_GPUS") ;;
+esac
+COMMAND+=("$ROOT/llava/train/train_mem.py")
 COMMAND+=("${FLAGS[@]}" ${EXTRA[@]+"${EXTRA[@]}"})
 if [ -n "$DRY_RUN" ]; then
     printf '%q ' "${COMMAND[@]}"

@@ -1,10 +1,27 @@
-"""Flags that zeroth-order training cannot honour: refused, not ignored, on the command line and by MeZOTrainer."""
+"""What MeZO takes of a run's flags: its settings, and which flags it cannot honour.
+
+Used by the command line, before a model is loaded, and by MeZOTrainer.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llava.errors import InputError
+from llava.mezo.config import MeZOConfig
+
+
+def mezo_config(args: Any) -> MeZOConfig:
+    """The engine's settings from the training arguments; a value out of range raises ValueError."""
+    return MeZOConfig(
+        eps=args.zo_eps,
+        num_directions=args.zo_num_directions,
+        noise=args.zo_noise,
+        seed=args.zo_seed,
+        kernel=args.zo_kernel,
+        storage=args.zo_weight_storage,
+        max_bad_steps=args.zo_max_bad_steps,
+    )
 
 
 def refuse_impossible(args: Any) -> None:
@@ -37,5 +54,6 @@ def refuse_impossible(args: Any) -> None:
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(args, name):
             raise InputError(
-                f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by module"
+                f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by "
+                "module. Leave it out"
             )
