@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from llava.train import run_folder, saving, state
+from llava.train.epoch_sampler import EpochSampler
 from llava.train.param_groups import parameter_groups
 from llava.train.samplers import (
-    EpochSampler,
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_length_grouped_indices_auto_single,

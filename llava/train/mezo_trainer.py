@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback
 
 from llava.mezo import MeZO, no_decay_names, reuse_outputs
 from llava.mezo.journal_format import JournalError
 from llava.mezo.noise import kernel_for_tensor
+from llava.train.epoch_sampler import EpochSampler
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import sparse_loss
@@ -62,6 +64,14 @@ class MeZOTrainer(LLaVATrainer):
         """
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def _get_train_sampler(self, *given: Any) -> Sampler[int] | None:
+        """As the base class, in an order that does not depend on what was drawn before: a resumed run has it again."""
+        sampler = super()._get_train_sampler(*given)
+        seedable = isinstance(sampler, RandomSampler) and getattr(self.accelerator, "use_seedable_sampler", False)
+        if sampler is None or seedable or isinstance(sampler, EpochSampler):
+            return sampler
+        return EpochSampler(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """A `MeZO` over the groups of the base trainer: same learning rates, no decay on norms and biases."""

@@ -144,31 +144,6 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(get_length_grouped_indices_auto_single(*common))
 
 
-class EpochSampler(Sampler[int]):
-    """A sampler whose order is a function of (seed, epoch), whatever was drawn before: a resumed run has it again.
-
-    The Trainer's loop sets the epoch. The global generator is left as it was.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler = sampler
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration is of."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + self.epoch)
-            order = list(self.sampler)
-        return iter(order)
-
-
 def _by_modality(
     within: Callable[..., list[int]],
     lengths: Lengths,

@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from llava.errors import InputError
-from llava.train.samplers import (
-    EpochSampler,
-    LengthGroupedSampler,
-    get_modality_length_grouped_indices,
-    split_to_even_chunks,
-)
+from llava.train.epoch_sampler import EpochSampler
+from llava.train.samplers import LengthGroupedSampler, get_modality_length_grouped_indices, split_to_even_chunks
 
 DATA = json.loads((Path(__file__).parents[1] / "assets" / "golden" / "samplers" / "samplers.json").read_text())
 MODES = {
@@ -91,6 +87,9 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch() -> None:
             orders[seed, epoch] = list(ordered)
             assert torch.equal(before, torch.random.get_rng_state())
             torch.rand(3)  # whatever happens between
+            ordered.set_epoch(epoch)
             assert list(ordered) == orders[seed, epoch]
+        ordered.set_epoch(0)
+        assert [list(ordered), list(ordered)] == [orders[seed, 0], orders[seed, 1]]  # a loop that sets none
     assert sorted(orders[0, 0]) == list(range(32)) and len(ordered) == 32
     assert orders[0, 0] != orders[0, 1] != orders[1, 1]

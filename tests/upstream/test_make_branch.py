@@ -110,6 +110,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     assert [name for name in new if not name.startswith(("llava/mezo/", "tests/mezo/"))] == [
         "docs/journal_format.md",
         "llava/errors.py",
+        "llava/train/epoch_sampler.py",
         "llava/train/mezo_trainer.py",
         "llava/train/resume_points.py",
         "llava/train/sparse_loss.py",
