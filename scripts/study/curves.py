@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from planned_run import usual_run
 from run_pool import Pool
 from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate, study_parser
@@ -92,6 +93,8 @@ def main() -> None:
     cases = [(method, task, seed) for seed in options.seeds for task in tasks for method in ("adamw", "mezo")]
     runs = [usual_run(options, method, task, "lm", seed) for method, task, seed in cases]
     inplace_tasks = tasks if options.inplace_seeds else []
+    if options.preset == "demo":
+        torch.set_num_threads(1)  # a second one makes the schemes of a tiny model several times slower
 
     def below() -> list[str]:
         return [line for task in inplace_tasks for line in compare(task, options)]
