@@ -48,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     repository = Repository(options.checkout, keep=not options.dry_run)
     base = usable_base(repository, options.base)
+    last = commits(repository, base)
     if options.dry_run:
-        show(
-            repository.git("diff", "--no-ext-diff", "--no-color", "--stat", "--patch", base, commits(repository, base))
-        )
+        show(repository.git("diff", "--no-ext-diff", "--no-color", "--stat", "--patch", base, last))
         return
     text = options.text or repository.folder / "mezo_pull_request.md"
     repository.git("check-ref-format", "--branch", options.branch)
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text.write_text(PULL_REQUEST.read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--text {text} cannot be written ({error.strerror})") from error
-    branch(repository, options.branch, base, commits(repository, base))
+    branch(repository, options.branch, base, last)
     print(next_steps(repository.path, options.branch, text))
 
 
@@ -87,7 +86,7 @@ def usable_base(repository: Repository, revision: str) -> str:
         if repository.read(base, path) is None:
             raise InputError(f"{repository.path} is not LLaVA-NeXT: {path} is not in {revision}")
     if repository.read(base, mezo_files.SEAM.replace(".", "/") + ".py") is not None:
-        raise InputError(f"--base {revision} has this MeZO already; give upstream's main, such as origin/main")
+        raise InputError(f"--base {revision} has this MeZO already: nothing to do, or give upstream's main")
     return base
 
 
