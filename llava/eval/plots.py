@@ -10,7 +10,7 @@ from llava.errors import InputError
 
 COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
 SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
-DIVERGED = 50.0  # a loss above this has an axis with powers of ten: beside it all others would be flat
+LARGEST_LINEAR = 50.0  # a loss above this has an axis with powers of ten: beside it all others would be flat
 
 
 def loss_points(log_history: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
@@ -82,7 +82,7 @@ def plot_curves(
         if len(runs) > 1:
             low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
             axes.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
-    if axes.get_ylim()[1] > DIVERGED:
+    if axes.get_ylim()[1] > LARGEST_LINEAR:
         axes.set_yscale("log")
     axes.set(xlabel="share of the run, %", ylabel="loss (cross entropy per token)", title=title)
     axes.grid(alpha=0.3)

@@ -14,7 +14,8 @@ class EpochSampler(Sampler[int]):
     The loop sets the epoch; where it does not, every iteration is of the next one. The global generator is not moved.
 
     Args:
-        sampler: draws from the global generator.
+        sampler: gives indices into the data, in an order that it draws from torch's global generator.
+        seed: added to the epoch's number, it seeds that generator for the draw.
     """
 
     def __init__(self, sampler: Sampler[int], seed: int) -> None:

@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from source_edits import Source, identifiers, undefined_names
+from source_edits import Block, Source, identifiers, undefined_names
 
 from llava.errors import InputError
 
@@ -65,9 +65,7 @@ def plain_trainer(text: str) -> str:
 
     left = Source(TRAINER, result).class_named("LLaVATrainer")
     for node in ast.walk(left):
-        if any(is_about_mezo(name) for name in identifiers(node)) and hasattr(node, "lineno"):
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-                continue
+        if isinstance(node, ast.stmt) and not isinstance(node, Block) and _mentions_mezo(node):
             raise InputError(f"{TRAINER}: LLaVATrainer still has {ast.unparse(node)!r} of MeZO, which is not known")
     undefined = sorted(undefined_names(result))
     if undefined:
@@ -79,9 +77,7 @@ def plain_arguments(text: str) -> str:
     """train.py without the flags of MeZO."""
     source = Source(TRAIN, text)
     arguments = source.class_named("TrainingArguments")
-    flags = [
-        n for n in arguments.body if isinstance(n, ast.AnnAssign) and any(map(is_about_mezo, identifiers(n.target)))
-    ]
+    flags = [node for node in arguments.body if isinstance(node, ast.AnnAssign) and _mentions_mezo(node.target)]
     if not flags:
         raise source.missing("a flag trainer_mode or zo_... of TrainingArguments")
     source.cut(arguments, flags)
@@ -121,7 +117,7 @@ def _constructor(source: Source, trainer: ast.ClassDef) -> ast.FunctionDef:
 
 
 def _is_branch(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and not node.orelse and any(map(is_about_mezo, identifiers(node.test)))
+    return isinstance(node, ast.If) and not node.orelse and _mentions_mezo(node.test)
 
 
 def _mentions_mezo(node: ast.AST) -> bool:
