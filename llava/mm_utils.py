@@ -192,7 +192,7 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
     best = select_best_resolution(image.size, expand_grid_pinpoints(grid_pinpoints, tile))
     tiles = [image.resize((tile, tile), Image.Resampling.BICUBIC)]
     tiles += divide_to_patches(resize_and_pad_image(image, best), tile)
-    return torch.stack([_square_image(part, processor) for part in tiles])
+    return processor.preprocess(tiles, return_tensors="pt")["pixel_values"]
 
 
 _IMAGE_PROCESSING: dict[str, ImageProcessing] = {

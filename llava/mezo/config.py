@@ -8,6 +8,7 @@ from dataclasses import dataclass
 NOISES = ("gaussian", "rademacher")
 KERNELS = ("auto", "reference", "torch", "numba", "triton")
 STORAGES = ("native", "fixed16", "fp32")
+GRAPHS = ("auto", "off")
 LARGEST_SEED = 2**64 - 1
 MOST_DIRECTIONS = 4096
 
@@ -38,6 +39,12 @@ class MeZOConfig:
     storage: str = "native"
     """How 16-bit weights are stored while they are trained: "native", "fixed16" or "fp32", see `weights.py`."""
 
+    cuda_graphs: str = "auto"
+    """"auto": on CUDA, a loss that is a function of tensors is recorded as a graph of kernels; "off": never."""
+
+    graph_memory_gb: float = 4.0
+    """Memory of the device, in GiB, that graphs may take; those that were not used for the longest time go; > 0."""
+
     max_bad_steps: int = 3
     """Consecutive steps with a loss that is not finite after which a trainer stops; at least 1."""
 
@@ -51,6 +58,10 @@ class MeZOConfig:
         _check_choice("noise", self.noise, NOISES)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("storage", self.storage, STORAGES)
+        _check_choice("cuda_graphs", self.cuda_graphs, GRAPHS)
+        _check_number("graph_memory_gb", self.graph_memory_gb)
+        if not (math.isfinite(self.graph_memory_gb) and self.graph_memory_gb > 0):
+            raise ValueError(f"graph_memory_gb is {self.graph_memory_gb}; it must be a finite number above 0")
 
 
 def _check_number(name: str, value: object) -> None:

@@ -17,9 +17,10 @@ import torch
 from llava.mezo.config import MeZOConfig
 from llava.mezo.kernels import Update, as_float32
 from llava.mezo.noise import direction_seed
-from llava.mezo.perturb import Perturbation
+from llava.mezo.trained import TrainedWeights
 
-Loss = Callable[[], "float | torch.Tensor"]
+Loss = Callable[..., "float | torch.Tensor"]
+Pair = Callable[[], "Sequence[float | torch.Tensor]"]
 Reduce = Callable[[list[float]], list[float]]
 """Takes this rank's means and gives the means over all ranks, in the same order on each rank."""
 
@@ -56,19 +57,31 @@ class StepResult:
         return sum(d.projected_grad for d in self.directions) / len(self.directions)
 
 
-def measure(perturbation: Perturbation, config: MeZOConfig, step: int, loss: Loss) -> list[float]:
+def measure(config: MeZOConfig, step: int, weights: TrainedWeights, pair: Pair) -> list[float]:
     """The 2n losses of one micro-batch: plus and minus of direction 0, of direction 1, ...
 
-    `loss` is called 2n times under perturbed weights and must compute the same function each time.
+    Args:
+        pair: gives the losses at both points that `weights` was aimed at.
+
+    The losses come to the host together, after the last forward: nothing here waits for a device before that.
     """
-    losses = []
-    with perturbation.attached():
-        for direction in range(config.num_directions):
-            seed = direction_seed(config.seed, step, direction)
-            for scale in (config.eps, -config.eps):
-                with perturbation.at(seed, scale):
-                    losses.append(_as_float(loss()))
-    return losses
+    losses: list[float | torch.Tensor] = []
+    for direction in range(config.num_directions):
+        weights.aim(direction_seed(config.seed, step, direction), (config.eps, -config.eps))
+        losses += pair()
+    return as_floats(losses)
+
+
+def as_floats(losses: Sequence[float | torch.Tensor]) -> list[float]:
+    """Losses as numbers of the host, by one copy for each device. ValueError for a tensor of several elements."""
+    for value in losses:
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise ValueError(f"the loss is a tensor of shape {tuple(value.shape)}; it must be one number (a mean)")
+    if len({value.device for value in losses if isinstance(value, torch.Tensor)}) != 1:
+        return [float(value) for value in losses]
+    tensors = [value.reshape(()).double() for value in losses if isinstance(value, torch.Tensor)]
+    there = iter(torch.stack(tensors).tolist())
+    return [next(there) if isinstance(value, torch.Tensor) else float(value) for value in losses]
 
 
 class LossWindow:
@@ -100,10 +113,21 @@ class LossWindow:
         return step, tuple(directions)
 
 
-def update_of(directions: Sequence[Direction], lr: float, weight_decay: float) -> Update:
-    """The update of a group: coefficients -lr * projected_grad / n and decay, in float64, rounded once to float32."""
-    factors = tuple(as_float32(-lr * d.projected_grad / len(directions)) for d in directions)
-    return Update(tuple(d.seed for d in directions), factors, as_float32(1.0 - lr * weight_decay))
+def update_of(directions: Sequence[Direction], rates: Sequence[float], decays: Sequence[float]) -> Update:
+    """The update of a step: for each group coefficients -lr * projected_grad / n and factor 1 - lr * weight_decay.
+
+    Args:
+        rates, decays: learning rate and weight decay of each group.
+
+    In float64, rounded once to float32.
+    """
+    return Update(
+        seeds=tuple(d.seed for d in directions),
+        coefficients=tuple(
+            tuple(as_float32(-lr * d.projected_grad / len(directions)) for d in directions) for lr in rates
+        ),
+        decays=tuple(as_float32(1.0 - lr * decay) for lr, decay in zip(rates, decays, strict=True)),
+    )
 
 
 def mean_over_ranks(device: torch.device) -> Reduce:
@@ -119,9 +143,3 @@ def mean_over_ranks(device: torch.device) -> Reduce:
         return averaged
 
     return reduce
-
-
-def _as_float(value: float | torch.Tensor) -> float:
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        raise ValueError(f"the loss is a tensor of shape {tuple(value.shape)}; it must be one number (a mean)")
-    return float(value)

@@ -1,4 +1,4 @@
-"""Next-token loss without full logits: supervised positions only, the vocabulary in chunks.
+"""Cross entropy without full logits: supervised positions only, the vocabulary in chunks.
 
 Logits of all tokens over the whole vocabulary would be by far the largest tensor of a forward (1,500 tokens of a 0.5B
 Qwen2: 0.9 GB in float32), and a perturbed copy of the head's matrix the next one (0.27 GB). Here both exist for one
@@ -16,7 +16,9 @@ from llava.mezo.noise import TILE
 
 IGNORED = -100
 CHUNK_BYTES = 8 * 2**20
-"""Size of a chunk's weights, and at most of its logits."""
+"""Size of a chunk's weights, and at most of its logits, on a CPU: what its cache holds."""
+CHUNKS = 10
+"""Into how many chunks another device takes the head: few launches, and a chunk is no larger than a layer."""
 
 
 def next_token_loss(
@@ -26,20 +28,36 @@ def next_token_loss(
 
     Args:
         hidden: last hidden states [batch, length, D].
-        head: weights of the output head [V, D]. It is read by slices of its rows, so a perturbed table
-            (`tables.PerturbedTable`) is never made whole.
+        head: weights of the output head [V, D].
         labels: [batch, length]; those that are `ignored` are not supervised, nor is the first of a row.
-        rows: vocabulary rows a chunk; default: as many as fit `CHUNK_BYTES`. The result does not depend on it beyond
-            rounding.
+        rows: as for `cross_entropy`.
 
     Returns:
         A tensor of one element; NaN when no position is supervised, as in torch.
+
+    To find the supervised positions waits for the device that holds the labels; where they are known, `cross_entropy`
+    does the rest.
     """
     targets = labels[:, 1:]
     supervised = targets != ignored
-    states, targets = hidden[:, :-1][supervised], targets[supervised]
+    return cross_entropy(hidden[:, :-1][supervised], head, targets[supervised], ignored, rows)
+
+
+def cross_entropy(
+    states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, ignored: int = IGNORED, rows: int | None = None
+) -> torch.Tensor:
+    """Mean cross entropy of `states` [n, D] times `head` [V, D] against `targets` [n]; float32, without graph.
+
+    Args:
+        head: read by slices of its rows, so a perturbed table (`tables.PerturbedTable`) is never made whole.
+        targets: those that are `ignored` do not count.
+        rows: vocabulary rows a chunk; default: by device. The result does not depend on it beyond rounding.
+
+    Returns:
+        A tensor of one element; NaN when nothing counts.
+    """
     vocabulary = head.shape[0]
-    step = rows or _chunk_rows(head, len(targets))
+    step = rows or chunk_rows(head, len(targets))
     chosen = torch.zeros(targets.shape, dtype=torch.float32, device=states.device)
     normalisers = []
     for first in range(0, vocabulary, step):
@@ -49,12 +67,16 @@ def next_token_loss(
         index = (targets - first).clamp(0, last - first - 1)
         chosen = torch.where(inside, logits.gather(1, index[:, None]).squeeze(1), chosen)
         normalisers.append(logits.logsumexp(dim=1))
-    return (torch.stack(normalisers).logsumexp(dim=0) - chosen).mean()
+    losses = torch.stack(normalisers).logsumexp(dim=0) - chosen
+    counts = targets != ignored
+    return losses.where(counts, 0.0).sum() / counts.sum()
 
 
-def _chunk_rows(head: torch.Tensor, positions: int) -> int:
-    """Rows whose weights, and whose logits at all positions, fit `CHUNK_BYTES`; chunks are whole tiles of the noise."""
-    width = head.shape[1]
+def chunk_rows(head: torch.Tensor, positions: int) -> int:
+    """Rows of a chunk, which is whole tiles of the noise: as many as its weights and its logits allow."""
+    vocabulary, width = head.shape
+    row = width * head.dtype.itemsize
     granule = TILE // math.gcd(width, TILE)
-    rows = CHUNK_BYTES // max(width * head.dtype.itemsize, 4 * positions)
+    most = CHUNK_BYTES if head.device.type == "cpu" else max(CHUNK_BYTES, -(-vocabulary // CHUNKS) * row)
+    rows = most // max(row, 4 * positions)
     return max(rows - rows % granule, granule)

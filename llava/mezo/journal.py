@@ -40,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 HEADER, RECORDS, PARENT = "header.json", "records.bin", "parent"
 SYNC_SECONDS = 1.0
-"""Records reach the operating system one by one, so that a killed process loses none, and the disk this often."""
+"""How often records are brought to the disk where that takes long; the operating system has each of them at once."""
+QUICK_SYNC = 1e-3
+"""Seconds below which bringing a record to the disk does not hold up a step."""
 
 
 class Journal:
@@ -61,8 +63,11 @@ class Journal:
         self.parent = _read_parent(folder, header.parent)
         self._file: int | None = None
         self._lock: FolderLock | None = None
+        self.sync_steps: int | None = None
+        """After how many records they are brought to the disk; None: each if that is quick, else once a second."""
         self._writes = True
-        self._synced = time.monotonic()
+        self._synced, self._unsynced = time.monotonic(), 0
+        self._sync_seconds = 0.0
 
     @classmethod
     def read(cls, folder: Path) -> Journal:
@@ -133,7 +138,8 @@ class Journal:
             rest = data
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self._unsynced += 1
+            if self._due():
                 self.sync()
         except OSError as error:
             with suppress(OSError):  # a reader leaves out what is no whole record
@@ -143,11 +149,19 @@ class Journal:
                 "all steps before it are safe. Make room and start the same run again, it goes on from there"
             ) from error
 
+    def _due(self) -> bool:
+        """Whether records are to be brought to the disk now."""
+        if self.sync_steps is not None:
+            return self._unsynced >= self.sync_steps
+        return self._sync_seconds < QUICK_SYNC or time.monotonic() - self._synced >= SYNC_SECONDS
+
     def sync(self) -> None:
-        """Bring all records to the disk."""
+        """Bring all records to the disk. Until then a power cut may lose them; the end of the process does not."""
         if self._file is not None:
+            before = time.monotonic()
             os.fsync(self._file)
-            self._synced = time.monotonic()
+            self._synced, self._unsynced = time.monotonic(), 0
+            self._sync_seconds += 0.1 * (self._synced - before - self._sync_seconds)
 
     def close(self) -> None:
         """Bring everything to the disk and let go of the folder; further calls do nothing."""

@@ -24,9 +24,10 @@ from llava.mezo.config import LARGEST_SEED, MOST_DIRECTIONS, NOISES, STORAGES
 from llava.mezo.estimator import Direction, update_of
 from llava.mezo.kernels import Update
 from llava.mezo.names import names_hash
-from llava.mezo.noise import direction_seed
+from llava.mezo.noise import NOISE_VERSION, direction_seed
 
-FORMAT, VERSION = "mezo-journal", 1
+FORMAT, VERSION = "mezo-journal", NOISE_VERSION
+"""The version is that of the noise, without which records mean nothing."""
 APPLIED = 1
 """Flag of a step that was applied; a step with a loss that is not finite was not."""
 LARGEST_HEADER = 2**26
@@ -165,24 +166,25 @@ def _check_record(header: Header, record: Record, flags: int, number: int) -> No
             raise JournalError(f"record {number} has seed {direction.seed}; the run's seed gives {seed}")
     if not all(math.isfinite(rate) and rate >= 0 for rate in record.rates):
         raise JournalError(f"record {number} has learning rates {record.rates}; they must be finite and at least 0")
-    if record.applied and not can_be_applied(header.groups, record.directions, record.rates):
+    if record.applied and not can_be_applied(record.directions, _update_of(header, record)):
         raise JournalError(f"record {number} was applied with losses, or updates, that are not finite")
 
 
-def can_be_applied(groups: Sequence[Group], directions: Sequence[Direction], rates: Sequence[float]) -> bool:
+def can_be_applied(directions: Sequence[Direction], update: Update) -> bool:
     """Whether all losses, and all that they make of the weights, are finite."""
-    updates = [update_of(directions, rates[group.rate], group.weight_decay) for group in groups]
     losses = [loss for d in directions for loss in (d.loss_plus, d.loss_minus)]
-    return all(map(math.isfinite, [*losses, *(x for u in updates for x in (*u.coefficients, u.decay))]))
+    factors = [factor for group in update.coefficients for factor in group]
+    return all(map(math.isfinite, [*losses, *factors, *update.decays]))
 
 
-def updates_of(header: Header, records: Sequence[Record]) -> list[list[Update]]:
-    """For each group, what the records did to its parameters, in order."""
-    applied = [record for record in records if record.applied]
-    return [
-        [update_of(record.directions, record.rates[group.rate], group.weight_decay) for record in applied]
-        for group in header.groups
-    ]
+def updates_of(header: Header, records: Sequence[Record]) -> list[Update]:
+    """What the records did to the weights, in order."""
+    return [_update_of(header, record) for record in records if record.applied]
+
+
+def _update_of(header: Header, record: Record) -> Update:
+    rates = [record.rates[group.rate] for group in header.groups]
+    return update_of(record.directions, rates, [group.weight_decay for group in header.groups])
 
 
 def parse_header(data: bytes) -> Header:
@@ -198,6 +200,11 @@ def parse_header(data: bytes) -> Header:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise JournalError(f"the header is not that of a journal (format {FORMAT!r} expected)")
     version = values.pop("version", None)
+    if version == 1:
+        raise JournalError(
+            "the journal has version 1, whose noise this program does not compute: replay it with llava 0.1.0 and "
+            "start from those weights"
+        )
     if version != VERSION or not _integer(version, 0, LARGEST_SEED):
         raise JournalError(f"the journal has version {version!r}; this program reads version {VERSION}")
     size = values.pop("record_bytes", None)

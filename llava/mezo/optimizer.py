@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from llava.mezo.config import MeZOConfig
 from llava.mezo.estimator import Direction, Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
 from llava.mezo.fingerprint import dtype_name
+from llava.mezo.graphs import Inputs, Places, graphs_for
 from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied
-from llava.mezo.kernels import Field
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
+from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import Storage, store
 
 if TYPE_CHECKING:  # journal and replay are commands too, and python -m wants to be the first to import them
@@ -60,11 +61,15 @@ class MeZO(Optimizer):
         chosen = numbered(model, parameters)
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
-        self.storages: dict[nn.Parameter, Storage] = {
-            p: store(p, Field(number, self.config.noise), self.config.kernel, self.config.storage)
-            for number, p in enumerate(chosen)
-        }
-        self.perturbation = Perturbation(model, self.storages)
+        self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
+        group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
+        self.weights = TrainedWeights(
+            list(self.storages.values()), self.config.noise, self.config.kernel, [group_of[p] for p in chosen]
+        )
+        self.perturbation = Perturbation(model, list(chosen), self.weights)
+        self.device = parameters[0].device
+        self.graphs = graphs_for(self.weights, self.config.cuda_graphs, self.config.graph_memory_gb)
+        self._places, self._recorded_version = Places(model), self.weights.version
         self.last: StepResult | None = None
         """What the latest `step()` did; None before the first."""
         self.bad_steps = 0
@@ -92,21 +97,50 @@ class MeZO(Optimizer):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} of group {len(self.param_groups) - 1} is {value}; it must be at least 0")
 
-    def accumulate(self, step: int, loss: Loss) -> float:
+    def accumulate(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None = None) -> float:
         """Measure one micro-batch of step number `step` and return the mean of its 2n losses.
 
-        `loss` takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
-        called 2 * num_directions times, each time under perturbed weights, in evaluation mode and without autograd.
+        Args:
+            loss: takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
+                called 2 * num_directions times, each time under perturbed weights, in evaluation mode and without
+                autograd.
+            inputs: tensors of the micro-batch, on any device. `loss` then takes them, on the device of the weights,
+                gives a tensor, and depends on nothing else that changes: on CUDA the forwards of a direction are
+                recorded as a graph for each shape of the inputs (give the same function each time), see `graphs.py`.
         """
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
         recorded = self._recorded(step)
         if recorded is None:
-            losses = measure(self.perturbation, self.config, step, loss)
+            losses = self._measure(step, loss, inputs)
         else:
             losses = [value for d in recorded.directions for value in (d.loss_plus, d.loss_minus)]
         self._window.add(step, losses)
         return sum(losses) / len(losses)
+
+    def _measure(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None) -> list[float]:
+        if inputs is None:
+            with self.perturbation.attached():
+                return measure(self.config, step, self.weights, lambda: self.perturbation.run(loss, 2))
+
+        def pair(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            with self.perturbation.attached():
+                losses = self.perturbation.run(lambda: loss(tensors), 2)
+            return torch.stack([value.reshape(()) for value in losses])
+
+        return measure(self.config, step, self.weights, lambda: self.run_recorded(loss, pair, inputs).unbind())
+
+    def run_recorded(
+        self, key: Hashable, function: Callable[[Inputs], torch.Tensor], inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """`function(inputs)` on the device of the weights, as a CUDA graph if there are graphs; see `Graphs.run`."""
+        if self.graphs is None:
+            return function({name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()})
+        self.weights.refresh()
+        if self._recorded_version != self.weights.version or not self._places.unmoved():
+            self._places, self._recorded_version = Places(self.perturbation.model), self.weights.version
+            self.graphs.clear()
+        return self.graphs.run(key, function, inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, and the exact values of weights that are stored outside the model, by name."""
@@ -160,6 +194,8 @@ class MeZO(Optimizer):
             )
         for storage in self.storages.values():
             storage.release()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -180,10 +216,8 @@ class MeZO(Optimizer):
                 self.journal.append(record)
             self._next += 1
         if record.applied:
-            for group, rate in zip(self._used_groups, self._rate_numbers(), strict=True):
-                update = update_of(record.directions, record.rates[rate], float(group["weight_decay"]))
-                for parameter in group["params"]:
-                    self.storages[parameter].apply([update])
+            rates = [record.rates[rate] for rate in self._rate_numbers()]
+            self.weights.update([update_of(record.directions, rates, self._decays)])
         self.bad_steps = 0 if record.applied else self.bad_steps + 1
         self.last = StepResult(number, record.directions, record.applied)
 
@@ -224,7 +258,7 @@ class MeZO(Optimizer):
             raise RuntimeError("there is no journal to catch up with")
         self._next = last
         records = self.journal.records[:last]
-        apply_records(self.journal.header, records[first:], list(self.storages.values()))
+        apply_records(self.journal.header, records[first:], self.weights)
         self.bad_steps = next((k for k, record in enumerate(reversed(records)) if record.applied), len(records))
 
     def _recorded(self, step: int) -> Record | None:
@@ -242,13 +276,18 @@ class MeZO(Optimizer):
                     f"at step {number} groups with equal rates at the start have {rates[rate]} and {group['lr']}: "
                     "where a schedule treats groups differently, let their rates differ from the start"
                 )
-        as_recorded = [Group((), float(g["weight_decay"]), rate) for g, rate in zip(groups, numbers, strict=True)]
-        return Record(number, can_be_applied(as_recorded, directions, rates), directions, rates)
+        update = update_of(directions, [rates[k] for k in numbers], self._decays)
+        return Record(number, can_be_applied(directions, update), directions, rates)
 
     @property
     def _used_groups(self) -> list[dict[str, Any]]:
         """The groups that have parameters."""
         return [group for group in self.param_groups if group["params"]]
+
+    @property
+    def _decays(self) -> list[float]:
+        """Weight decay of each used group."""
+        return [float(group["weight_decay"]) for group in self._used_groups]
 
     def _rate_numbers(self) -> list[int]:
         """For each used group, the number of its learning rate among the distinct ones at the start."""

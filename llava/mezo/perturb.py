@@ -1,10 +1,15 @@
 """Forward with perturbed parameters; the stored weights are read and never written.
 
-While a pass runs, every module that owns trained parameters has a stand-in for its table of parameters. Reading a
-parameter from it, by whatever code, gives weight + scale * z in scratch memory. A copy that was read within its
-owner's forward is dropped when that forward returns, so that at any time about one layer exists twice; a copy that
-was read from elsewhere (LLaVA's `image_newline`) is kept until the pass ends. Of an embedding matrix, and of a matrix
-that is read from elsewhere (an output head), only the rows that are asked for are made (`tables.py`).
+How a read becomes a perturbed one:
+
+    layer.weight                          some code, anywhere in a forward
+      module._parameters["weight"]        a stand-in for the module's table of parameters (`_Parameters`)
+        Perturbation.read(parameter)      within a forward of its unit (`units.py`): from the copies of all of the
+                                          unit, made at its first read and dropped when that forward returns;
+                                          from elsewhere (an output head, LLaVA's image_newline): a table, of which
+                                          only what is used is made (`tables.py`)
+          Passes.fetch                    for all forwards that run side by side at once (`passes.py`)
+            TrainedWeights.perturbed      weight + scale * z into scratch memory (`trained.py`)
 
 `model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters.
 """
@@ -12,124 +17,120 @@ that is read from elsewhere (an output head), only the rows that are asked for a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava.mezo.scratch import ScratchPool
+from llava.mezo.passes import Passes
+from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
-from llava.mezo.weights import Storage
+from llava.mezo.trained import Copies, TrainedWeights
+from llava.mezo.units import find_units, owned_parameters
 
 logger = logging.getLogger(__name__)
 
 
 class Perturbation:
-    """Perturbed passes through `model` for the parameters that are keys of `storages`.
+    """Perturbed passes through `model` for `parameters`, whose places in the list are their numbers in `weights`.
 
         with perturbation.attached():
-            with perturbation.at(seed, +eps):
-                loss_plus = loss()
-            with perturbation.at(seed, -eps):
-                loss_minus = loss()
+            perturbation.weights.aim(seed, (+eps, -eps))
+            plus, minus = perturbation.run(loss, 2)
 
-    `attached` puts the model into evaluation mode without autograd and installs the stand-ins; `at` chooses the point.
-    Both leave the model as it was, also when the forward raises.
+    `attached` puts the model into evaluation mode without autograd and installs the stand-ins; `run` calls a function
+    at each of the points that were aimed at. Both leave the model as it was, also when the forward raises.
     """
 
-    def __init__(self, model: nn.Module, storages: Mapping[nn.Parameter, Storage]) -> None:
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], weights: TrainedWeights) -> None:
         self.model = model
-        self.storages = storages
-        self.pool = ScratchPool()
-        self._tables: set[nn.Parameter] = set()
-        self._owners: list[_Owner] = []
-        self._kept: dict[nn.Parameter, torch.Tensor] = {}
-        self._point: tuple[int, float] | None = None
+        self.weights = weights
+        self.numbers = {parameter: number for number, parameter in enumerate(parameters)}
+        self._passes = Passes()
+        self._stand_ins: list[_Parameters] = []
+        self._split: set[nn.Module] = set()
+        self._hooks = ExitStack()
         self._reads = 0
         self._warned = False
-        self._owned_modules()  # refuses now what could not work later
+        self._arrange()  # refuses now what could not work later
 
-    @contextmanager
-    def attached(self) -> Iterator[Perturbation]:
-        """Install the stand-ins for any number of `at`."""
-        if self._owners:
-            raise RuntimeError("this perturbation is attached already; passes do not nest")
-        modules = self._owned_modules()
-        self._tables = {
-            p for m in modules if isinstance(m, nn.Embedding) for p in m._parameters.values() if p is not None
+    def _arrange(self) -> None:
+        """Find the units: which module's forward a weight is perturbed in, and with which others."""
+        self._modules = list(self.model.modules())
+        self._units = find_units(self.model, self.numbers, self._split)
+        self._groups: dict[tuple[nn.Module, int], tuple[int, ...]] = {}
+        self._units_of: dict[int, list[nn.Module]] = {}
+        for module, unit in self._units.items():
+            for group in unit.groups:
+                numbers = tuple(self.numbers[p] for p in group)
+                self._groups |= dict.fromkeys(((module, number) for number in numbers), numbers)
+                for number in numbers:
+                    self._units_of.setdefault(number, []).append(module)
+        owned = ((module, owned_parameters(module)) for module in self._modules)
+        self._owners = {
+            module: own for module, all_ in owned if (own := {n: p for n, p in all_.items() if p in self.numbers})
         }
-        with ExitStack() as stack, torch.no_grad():
-            stack.callback(self._owners.clear)
-            for module in modules:
-                owner = _Owner(module, self)
-                self._owners.append(owner)
-                stack.callback(owner.detach)
-                owner.attach()
-            stack.enter_context(evaluation_mode(self.model))
-            yield self
-
-    @contextmanager
-    def at(self, seed: int, scale: float) -> Iterator[None]:
-        """Parameters read as weight + scale * z(seed). Only while attached."""
-        if not self._owners:
-            raise RuntimeError("choose a point inside `with perturbation.attached()`")
-        if self._point is not None:
-            raise RuntimeError("a pass is running already; passes do not nest")
-        self._point, self._reads = (seed, scale), 0
-        try:
-            yield
-            self._warn_if_unread()
-        finally:
-            self._point = None
-            self._kept.clear()
-            for owner in self._owners:
-                owner.parameters.end_pass()
-
-    def read(self, parameter: nn.Parameter, own: dict[nn.Parameter, torch.Tensor] | None) -> torch.Tensor:
-        """What a read of `parameter` gives now. `own` is the owner's shelf while its forward runs, else None."""
-        storage = self.storages.get(parameter)
-        if storage is None or self._point is None:
-            return parameter
-        self._reads += 1
-        shelf = self._kept if own is None else own
-        found = self._kept.get(parameter)
-        if found is None:
-            found = shelf.get(parameter)
-        if found is None:
-            by_rows = parameter.dim() == 2 and (own is None or parameter in self._tables)
-            found = shelf[parameter] = self._perturbed(parameter, storage, by_rows)
-        return found
-
-    def _perturbed(self, parameter: nn.Parameter, storage: Storage, by_rows: bool) -> torch.Tensor:
-        assert self._point is not None
-        seed, scale = self._point
-        if by_rows:
-            return PerturbedTable.make(parameter, storage, self.pool, seed, scale)
-        out = self.pool.empty(storage.shape, storage.dtype, storage.device)
-        storage.perturb(out, seed, scale)
-        return out
-
-    def _owned_modules(self) -> list[nn.Module]:
-        """The modules that directly own trained parameters; ValueError where reads cannot be intercepted."""
-        owners: list[nn.Module] = []
-        missing = set(self.storages)
-        for name, module in self.model.named_modules():
-            _refuse_compiled(name, module)
-            own = {p for p in module._parameters.values() if p is not None and p in self.storages}
-            if own:
-                _refuse_unreadable(name, module)
-                owners.append(module)
-                missing -= own
+        missing = set(self.numbers).difference(*(own.values() for own in self._owners.values()))
         if missing:
             shapes = ", ".join(sorted(str(tuple(p.shape)) for p in missing))
             raise ValueError(
                 f"{len(missing)} trained parameters (shapes {shapes}) are not in the model that is perturbed"
             )
-        return owners
 
-    def _warn_if_unread(self) -> None:
+    def _changed(self) -> bool:
+        """Whether modules or parameters of the model are others than when the units were found."""
+        owned = ((module._parameters, own) for module, own in self._owners.items())
+        return list(self.model.modules()) != self._modules or any(
+            stored.get(name) is not p for stored, own in owned for name, p in own.items()
+        )
+
+    @contextmanager
+    def attached(self) -> Iterator[Perturbation]:
+        """Install the stand-ins for any number of passes."""
+        if self._stand_ins:
+            raise RuntimeError("this perturbation is attached already; passes do not nest")
+        self.weights.refresh()
+        if self._changed():
+            self._arrange()
+        with ExitStack() as stack, torch.no_grad():
+            stack.callback(self._stand_ins.clear)
+            for module in self._owners:
+                stand_in = _Parameters(module, self)
+                self._stand_ins.append(stand_in)
+                stack.callback(stand_in.detach)
+            self._hooks = stack.enter_context(ExitStack())
+            self._watched: set[nn.Module] = set()
+            self._watch()
+            stack.enter_context(evaluation_mode(self.model))
+            yield self
+
+    def run(self, function: Callable[[], Any], points: int) -> list[Any]:
+        """What `function` gives at each of so many points that `weights.aim` was given; only while attached.
+
+        On a GPU two calls run side by side, see `passes.py`.
+        """
+        with self._pass():
+            return self._passes.run(function, points, {device.type for device in self.weights.tables})
+
+    @contextmanager
+    def at(self, seed: int, scale: float) -> Iterator[None]:
+        """Parameters read as weight + scale * z(seed). Only while attached."""
+        with self._pass():
+            self.weights.aim(seed, (scale,))
+            with self._passes.single(0):
+                yield
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        if not self._stand_ins:
+            raise RuntimeError("choose a point inside `with perturbation.attached()`")
+        if self._passes.current is not None:
+            raise RuntimeError("a pass is running already; passes do not nest")
+        self._reads = 0
+        yield
         if self._reads == 0 and not self._warned:
             self._warned = True
             logger.warning(
@@ -137,57 +138,118 @@ class Perturbation:
                 "batch that does not reach the trained part, and wrong if the loss runs another copy of the model."
             )
 
+    def read(self, parameter: nn.Parameter) -> Any:
+        """What a read of `parameter` gives now."""
+        lane, number = self._passes.current, self.numbers.get(parameter)
+        if lane is None or number is None:
+            return parameter
+        self._reads += 1
+        running = next((unit for unit in self._units_of.get(number, ()) if lane.depth.get(unit)), None)
+        if running is not None:
+            if number not in lane.copies:
+                group = self._groups[running, number]
+                if lane.made.setdefault(running, set()).isdisjoint(group):
+                    lane.copies |= self._passes.fetch(group, partial(self.weights.perturbed, group))
+                    lane.made[running].update(group)
+                else:  # its owner has returned, and is read again
+                    lane.copies |= self._fetch_alone(number)
+            return lane.copies[number]
+        if number not in lane.kept:
+            alone = parameter.dim() == 0
+            lane.kept |= self._fetch_alone(number) if alone else {number: PerturbedTable.make(parameter, self, number)}
+        return lane.kept[number]
 
-class _Owner:
-    """Installs and removes one module's stand-in and the hooks that tell when its forward runs."""
+    def _fetch_alone(self, number: int) -> Copies:
+        copies: Copies = self._passes.fetch(("alone", number), partial(self.weights.perturbed, (number,)))
+        return copies
 
-    def __init__(self, module: nn.Module, perturbation: Perturbation) -> None:
-        self.module = module
-        self.parameters = _PerturbedParameters(module._parameters, perturbation)
-        self._handles: list[Any] = []
+    def rows(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `rows` [...] of a matrix [V, D], as [..., D]; each forward asks for its own."""
+        return self.weights.rows(number, rows, [self._passes.running.number])[0]
 
-    def attach(self) -> None:
-        self._handles.append(self.module.register_forward_pre_hook(self._enter, prepend=True))
-        self._handles.append(self.module.register_forward_hook(self._leave, always_call=True))
-        self.module.__dict__["_parameters"] = self.parameters
+    def span(self, number: int, first: int, last: int) -> torch.Tensor:
+        """Slices first ... last - 1 of a weight along dimension 0."""
+        span: torch.Tensor = self._passes.fetch((number, first, last), partial(self.weights.span, number, first, last))
+        return span
 
-    def detach(self) -> None:
-        self.module.__dict__["_parameters"] = self.parameters.stored
-        for handle in self._handles:
-            handle.remove()
+    def whole(self, number: int) -> torch.Tensor:
+        """All of a weight."""
+        self._run_by_parts(number)
+        return self.span(number, 0, self.weights.storages[number].shape[0])
 
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        if module is not self.module:
+    def _run_by_parts(self, number: int) -> None:
+        """A layer whose weights are used while it is not running: its modules become units of their own from now on."""
+        layers = [unit for unit in self._units.values() if unit.layer and (unit.module, number) in self._groups]
+        if layers:
+            logger.info("mezo: parts of %s are run, and so perturbed, by themselves", type(layers[0].module).__name__)
+            self._split.update(unit.module for unit in layers)
+            self._arrange()
+            self._watch()
+
+    def _watch(self) -> None:
+        """Be told when units run and when owners return, whose copies go then; until the stand-ins go."""
+        for module in {**self._units, **self._owners}:
+            if module in self._watched:
+                continue
+            self._watched.add(module)
+            if module in self._units:
+                handles = (
+                    module.register_forward_pre_hook(partial(self._enter, module), prepend=True),
+                    module.register_forward_hook(partial(self._leave, module), always_call=True),
+                )
+                for handle in handles:
+                    self._hooks.callback(handle.remove)
+            else:  # a hook takes ten times as long to install, and there are hundreds of these
+                self._hooks.enter_context(replaced_forward(module, partial(self._forward, module, module.forward)))
+
+    def _enter(self, watched: nn.Module, module: nn.Module, inputs: Any) -> None:
+        if module is not watched:
             raise RuntimeError(
                 "the loss runs a replica of the model (nn.DataParallel); its weights would not be perturbed. Use one "
                 "process per device instead (torchrun)"
             )
-        self.parameters.depth += 1
+        lane = self._passes.current
+        if lane is not None:
+            lane.depth[module] = lane.depth.get(module, 0) + 1
 
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.parameters.depth -= 1
-        if self.parameters.depth <= 0:
-            self.parameters.end_pass()
+    def _leave(self, watched: nn.Module, module: nn.Module, inputs: Any, output: Any) -> None:
+        lane = self._passes.current
+        if lane is None or not lane.depth.get(watched):
+            return
+        lane.depth[watched] -= 1
+        if lane.depth[watched] == 0:
+            for number in lane.made.pop(watched, ()):
+                lane.copies.pop(number, None)
+
+    def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            lane = self._passes.current
+            if lane is not None:
+                for parameter in self._owners[module].values():
+                    lane.copies.pop(self.numbers[parameter], None)
 
 
-class _PerturbedParameters(dict[str, Any]):
+class _Parameters(dict[str, Any]):
     """Stand-in for a module's `_parameters`: `[name]`, which is how nn.Module reads an attribute, is perturbed.
 
     Listing (`items`, `values`, `get`) gives what is stored. Assignments reach the module's own table as well.
     """
 
-    def __init__(self, stored: dict[str, Any], perturbation: Perturbation) -> None:
-        super().__init__(stored)
-        self.stored = stored
+    def __init__(self, module: nn.Module, perturbation: Perturbation) -> None:
+        super().__init__(module._parameters)
+        self.module = module
+        self.stored = module._parameters
         self.perturbation = perturbation
-        self.depth = 0
-        self.shelf: dict[nn.Parameter, torch.Tensor] = {}
+        module.__dict__["_parameters"] = self
+
+    def detach(self) -> None:
+        self.module.__dict__["_parameters"] = self.stored
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        if value is None:
-            return None
-        return self.perturbation.read(value, self.shelf if self.depth > 0 else None)
+        return None if value is None else self.perturbation.read(value)
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -196,11 +258,6 @@ class _PerturbedParameters(dict[str, Any]):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.stored[name]
-
-    def end_pass(self) -> None:
-        """Forget the copies and that a forward is running."""
-        self.depth = 0
-        self.shelf.clear()
 
 
 @contextmanager
@@ -217,22 +274,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _refuse_compiled(name: str, module: nn.Module) -> None:
-    if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
-        raise ValueError(
-            f"module {name or 'at the top'!r} is compiled by torch.compile, which reads weights in its own way; "
-            "give MeZO the model before compilation and run the loss without it"
-        )
-
-
-def _refuse_unreadable(name: str, module: nn.Module) -> None:
-    if isinstance(module, nn.DataParallel):
-        raise ValueError("nn.DataParallel copies weights past the perturbation; use one process per device (torchrun)")
-    if isinstance(module, nn.RNNBase):
-        raise ValueError(f"module {name!r} ({type(module).__name__}) keeps a private list of its weights; freeze it")
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-        raise ValueError(f"module {name!r} has max_norm, which writes its weights in the forward; set it to None")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(f"module {name!r} is a TorchScript module, which reads weights in its own way; freeze it")

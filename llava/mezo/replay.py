@@ -26,27 +26,31 @@ from llava.mezo.base_model import BaseModel
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import Header, JournalError, Record, updates_of
-from llava.mezo.kernels import Field
+from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import Storage, store
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_NOTES = 10.0
+STEPS_AT_ONCE = 64
+"""Steps that go over a part of the weights while it is in the cache."""
 
 
-def apply_records(header: Header, records: Sequence[Record], storages: Sequence[Storage]) -> None:
-    """Apply what `records` did to the storages of all trained parameters, in the order of their numbers."""
-    if not records:
-        return
-    group_of = {number: group for group, one in enumerate(header.groups) for number in one.parameters}
-    updates = updates_of(header, records)
-    total, done, noted = sum(s.shape.numel() for s in storages), 0, time.monotonic()
-    for number, storage in enumerate(storages):
-        storage.apply(updates[group_of[number]])
-        done += storage.shape.numel()
+def apply_records(header: Header, records: Sequence[Record], weights: TrainedWeights) -> None:
+    """Apply what `records` did to the weights, some steps in one pass over them."""
+    updates, noted = updates_of(header, records), time.monotonic()
+    for first in range(0, len(updates), STEPS_AT_ONCE):
+        weights.update(updates[first : first + STEPS_AT_ONCE])
         if time.monotonic() - noted > SECONDS_BETWEEN_NOTES:
             noted = time.monotonic()
-            logger.info("mezo: %d steps applied to %.0f %% of the weights", len(records), 100 * done / total)
+            done = min(first + STEPS_AT_ONCE, len(updates))
+            logger.info("mezo: %d of %d steps applied to the weights", done, len(updates))
+
+
+def group_numbers(header: Header) -> list[int]:
+    """Of each trained parameter, the number of its group."""
+    group_of = {number: group for group, one in enumerate(header.groups) for number in one.parameters}
+    return [group_of[number] for number in range(len(header.names))]
 
 
 @dataclass
@@ -55,6 +59,7 @@ class _Stretch:
 
     journal: Journal
     storages: dict[str, Storage]
+    weights: TrainedWeights
     step: int = 0
 
 
@@ -124,10 +129,10 @@ class Replay:
                 f"given model has {found}. Give the one that the run was started with"
             )
         storages = {}
-        for number, name in enumerate(header.names):  # a weight that is stored otherwise leaves memory at once
-            parameter = nn.Parameter(values.pop(name), requires_grad=False)
-            storages[name] = store(parameter, Field(number, header.noise), self.kernel, header.storage)
-        return _Stretch(journal, storages)
+        for name in header.names:  # a weight that is stored otherwise leaves memory at once
+            storages[name] = store(nn.Parameter(values.pop(name), requires_grad=False), header.storage)
+        weights = TrainedWeights(list(storages.values()), header.noise, self.kernel, group_numbers(header))
+        return _Stretch(journal, storages, weights)
 
     def _advance(self, stretch: _Stretch, step: int) -> None:
         records = stretch.journal.records
@@ -135,7 +140,7 @@ class Replay:
             raise ValueError(
                 f"step {step} is asked for; the journal has {len(records)}, of which {stretch.step} are applied"
             )
-        apply_records(stretch.journal.header, records[stretch.step : step], list(stretch.storages.values()))
+        apply_records(stretch.journal.header, records[stretch.step : step], stretch.weights)
         stretch.step = step
 
 

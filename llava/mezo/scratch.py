@@ -8,12 +8,17 @@ last tensor that looks into it is gone: an output that is a view of a perturbed 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Block = npt.NDArray[np.int64]
+Memory = Callable[[int], AbstractContextManager[Any]]
+"""A context in which memory is given out for the copies at a point: forwards may have streams of their own."""
 
 SMALLEST_POOLED = 64 * 1024
 """Bytes below which the C allocator is as good."""

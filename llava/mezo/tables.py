@@ -1,64 +1,63 @@
-"""A perturbed embedding table of which only the rows that are read are ever computed."""
+"""A perturbed weight of which only what is used is ever computed: rows of an embedding, chunks of a head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
-from llava.mezo.scratch import ScratchPool
-from llava.mezo.weights import Storage
+
+class Source(Protocol):
+    """Where a table's values come from; each method gives plain tensors with the bits of the whole matrix."""
+
+    def rows(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `rows` [...] (integers 0 to V-1) of weight `number`, a matrix [V, D], as [..., D]."""
+
+    def span(self, number: int, first: int, last: int) -> torch.Tensor:
+        """Slices first ... last - 1 along dimension 0."""
+
+    def whole(self, number: int) -> torch.Tensor:
+        """All of it."""
 
 
 class PerturbedTable(torch.Tensor):
-    """Stands for weight + scale * z of a matrix [V, D]; values are made when an operation asks for them.
+    """Stands for weight + scale * z; values are made when an operation asks for them.
 
-    Looking up rows (`functional.embedding`) and slicing rows (`table[a:b]`) compute these rows. Any other operation is
-    given the whole perturbed matrix, computed once and kept as long as this object. Shape, dtype and device cost
-    nothing. Results are plain tensors, the same bits as from the whole matrix.
+    Looking up rows of a matrix (`functional.embedding`) and slicing (`table[a:b]`) compute these. Any other operation
+    is given the whole perturbed weight, computed once and kept as long as this object. Shape, dtype and device cost
+    nothing. Results are plain tensors.
     """
 
-    _storage: Storage
-    _pool: ScratchPool
-    _point: tuple[int, float]
+    _source: Source
+    _number: int
     _whole: torch.Tensor | None
 
     @staticmethod
-    def make(raw: torch.Tensor, storage: Storage, pool: ScratchPool, seed: int, scale: float) -> PerturbedTable:
-        """`raw` [V, D] gives shape, dtype and device; its values are never used."""
+    def make(raw: torch.Tensor, source: Source, number: int) -> PerturbedTable:
+        """`raw` gives shape, dtype and device; its values are never used."""
         table = raw.detach().as_subclass(PerturbedTable)
-        table._storage, table._pool, table._point, table._whole = storage, pool, (seed, scale), None
+        table._source, table._number, table._whole = source, number, None
         return table
 
     def whole(self) -> torch.Tensor:
-        """The whole perturbed matrix [V, D]."""
+        """The whole perturbed weight."""
         if self._whole is None:
-            self._whole = self._empty(self._storage.shape)
-            self._storage.perturb(self._whole, *self._point)
+            self._whole = self._source.whole(self._number)
         return self._whole
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Rows `index` [...] (integers 0 to V-1) as [..., D]."""
-        if self._whole is not None or index.numel() >= self._storage.shape[0]:
+        if self._whole is not None or index.numel() >= len(self):
             return functional.embedding(index, self.whole())
-        out = self._empty(torch.Size((index.numel(), self._storage.shape[1])))
-        flat = index.reshape(-1).to(device=self._storage.device, dtype=torch.int64)
-        self._storage.perturb_rows(flat, out, *self._point)
-        return out.view(*index.shape, out.shape[1])
+        return self._source.rows(self._number, index)
 
     def span(self, first: int, last: int) -> torch.Tensor:
-        """Rows first ... last - 1 as [last - first, D]."""
+        """Slices first ... last - 1 along dimension 0."""
         if self._whole is not None:
             return self._whole[first:last]
-        out = self._empty(torch.Size((max(last - first, 0), self._storage.shape[1])))
-        if last > first:
-            self._storage.perturb(out, *self._point, first=first)
-        return out
-
-    def _empty(self, shape: torch.Size) -> torch.Tensor:
-        return self._pool.empty(shape, self._storage.dtype, self._storage.device)
+        return self._source.span(self._number, first, max(first, last))
 
     @classmethod
     def __torch_function__(
@@ -81,7 +80,7 @@ class PerturbedTable(torch.Tensor):
 
 
 def _plain(value: Any) -> Any:
-    """The value with every table in it (lists, tuples and dicts included) replaced by its whole matrix."""
+    """The value with every table in it (lists, tuples and dicts included) replaced by its whole weight."""
     if isinstance(value, PerturbedTable):
         return value.whole()
     if type(value) in (list, tuple):
@@ -97,7 +96,7 @@ def _embedding(index: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: 
 
 def _getitem(table: torch.Tensor, index: Any) -> torch.Tensor | None:
     if isinstance(table, PerturbedTable) and isinstance(index, slice) and index.step in (None, 1):
-        first, last, _ = index.indices(table._storage.shape[0])
+        first, last, _ = index.indices(len(table))
         return table.span(first, last)
     return None
 

@@ -1,6 +1,4 @@
-"""How a trainable weight is stored, read under a perturbation, and updated.
-
-The perturbed forward (`perturb.py`) and the optimizer know a weight through `Storage` alone. What there is:
+"""How a trained weight is stored. What there is:
 
     native   the weight stays in the model's parameter; 16 bits are updated with stochastic rounding
     fixed16  16-bit weights become integers on a grid of their row: the memory of bfloat16, 16 times finer at least
@@ -8,22 +6,19 @@ The perturbed forward (`perturb.py`) and the optimizer know a weight through `St
     fp32     16-bit weights are kept in float32: twice the memory, no rounding to speak of
 
 Weights that are float32 in the model are native under each of these. While a weight is stored elsewhere, its parameter
-holds NaN without memory of its own, so that a read past the perturbed forward cannot go unnoticed.
+holds NaN without memory of its own, so that a read past the perturbed forward cannot go unnoticed. What is computed
+with stored weights is in `trained.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Field, Grid, Update
-from llava.mezo.noise import kernel_for_tensor
-
-PART = 2**21
-"""Elements that take several updates at a time: whole tiles, few megabytes, which the cache holds."""
+from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Grid
 
 
 class Storage(Protocol):
@@ -41,20 +36,17 @@ class Storage(Protocol):
     def device(self) -> torch.device:
         """Device on which the forward reads it."""
 
-    def perturb(self, out: torch.Tensor, seed: int, scale: float, first: int = 0) -> None:
-        """Write weight + scale * z of the slices first ... first + len(out) - 1 along dimension 0 into `out`.
+    @property
+    def value(self) -> torch.Tensor:
+        """Where the weight is: contiguous; floats, or int16 with a grid."""
 
-        `out` is contiguous, of `dtype` and on `device`; its other dimensions are the weight's.
-        """
+    @property
+    def grid(self) -> Grid | None:
+        """What integers stand for; None when the value is the weight."""
 
-    def perturb_rows(self, rows: torch.Tensor, out: torch.Tensor, seed: int, scale: float) -> None:
-        """The same for rows [n] (int64, any order, repeats allowed) of a matrix, into `out` [n, D].
-
-        Raises IndexError for a row that the matrix does not have.
-        """
-
-    def apply(self, updates: Sequence[Update]) -> None:
-        """Change the weight by one update after the other; see `kernels/__init__.py` for the arithmetic."""
+    @property
+    def address(self) -> int:
+        """Of the value."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """The exact value, if it is not the model's parameter; for checkpoints."""
@@ -79,10 +71,10 @@ class NativeStorage:
     where rounding to nearest would lose it.
     """
 
-    def __init__(self, parameter: nn.Parameter, field: Field, kernel: str) -> None:
+    grid: Grid | None = None
+
+    def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
-        self.field = field
-        self.kernel = kernel
 
     @property
     def shape(self) -> torch.Size:
@@ -98,40 +90,11 @@ class NativeStorage:
 
     @property
     def value(self) -> torch.Tensor:
-        """Where the weight is."""
         return self.parameter.detach()
 
     @property
-    def grid(self) -> Grid | None:
-        """What integers stand for; None when the value is the weight."""
-        return None
-
-    def perturb(self, out: torch.Tensor, seed: int, scale: float, first: int = 0) -> None:
-        weight = self.value
-        start = 0
-        if out.shape != self.shape or first:
-            weight = weight[first : first + out.shape[0]]
-            start = first * self.shape[1:].numel()
-        kernel = kernel_for_tensor(self.kernel, weight)
-        kernel.perturb(weight.contiguous(), out, self.field, seed, scale, start, self.grid)
-
-    def perturb_rows(self, rows: torch.Tensor, out: torch.Tensor, seed: int, scale: float) -> None:
-        table = self.value.contiguous()
-        kernel_for_tensor(self.kernel, table).perturb_rows(table, rows, out, self.field, seed, scale, self.grid)
-
-    def apply(self, updates: Sequence[Update]) -> None:
-        weight = self.value
-        kernel = kernel_for_tensor(self.kernel, weight)
-        ordered = weight.contiguous()
-        flat = ordered.view(-1)
-        # several updates go over the weight in one pass: a part stays in the cache until all of them are done
-        size = flat.numel() if len(updates) == 1 else PART
-        for start in range(0, flat.numel(), max(size, 1)):
-            for update in updates:
-                part = flat[start : start + size]
-                kernel.update(part, self.field, update.seeds, update.coefficients, update.decay, start, self.grid)
-        if ordered is not weight:
-            weight.copy_(ordered)
+    def address(self) -> int:
+        return self.parameter.data_ptr()
 
     def state(self) -> dict[str, torch.Tensor]:
         return {}
@@ -153,9 +116,9 @@ class NativeStorage:
 class DetachedStorage(NativeStorage):
     """The weight lives beside a model in 16 bits, whose parameter reads NaN meanwhile."""
 
-    def __init__(self, parameter: nn.Parameter, field: Field, kernel: str) -> None:
-        super().__init__(parameter, field, kernel)
-        self._tensors = self._stored(parameter.detach().contiguous())
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__(parameter)
+        self._tensors = self._stored(parameter.detach())
         nothing = torch.full((), torch.nan, dtype=self.dtype, device=self.device)
         parameter.data = nothing.expand(self.shape)  # no memory of its own
 
@@ -166,6 +129,10 @@ class DetachedStorage(NativeStorage):
     @property
     def value(self) -> torch.Tensor:
         return self._tensors["value"]
+
+    @property
+    def address(self) -> int:
+        return self.value.data_ptr()
 
     def state(self) -> dict[str, torch.Tensor]:
         return dict(self._tensors)
@@ -204,7 +171,7 @@ class Fixed16Storage(DetachedStorage):
         return {"value": value, "steps": steps}
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> Grid:  # type: ignore[override]
         return Grid(self._tensors["steps"], self.shape[1:].numel())
 
     def exported(self) -> torch.Tensor:
@@ -245,21 +212,29 @@ def grid_steps(rows: torch.Tensor) -> torch.Tensor:
     return torch.exp2(torch.ceil(torch.log2(reach / LARGEST_ON_GRID))).float()
 
 
-def store(parameter: nn.Parameter, field: Field, kernel: str, storage: str) -> Storage:
+def store(parameter: nn.Parameter, storage: str) -> Storage:
     """The storage of a parameter under `MeZOConfig.storage`.
 
-    Vectors, which are few, are kept in float32 where matrices are on a grid.
+    Vectors, which are few, are kept in float32 where matrices are on a grid. Kernels go over a weight's memory from its
+    address on, so one that lies there in another order (a transposed one) is put into the order of its elements first.
 
     Raises:
-        ValueError: a dtype that cannot be trained, or a parameter without values.
+        ValueError: a dtype that cannot be trained, a parameter without values, or one that shares its memory.
     """
     if parameter.dtype not in SUPPORTED_DTYPES:
         allowed = ", ".join(str(dtype) for dtype in SUPPORTED_DTYPES)
         raise ValueError(f"a trainable weight is {parameter.dtype}; MeZO trains {allowed}")
     if parameter.is_meta:
         raise ValueError("a trainable weight is on the meta device (it has no values); load the model first")
+    if not parameter.is_contiguous():
+        if parameter.untyped_storage().nbytes() != parameter.numel() * parameter.element_size():
+            raise ValueError(
+                f"a trainable weight of shape {tuple(parameter.shape)} is a view with gaps, or repeats, of another "
+                "tensor's memory; give it memory of its own (parameter.data = parameter.data.clone())"
+            )
+        parameter.data = parameter.data.contiguous()
     if storage == "native" or parameter.dtype == torch.float32 or parameter.numel() == 0:
-        return NativeStorage(parameter, field, kernel)
+        return NativeStorage(parameter)
     if storage == "fp32" or parameter.dim() < 2:
-        return Float32Storage(parameter, field, kernel)
-    return Fixed16Storage(parameter, field, kernel)
+        return Float32Storage(parameter)
+    return Fixed16Storage(parameter)

@@ -6,7 +6,8 @@ newline; `LlavaMetaForCausalLM` goes in front of the language model with head. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,18 +15,18 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 from llava.model import loading
+from llava.model.attention import causal_without_mask
 from llava.model.feature_maps import unpad_image
-from llava.model.merging import MergePlan, merge_image
+from llava.model.layout import Geometry
+from llava.model.merging import MergePlan, merge_entry
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.splicing import cut_rows, pad_rows, skip_positions, splice_rows
-from llava.model.video_merging import merge_video
+from llava.model.splicing import cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
 from llava.model.vision_modules import LlavaMetaModel
 from llava.model.vocabulary import add_image_tokens
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
 Images = torch.Tensor | Sequence[torch.Tensor]
-MODALITIES = ("image", "video", "text")
 
 
 class LlavaMetaForCausalLM:
@@ -69,7 +70,10 @@ class LlavaMetaForCausalLM:
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels [n, 3, S, S] to features [n, patches, hidden]."""
-        features = self.get_vision_tower()(images)
+        return self.project(self.get_vision_tower()(images))
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """What the tower gives, [n, patches, width], to features [n, patches, hidden]."""
         projector = self.get_model().mm_projector
         weight = next(projector.parameters(), None)
         return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
@@ -85,19 +89,71 @@ class LlavaMetaForCausalLM:
         if isinstance(images, torch.Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         entries = [image[None] if image.ndim == 3 else image for image in images]
-        kinds = _modality_of_each(modalities, len(entries), rows)
+        kinds = modality_of_each(modalities, len(entries), rows)
         sizes = [None] * len(entries) if image_sizes is None else list(image_sizes)
         if len(sizes) != len(entries):
             raise InputError(f"image_sizes has {len(sizes)} entries for {len(entries)} images: give one for each.")
         encoded = self.encode_images(torch.cat(entries)).split([len(entry) for entry in entries])
-        model, plan, tile = self.get_model(), MergePlan.from_config(self.config), self.get_vision_tower().image_size
-        newline, faster = getattr(model, "image_newline", None), getattr(model, "faster_token", None)
+        plan, tile = MergePlan.from_config(self.config), self.get_vision_tower().image_size
+        newline, faster = self._learned_tokens()
         return [
-            merge_video(features, plan, newline, faster)
-            if kind == "video"
-            else merge_image(features, plan, size, tile, newline)
+            merge_entry(features, plan, size, tile, kind, newline, faster)
             for features, size, kind in zip(encoded, sizes, kinds, strict=True)
         ]
+
+    def _learned_tokens(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The newline and the faster token, as far as the model has them."""
+        model = self.get_model()
+        return getattr(model, "image_newline", None), getattr(model, "faster_token", None)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How ids and images become a sequence, for `layout.py`."""
+        tower = self.get_vision_tower()
+        return Geometry(
+            plan=MergePlan.from_config(self.config),
+            patches=0 if tower is None else tower.num_patches,
+            tile_size=0 if tower is None else tower.image_size,
+            limit=getattr(self.config, "tokenizer_model_max_length", None),
+            vocabulary=self.get_input_embeddings().num_embeddings,
+        )
+
+    def merged_tokens(self, features: torch.Tensor, size: Sequence[int] | None, kind: str) -> torch.Tensor:
+        """Tokens [tokens, hidden] of an image whose features [tiles, patches, hidden] must be merged beforehand.
+
+        Learned tokens, which a layout puts in, are zeros.
+        """
+        nothing = features.new_zeros(features.shape[-1])
+        return merge_entry(features, self.geometry.plan, size, self.geometry.tile_size, kind, nothing, nothing)
+
+    def laid_out_states(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Last hidden states [n, hidden] at the supervised positions of a batch by its `Layout`.
+
+        Args:
+            tensors: those of the layout and, of the images that it shows, "vectors" [n, hidden], "tower_features"
+                [tiles, patches, width] or "images" [tiles, 3, S, S]; none of them if it shows none.
+        """
+        with causal_without_mask(self.config):
+            states = self.get_model()(inputs_embeds=self._put_together(tensors), use_cache=False)[0]
+        return states.flatten(0, 1).index_select(0, tensors["positions"])
+
+    def _put_together(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings [rows, length, hidden]."""
+        words = self.get_input_embeddings()(tensors["words"])
+        zeros = torch.zeros_like(words[0])
+        learned = [zeros if token is None else token.to(words) for token in self._learned_tokens()]
+        vectors = torch.cat([words, *self._vectors(tensors), torch.stack([*learned, zeros])])
+        source = tensors["source"]
+        return vectors.index_select(0, source.flatten()).view(*source.shape, -1)
+
+    def _vectors(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        if "vectors" in tensors:
+            return [tensors["vectors"]]
+        if "images" in tensors:
+            return [self.encode_images(tensors["images"]).flatten(0, 1)]
+        if "tower_features" in tensors:
+            return [self.project(tensors["tower_features"]).flatten(0, 1)]
+        return []
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -238,20 +294,6 @@ class LlavaMetaForCausalLM:
         features = [] if images is None else self.image_features(images, image_sizes, modalities, len(input_ids))
         batch = self._splice(input_ids, mask, None, features, "left")
         return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
-
-
-def _modality_of_each(modalities: Sequence[str] | str | None, images: int, rows: int) -> list[str]:
-    # ["image"] is the default of LLaVA-NeXT, which callers pass on whatever the number of images in their one row.
-    if rows == 1 and modalities is not None and list(modalities) == ["image"]:
-        modalities = "image"
-    shared = modalities is None or isinstance(modalities, str)
-    kinds = [modalities or "image"] * images if shared else list(modalities)
-    if len(kinds) != images:
-        raise InputError(f"modalities has {len(kinds)} entries for {images} images: give one for each.")
-    unknown = [kind for kind in kinds if kind not in MODALITIES]
-    if unknown:
-        raise InputError(f"modality {unknown[0]!r} is not supported; allowed: {', '.join(MODALITIES)}.")
-    return kinds
 
 
 def _mask_of_padding(input_ids: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

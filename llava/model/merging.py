@@ -6,6 +6,7 @@ tokens is [tokens, C]. Which steps are taken is settled once, in `MergePlan.from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from llava.errors import InputError
 from llava.mm_utils import get_anyres_image_grid_shape, max_anyres_tiles
 from llava.model.feature_maps import append_newline, join_tiles, required, row_major, shrink, unpad_image
-from llava.model.video_merging import POOLS, VIDEO_NEWLINES
+from llava.model.video_merging import POOLS, VIDEO_NEWLINES, merge_video
 
 MERGE_TYPES = "flat, or spatial followed by any of _unpad, _maxpool2x2, _nobase (such as spatial_unpad)"
 DEFAULT_POOL_STRIDE = 2
@@ -47,6 +48,10 @@ class MergePlan:
     pool_mode: str
     pool_stride: int
     faster_stride: int | None
+
+    def calculates(self, kind: str) -> bool:
+        """Whether merging always makes new features of an image, or video, of those that it has."""
+        return kind == "video" or (self.spatial and self.maxpool)
 
     @classmethod
     def from_config(cls, config: Any) -> MergePlan:
@@ -89,10 +94,25 @@ def _check_allowed(flag: str, value: str, table: dict[str, Any]) -> None:
         raise InputError(f"{flag} {value!r} is not supported; allowed: {', '.join(table)}.")
 
 
+def merge_entry(
+    features: torch.Tensor,
+    plan: MergePlan,
+    image_size: Sequence[int] | None,
+    tile_size: int,
+    kind: str,
+    newline: torch.Tensor | None,
+    faster_token: torch.Tensor | None,
+) -> torch.Tensor:
+    """Visual tokens [tokens, C] of an image or, if that is its kind, of a "video"; see `merge_image`, `merge_video`."""
+    if kind == "video":
+        return merge_video(features, plan, newline, faster_token)
+    return merge_image(features, plan, image_size, tile_size, newline)
+
+
 def merge_image(
     features: torch.Tensor,
     plan: MergePlan,
-    image_size: tuple[int, int] | None,
+    image_size: Sequence[int] | None,
     tile_size: int,
     newline: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -141,7 +161,7 @@ def _merge_tiles(
     rows: int,
     columns: int,
     plan: MergePlan,
-    image_size: tuple[int, int] | None,
+    image_size: Sequence[int] | None,
     newline: torch.Tensor | None,
 ) -> torch.Tensor:
     joined = join_tiles(tiles, rows, columns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,7 +18,9 @@ from llava.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+Row = TypeVar("Row", bound=Any)
 PADDING_SIDES = ("right", "left")
+MODALITIES = ("image", "video", "text")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,21 @@ def images_per_row(marks: Sequence[int], images: int) -> list[tuple[int, int]]:
         )
     ends = torch.tensor(per_row).cumsum(0).tolist()
     return [(end - count, end) for end, count in zip(ends, per_row, strict=True)]
+
+
+def modality_of_each(modalities: Sequence[str] | str | None, images: int, rows: int) -> list[str]:
+    """ "image", "video" or "text" (a dummy) of each image; None or one string holds for all."""
+    # ["image"] is the default of LLaVA-NeXT, which callers pass on whatever the number of images in their one row.
+    if rows == 1 and modalities is not None and list(modalities) == ["image"]:
+        modalities = "image"
+    shared = modalities is None or isinstance(modalities, str)
+    kinds = [modalities or "image"] * images if shared else list(modalities)
+    if len(kinds) != images:
+        raise InputError(f"modalities has {len(kinds)} entries for {images} images: give one for each.")
+    unknown = [kind for kind in kinds if kind not in MODALITIES]
+    if unknown:
+        raise InputError(f"modality {unknown[0]!r} is not supported; allowed: {', '.join(MODALITIES)}.")
+    return kinds
 
 
 def splice_rows(
@@ -104,9 +122,7 @@ def _splice_row(
     return torch.cat(parts), torch.cat(label_parts)
 
 
-def cut_rows(
-    embeds: list[torch.Tensor], labels: list[torch.Tensor], max_length: int | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def cut_rows(embeds: list[Row], labels: list[Row], max_length: int | None) -> tuple[list[Row], list[Row]]:
     """Cut every row to `max_length` tokens from its end, with a warning; None cuts nothing."""
     longest = max(len(row) for row in embeds)
     if max_length is None or longest <= max_length:

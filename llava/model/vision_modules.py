@@ -91,5 +91,5 @@ class LlavaMetaModel:
 def _reset_learned_token(token: nn.Parameter) -> None:
     """Standard normal over the root of the width; the same numbers every time."""
     if token.device.type != "meta":
-        values = torch.randn(token.shape, generator=torch.Generator().manual_seed(0))
+        values = torch.randn(token.shape, generator=torch.Generator().manual_seed(0), device="cpu")
         token.copy_(values / math.sqrt(len(token)))

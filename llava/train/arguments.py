@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 
-from llava.mezo.config import KERNELS, NOISES, STORAGES
+from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.train.renamed_flags import RenamedFlags
 
 TRAINER_MODES = ("regular", "zo")
@@ -158,7 +158,17 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")
     zo_weight_storage: str = flag("native", f"MeZO: how 16-bit weights are kept: {', '.join(STORAGES)}")
+    zo_cuda_graphs: str = flag(
+        "auto", f"MeZO on CUDA: forwards as graphs of kernels, with equal results: {', '.join(GRAPHS)}"
+    )
+    zo_length_bucket: int = flag(64, "MeZO on CUDA: rows are padded to a multiple of so many tokens, a graph for each")
+    zo_graph_memory_gb: float = flag(4.0, "MeZO on CUDA: most that graphs may take, in GiB; the least used go")
     zo_journal: bool = flag(True, "MeZO: record each step in OUTPUT_DIR/mezo_journal, to resume and replay from")
+    zo_journal_sync_steps: int | None = flag(
+        None,
+        "MeZO: bring the journal to the disk after so many steps, which a power cut may cost (a killed process costs "
+        "none); default: after each where that takes below 1 ms, else once a second",
+    )
     zo_from_journal: str | None = flag(
         None,
         "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,24 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
-from llava.train.media import Entry, dummy_entry
+from llava.train.batch import Batch
+from llava.train.media import Entry, dummy_entry, tiles_of
 
 Item = dict[str, Any]
 
 
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Make batches of the items of `LazySupervisedDataset`; the tokenizer gives length limit, pad id and side."""
+    """Make batches of the items of `LazySupervisedDataset`; the tokenizer gives length limit, pad id and side.
+
+    With `find_features`, of tiles [n, 3, S, S], batches bring along what is known of their images (`features`; None
+    where nothing is): then it is read where samples are made, in the data loader's processes.
+    """
 
     tokenizer: Any
+    find_features: Callable[[torch.Tensor], torch.Tensor | None] | None = None
 
-    def __call__(self, instances: Sequence[Item]) -> dict[str, Any]:
+    def __call__(self, instances: Sequence[Item]) -> Batch:
         """Collate.
 
         Args:
@@ -39,16 +45,18 @@ class DataCollatorForSupervisedDataset:
         labels = [instance["labels"][:limit] for instance in instances]
         _check_labels(instances, labels, limit)
         pad = self.tokenizer.pad_token_id
-        batch: dict[str, Any] = {
-            "input_ids": self._pad(ids, 0 if pad is None else pad),
-            "labels": self._pad(labels, IGNORE_INDEX),
-            "attention_mask": self._pad([torch.ones(len(row), dtype=torch.bool) for row in ids], False),
-        }
+        batch = Batch(
+            input_ids=self._pad(ids, 0 if pad is None else pad),
+            labels=self._pad(labels, IGNORE_INDEX),
+            attention_mask=self._pad([torch.ones(len(row), dtype=torch.bool) for row in ids], False),
+        )
         if any(instance.get("image") for instance in instances):
             entries = _entries(instances, ids)
             batch["images"] = [pixels for pixels, _, _ in entries]
             batch["image_sizes"] = [size for _, size, _ in entries]
             batch["modalities"] = [modality for _, _, modality in entries]
+            if self.find_features is not None:
+                batch["features"] = [self.find_features(tiles_of(pixels)) for pixels, _, _ in entries]
         return batch
 
     def _pad(self, rows: list[torch.Tensor], value: int | bool) -> torch.Tensor:

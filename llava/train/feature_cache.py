@@ -14,6 +14,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class FeatureCache:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Remove the entries that were used last, and what other processes left unfinished, as far as needed."""
+        """Remove what was not used for the longest time, as well as what others left unfinished, as far as needed."""
         entries = sorted(self._entries())
         self._size = sum(size for _, size, _ in entries)  # other processes write and remove, too
         for _, size, path in entries:
@@ -123,6 +124,39 @@ class FeatureCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
+class TileFeatures:
+    """The cache of what certain modules make of tiles; may be sent to other processes, such as a data loader's.
+
+    Args:
+        modules: their weights are part of every key.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], cache: FeatureCache, dtype: torch.dtype | None = None) -> None:
+        self.cache = cache
+        self.dtype = dtype
+        """In which the modules read pixels, where a caller may have them in another one."""
+        self._weights = fingerprint(modules)
+
+    def key(self, tile: torch.Tensor) -> str:
+        """Name of the entry of one tile [3, S, S]."""
+        tile = tile if self.dtype is None else tile.to(self.dtype)
+        return _hash(self._weights.encode(), f"{tile.dtype} {tuple(tile.shape)}".encode(), _bytes(tile))
+
+    def find(self, tiles: torch.Tensor) -> torch.Tensor | None:
+        """Features [n, patches, width] of tiles [n, 3, S, S], on the CPU; None unless all are there."""
+        found = []
+        for tile in tiles:
+            found.append(self.cache.get(self.key(tile)))
+            if found[-1] is None:
+                return None
+        return torch.stack(found)
+
+    def keep(self, tiles: torch.Tensor, features: torch.Tensor) -> None:
+        """Put what the modules gave for these tiles."""
+        for tile, own in zip(tiles, features, strict=True):
+            self.cache.put(self.key(tile), own)
+
+
 class CachedEncoder:
     """Pixels [n, 3, S, S] to features [n, patches, width]: tiles that are known are read, the others encoded.
 
@@ -135,7 +169,7 @@ class CachedEncoder:
     ) -> None:
         self.encode = encode
         self.cache = cache
-        self._weights = fingerprint(modules)
+        self.key = TileFeatures(modules, cache).key
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -154,10 +188,6 @@ class CachedEncoder:
         self._last = images, features
         return features
 
-    def key(self, tile: torch.Tensor) -> str:
-        """Name of the entry of one tile [3, S, S]."""
-        return _hash(self._weights.encode(), f"{tile.dtype} {tuple(tile.shape)}".encode(), _bytes(tile))
-
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:
     """Hash of all weights of the modules: names, dtypes, shapes and values."""
@@ -174,20 +204,40 @@ def install(network: nn.Module, folder: str, gigabytes: float) -> FeatureCache |
     Raises:
         InputError: a folder that cannot be written to, or a model without a vision tower.
     """
-    model = network.get_base_model() if hasattr(network, "get_base_model") else network
+    model, modules = _frozen_modules(network, folder)
+    if not modules:
+        return None
+    cache = _open(folder, gigabytes)
+    if len(modules) == 1:
+        modules[0].forward = CachedEncoder(modules[0].forward, modules, cache)
+    else:
+        model.encode_images = CachedEncoder(model.encode_images, modules, cache)
+    return cache
+
+
+def tile_features(network: nn.Module, folder: str, gigabytes: float) -> TileFeatures | None:
+    """The cache of a LLaVA model's frozen modules, for those who ask it themselves; as `install` otherwise."""
+    _, modules = _frozen_modules(network, folder)
+    if not modules:
+        return None
+    return TileFeatures(modules, _open(folder, gigabytes), next(modules[0].parameters()).dtype)
+
+
+def _frozen_modules(network: nn.Module, folder: str) -> tuple[Any, list[Any]]:
+    """The model, and its tower and projector, from the first on, as far as they are frozen."""
+    model: Any = network.get_base_model() if hasattr(network, "get_base_model") else network
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
         raise InputError(f"--mm_feature_cache {folder}: the model has no vision tower; leave the flag out")
-    tower, projector = model.get_vision_tower(), model.get_model().mm_projector
-    if any(p.requires_grad for p in tower.parameters()):
+    modules = [model.get_vision_tower(), model.get_model().mm_projector]
+    frozen = list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), modules))
+    if not frozen:
         logger.warning("--mm_feature_cache has no effect: the vision tower is trained, and its features change")
-        return None
-    cache = FeatureCache(Path(folder), gigabytes * GIB)
-    if any(p.requires_grad for p in projector.parameters()):
-        tower.forward = CachedEncoder(tower.forward, [tower], cache)
-    else:
-        model.encode_images = CachedEncoder(model.encode_images, [tower, projector], cache)
+    return model, frozen
+
+
+def _open(folder: str, gigabytes: float) -> FeatureCache:
     logger.info("image features are kept in %s (at most %g GiB)", folder, gigabytes)
-    return cache
+    return FeatureCache(Path(folder), gigabytes * GIB)
 
 
 def _hash(*parts: Any) -> str:

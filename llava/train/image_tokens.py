@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from llava.model.merging import MergePlan, merge_image
-from llava.model.video_merging import merge_video
-from llava.train.media import VIDEO
+from llava.model.merging import MergePlan, merge_entry
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,4 @@ class ImageTokenCounter:
         tiles = 1 if pixels.ndim == 3 else len(pixels)
         features = torch.zeros(tiles, self.patches, 1)
         newline = torch.zeros(1)
-        if modality == VIDEO:
-            return len(merge_video(features, self.plan, newline, newline))
-        return len(merge_image(features, self.plan, size, self.tile_size, newline))
+        return len(merge_entry(features, self.plan, size, self.tile_size, modality, newline, newline))

@@ -94,6 +94,11 @@ def image_entry(image: Image.Image, data_args: Any, aspect_ratio: str | None = N
     return process(image, data_args.image_processor, pinpoints), image.size, IMAGE
 
 
+def tiles_of(entry: torch.Tensor) -> torch.Tensor:
+    """Pixels of an image, [3, S, S] or [tiles, 3, S, S], as the latter."""
+    return entry[None] if entry.ndim == 3 else entry
+
+
 def dummy_entry(side: int) -> Entry:
     """Stands in the batch for the image that a text-only sample does not have."""
     return torch.zeros(1, 3, side, side), (side, side), TEXT

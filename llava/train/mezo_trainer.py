@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,12 @@ from transformers import TrainerCallback
 
 from llava.mezo import MeZO, no_decay_names, reuse_outputs
 from llava.mezo.journal_format import JournalError
-from llava.mezo.noise import kernel_for_tensor
+from llava.mezo.kernels.choice import kernel_for
 from llava.train.epoch_sampler import EpochSampler
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
-from llava.train.sparse_loss import sparse_loss
+from llava.train.sparse_loss import laid_out_loss, plain_head, sparse_loss
+from llava.train.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
 from llava.train.unsaved import load_unsaved, save_unsaved
 from llava.train.zo_arguments import mezo_config, refuse_impossible
 
@@ -50,6 +50,10 @@ class MeZOTrainer(LLaVATrainer):
         self.add_callback(_StopWhenDiverged(self))
         self._log_time: float | None = None
         self._log_step = 0
+        self.known_features: KnownFeatures | None = None
+        """Features of images that were encoded before, for models that lay batches out."""
+        self._step_inputs: StepInputs | None = None
+        self._network: tuple[nn.Module, nn.Module] | None = None
         self.run_journal: RunJournal | None = None
         if getattr(self.args, "zo_journal", False):
             from llava.train.zo_journal import RunJournal
@@ -64,6 +68,7 @@ class MeZOTrainer(LLaVATrainer):
         """
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.device_placement = False  # layouts are made of batches as the data loader gives them
 
     def _get_train_sampler(self, *given: Any) -> Sampler[int] | None:
         """As the base class, in an order that does not depend on what was drawn before: a resumed run has it again."""
@@ -93,13 +98,44 @@ class MeZOTrainer(LLaVATrainer):
         """
         if self._log_time is None:
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
-        # accelerate's wrapper would run the forward under autocast
-        network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        inputs = with_pixels_as_weights(network, self._prepare_inputs(inputs))
-        with reuse_outputs(frozen_image_modules(network)):
-            loss = self.mezo.accumulate(self.state.global_step, lambda: self.step_loss(network, inputs))
+        network = self._unwrapped(model)
+        tensors = self._laid_out(network, inputs)
+        if tensors is not None:
+            loss = self.mezo.accumulate(self.state.global_step, self._laid_out_loss, tensors)
+        else:
+            inputs = with_pixels_as_weights(network, self._prepare_inputs(inputs))
+            with reuse_outputs(frozen_image_modules(network)):
+                loss = self.mezo.accumulate(self.state.global_step, lambda: self.step_loss(network, inputs))
         window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         return torch.tensor(loss / window, device=self.args.device)
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """The model without accelerate's wrapper, which would run the forward under autocast; looked for once."""
+        if self._network is None or self._network[0] is not model:
+            self._network = model, self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        return self._network[1]
+
+    def _get_grad_norm(self, *given: Any, **options: Any) -> None:
+        """None: there are no gradients to look for."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the base class, of forwards alone: 2 operations a token and parameter."""
+        tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
+        return 2 * 2 * self.args.zo_num_directions * tokens * self._num_parameters
+
+    @functools.cached_property
+    def _num_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True) if hasattr(self.model, "num_parameters") else 0
+
+    def _laid_out(self, network: nn.Module, inputs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """The batch as tensors alone, if the model lays batches out and its loss is the plain one."""
+        base: Any = network.get_base_model() if hasattr(network, "get_base_model") else network
+        if not hasattr(base, "geometry") or plain_head(base) is None or inputs.get("labels") is None:
+            return None
+        if self._step_inputs is None or self._step_inputs.model is not base:
+            self._step_inputs = StepInputs(base, self.mezo, self.args.zo_length_bucket, self.known_features)
+            self._laid_out_loss = functools.partial(laid_out_loss, base)
+        return self._step_inputs(inputs)
 
     def step_loss(self, network: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """The loss of one forward; without logits where the model is a language model that allows it."""
@@ -212,8 +248,11 @@ class MeZOTrainer(LLaVATrainer):
     def report(self) -> dict[str, Any]:
         """What report.json says of the engine: its flags, and which kernel ran."""
         names = ("zo_eps", "zo_seed", "zo_weight_storage")
-        kernel = kernel_for_tensor(self.args.zo_kernel, next(iter(self.mezo.storages)))
-        return {"zo_kernel": kernel.name, **{name: getattr(self.args, name) for name in names}}
+        kernel = kernel_for(self.args.zo_kernel, next(iter(self.mezo.storages)).device.type)
+        report = {"zo_kernel": kernel.name, **{name: getattr(self.args, name) for name in names}}
+        if self.known_features is not None and self._step_inputs is not None:
+            report["feature_cache"] = {"hits": self._step_inputs.hits, "misses": self._step_inputs.misses}
+        return report
 
     @property
     def mezo(self) -> MeZO:
@@ -236,19 +275,6 @@ class _StopWhenDiverged(TrainerCallback):
         if self.trainer.diverged:
             control.should_save = True
             control.should_training_stop = True
-
-
-def image_modules(network: nn.Module) -> list[nn.Module]:
-    """Vision tower, then projector: the order in which images pass them; none in a plain language model."""
-    if not hasattr(network, "get_model"):
-        return []
-    inner = network.get_model()
-    return [m for m in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)) if m is not None]
-
-
-def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
-    """Those modules, from the first on, that are frozen: what they give depends on the images alone."""
-    return list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), image_modules(network)))
 
 
 def with_pixels_as_weights(network: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

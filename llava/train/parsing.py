@@ -21,6 +21,7 @@ from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.arguments import (
+    GRAPHS,
     KERNELS,
     NOISES,
     STORAGES,
@@ -118,6 +119,7 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("zo_noise", values.zo_noise, NOISES)
     _one_of("zo_kernel", values.zo_kernel, KERNELS)
     _one_of("zo_weight_storage", values.zo_weight_storage, STORAGES)
+    _one_of("zo_cuda_graphs", values.zo_cuda_graphs, GRAPHS)
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("bits", values.bits, (4, 8, 16))
     if values.model_max_length < 1:
@@ -134,9 +136,13 @@ def check_run(values: Any, given: set[str]) -> None:
 def _check_zeroth_order(values: Any, given: set[str]) -> None:
     if not values.zo_eps > 0:
         raise InputError(f"--zo_eps {values.zo_eps} must be above 0 (usual: 1e-3)")
-    for name in ("zo_num_directions", "zo_max_bad_steps"):
+    for name in ("zo_num_directions", "zo_max_bad_steps", "zo_length_bucket"):
         if getattr(values, name) < 1:
             raise InputError(f"--{name} {getattr(values, name)} must be at least 1")
+    if values.zo_journal_sync_steps is not None and values.zo_journal_sync_steps < 1:
+        raise InputError(f"--zo_journal_sync_steps {values.zo_journal_sync_steps} must be at least 1")
+    if not values.zo_graph_memory_gb > 0:
+        raise InputError(f"--zo_graph_memory_gb {values.zo_graph_memory_gb} must be above 0")
     if values.zo_seed < 0:
         raise InputError(f"--zo_seed {values.zo_seed} must be 0 or more")
     if values.gradient_checkpointing and "gradient_checkpointing" in given:

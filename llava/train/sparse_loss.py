@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.mezo.head import next_token_loss
+from llava.mezo.head import cross_entropy, next_token_loss
 
 
 def sparse_loss(network: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -28,6 +28,16 @@ def sparse_loss(network: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor |
         return None
     hidden, labels = last_hidden(model, inputs)
     return next_token_loss(hidden, head.weight, labels)
+
+
+def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The same of a batch whose layout was worked out on the host; nothing here waits for the device.
+
+    Args:
+        model: a LLaVA model of this tree, whose head is plain, without PEFT's wrapper.
+        tensors: as for its `laid_out_states`.
+    """
+    return cross_entropy(model.laid_out_states(tensors), plain_head(model).weight, tensors["targets"])
 
 
 def plain_head(model: nn.Module) -> nn.Module | None:

@@ -120,16 +120,22 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
 
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
-    cache = None
-    if training_args.mm_feature_cache is not None:
-        cache = feature_cache.install(model, training_args.mm_feature_cache, training_args.mm_feature_cache_gb)
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    where = training_args.mm_feature_cache, training_args.mm_feature_cache_gb
+    cache, known = None, None
+    if training_args.mm_feature_cache is not None and training_args.trainer_mode == "zo":
+        known = feature_cache.tile_features(model, *where)
+        data["data_collator"].find_features = None if known is None else known.find
+    elif training_args.mm_feature_cache is not None:
+        cache = feature_cache.install(model, *where)
     times, stop = StepTimes(), StopOnSignal(save=not journaled)
     callbacks = [ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop]
     trainer = trainer_class(training_args.trainer_mode)(
         model=model, args=training_args, processing_class=tokenizer, callbacks=callbacks, **data
     )
     trainer.run_arguments = arguments
+    if known is not None:
+        trainer.known_features = known
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     try:

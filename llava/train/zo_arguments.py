@@ -13,6 +13,11 @@ from llava.mezo.config import MeZOConfig
 
 def mezo_config(args: Any) -> MeZOConfig:
     """The engine's settings from the training arguments; a value out of range raises ValueError."""
+    graphs = {
+        name: getattr(args, f"zo_{name}")
+        for name in ("cuda_graphs", "graph_memory_gb")
+        if hasattr(args, f"zo_{name}")  # not in LLaVA-NeXT, whose models cannot be recorded
+    }
     return MeZOConfig(
         eps=args.zo_eps,
         num_directions=args.zo_num_directions,
@@ -21,6 +26,7 @@ def mezo_config(args: Any) -> MeZOConfig:
         kernel=args.zo_kernel,
         storage=args.zo_weight_storage,
         max_bad_steps=args.zo_max_bad_steps,
+        **graphs,
     )
 
 

@@ -119,6 +119,7 @@ class RunJournal:
                     )
             else:
                 journal = Journal.follow(self.folder, header)
+        journal.sync_steps = getattr(self.trainer.args, "zo_journal_sync_steps", None)
         return journal
 
     def full_checkpoint(self, resume: Path) -> Path | None:

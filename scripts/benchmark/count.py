@@ -1,4 +1,4 @@
-"""Operations and bytes of a step, counted; and what they predict on three GPUs, since none is at hand.
+"""Operations and bytes of a step, counted; and what they predict on GPUs that are not at hand.
 
     python scripts/benchmark/count.py [--shape 0.5b|7b] [--tokens 1500] [--tiles 2] [--directions 1]      (seconds)
 
@@ -6,9 +6,10 @@ For our step and for the usual in-place scheme (three perturbations and an updat
 vision and full float32 logits in each forward), language model tuned, bfloat16. Prints Markdown.
 
 What is assumed: matrix products reach `MATRIX_SHARE` of the peak, and are bound by reading weights where that takes
-longer; element-wise kernels reach `BANDWIDTH_SHARE` of the memory's rate; noise is bound by its instructions (PTX of
-`llava/mezo/kernels/triton_cuda.py`, counted) at half of the lanes, since integer instructions have half, or by bytes.
-Launches, attention masks, norms and activations are left out on both sides. A last table has the study's runs.
+longer; element-wise kernels reach `BANDWIDTH_SHARE` of the memory's rate; noise takes the lanes' time that was measured
+on an H200 (`*_SLOTS`), or that of its bytes if that is longer. Launches, attention masks, norms and activations are
+left out on both sides. docs/performance.md has what was measured on the H200, where it differs from this, and why. A
+last table has the study's runs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from shapes import SHAPES, build
 from llava.train.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
 
 MATRIX_SHARE, BANDWIDTH_SHARE = 0.5, 0.8
-PERTURB_INSTRUCTIONS, UPDATE_INSTRUCTIONS = 38.5, 48.2
-"""PTX instructions an element of bfloat16, for sm_80; sm_86 and sm_90 differ by 1 %."""
+PERTURB_SLOTS, UPDATE_SLOTS, NORMAL_SLOTS = 27.8, 21.8, 56.7
+"""Time of an integer lane, in clocks, for an element of bfloat16 at both points, in the update, and from torch.normal
+and add: 1.795, 1.41 and 3.67 ps on an H200, times its lanes. Counting instructions is not enough: those of noise from a
+table of 65,536 entries were 38.5 (PTX), and took 83, since each lane of such a look-up costs a cache line."""
 BYTES = 2
 
 
@@ -45,6 +48,7 @@ DEVICES = (
     Device("RTX 3090", 71e12, 936e9, 82 * 64 * 1.695e9),
     Device("A100-80", 312e12, 2039e9, 108 * 64 * 1.41e9),
     Device("H100 SXM", 989e12, 3350e9, 132 * 64 * 1.83e9),
+    Device("H200", 989e12, 4800e9, 132 * 64 * 1.83e9),
 )
 
 
@@ -115,13 +119,13 @@ def counts(model: Model, directions: int) -> dict[str, dict[str, float]]:
     """For both schemes: matrix operations, elements of noise, bytes that are read and written beside activations."""
     forwards = 2 * directions
     head = 2.0 * model.table * model.supervised
-    # body and head are perturbed in each forward (read, written to scratch), all are updated (read, written)
-    perturbed = forwards * (model.body + model.table)
+    # body and head are perturbed for both forwards at once (read, written twice), all are updated (read, written)
+    perturbed = directions * (model.body + model.table)
     ours = {
         "vision operations": model.vision_operations,
         "language operations": forwards * (model.language_operations + head),
         "noise elements": perturbed + directions * model.trained,
-        "noise bytes": BYTES * 2.0 * (perturbed + model.trained),
+        "noise bytes": BYTES * (3.0 * perturbed + 2.0 * model.trained),
         "weight bytes": BYTES * (model.vision + forwards * (model.body + model.table)),
         "logit bytes": 0.0,
     }
@@ -147,11 +151,11 @@ def seconds(count: dict[str, float], scheme: str, device: Device, model: Model) 
     forwards = max(matrix, count["weight bytes"] / rate)
     by_bytes = count["noise bytes"] / rate
     if scheme == "inplace":
-        logits = count["logit bytes"] / rate
-        return {"forwards": forwards, "noise and update": by_bytes, "logits": logits}
+        noise = max(by_bytes, count["noise elements"] * NORMAL_SLOTS / device.lanes)
+        return {"forwards": forwards, "noise and update": noise, "logits": count["logit bytes"] / rate}
     updated = float(model.trained)
-    instructions = (count["noise elements"] - updated) * PERTURB_INSTRUCTIONS + updated * UPDATE_INSTRUCTIONS
-    return {"forwards": forwards, "noise and update": max(by_bytes, instructions / device.lanes)}
+    slots = (count["noise elements"] - updated) * PERTURB_SLOTS + updated * UPDATE_SLOTS
+    return {"forwards": forwards, "noise and update": max(by_bytes, slots / device.lanes)}
 
 
 def tables(model: Model, directions: int) -> str:

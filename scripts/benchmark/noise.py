@@ -2,7 +2,8 @@
 
     python scripts/benchmark/noise.py [--kernel numba] [--json noise.json]        (half a minute on two CPU cores)
 
-The element is one of a matrix of 29 million that is read, perturbed and written elsewhere, or updated in place.
+The element is one of a matrix of 29 million that is read, perturbed and written elsewhere, at one point or at both at
+once, or updated in place. On CUDA the kernels of one call are timed by themselves, by events around a graph of them.
 """
 
 from __future__ import annotations
@@ -17,48 +18,89 @@ from pathlib import Path
 import torch
 
 from llava.mezo.config import KERNELS
-from llava.mezo.kernels import Field, Grid
-from llava.mezo.noise import kernel_for
+from llava.mezo.kernels import Grid, Piece, Update, Weight
+from llava.mezo.kernels.choice import kernel_for
 
 ROWS, WIDTH = 32_768, 896
-FIELD = Field(0, "gaussian")
+CALLS_IN_A_GRAPH = 10
 
 
 def nanoseconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median over the repeats, after one run, for each of ROWS x WIDTH elements."""
+    if device.type == "cuda":
+        return _on_cuda(function, repeats)
     found = []
     for repeat in range(repeats + 1):
         begin = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         if repeat:
             found.append(time.perf_counter() - begin)
     return 1e9 * statistics.median(found) / (ROWS * WIDTH)
 
 
-def measure(name: str, device: torch.device, repeats: int) -> dict[str, dict[str, float]]:
+def _on_cuda(function: Callable[[], object], repeats: int) -> float:
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(CALLS_IN_A_GRAPH):
+            function()
+    found = []
+    for _ in range(repeats + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(begin.elapsed_time(end) / CALLS_IN_A_GRAPH)
+    return 1e6 * statistics.median(found[1:]) / (ROWS * WIDTH)
+
+
+def measure(name: str, device: torch.device, repeats: int, noise: str = "gaussian") -> dict[str, dict[str, float]]:
     """Perturbing (read, add noise, write) and updating, for each way of storing a weight."""
     kernel = kernel_for(name, device.type)
-    table: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for kind in (torch.float32, torch.bfloat16, torch.float16, torch.int16):
         grid = Grid(torch.full((ROWS,), 2.0**-20, device=device), WIDTH) if kind == torch.int16 else None
         values = torch.randn(ROWS, WIDTH, device=device)
-        weight = values.mul_(8000).to(kind) if grid else values.mul_(0.02).to(kind)
-        out = torch.empty(weight.shape, dtype=torch.bfloat16 if grid else kind, device=device)
-        functions = {
-            "perturb": lambda weight=weight, out=out, grid=grid: kernel.perturb(weight, out, FIELD, 1, 1e-3, 0, grid),
-            "update": lambda weight=weight, grid=grid: kernel.update(weight, FIELD, [1], [1e-9], 1.0, 0, grid),
+        value = values.mul_(8000).to(kind) if grid else values.mul_(0.02).to(kind)
+        table = kernel.table([Weight(value, 0, torch.bfloat16 if grid else kind, 0, grid)], noise)
+        part = table.part([Piece(0, 0, value.numel())])
+        table.aim(1, (1e-3, -1e-3))
+        copies = {point: torch.empty(part.size, dtype=torch.uint8, device=device) for point in (0, 1)}
+        one, step = {0: copies[0]}, [Update((1,), ((1e-9,),), (1.0,))]
+        functions: dict[str, Callable[[], object]] = {
+            "one point": lambda t=table, p=part, c=one: t.perturb(p, c),
+            "two points": lambda t=table, p=part, c=copies: t.perturb(p, c),
+            "update": prepared_update(table, step),
         }
         label = "fixed16" if grid else str(kind).removeprefix("torch.")
-        table[label] = {what: nanoseconds(function, device, repeats) for what, function in functions.items()}
+        found[label] = {what: nanoseconds(function, device, repeats) for what, function in functions.items()}
     weight = torch.zeros(ROWS, WIDTH, dtype=torch.bfloat16, device=device)
 
     def usual() -> None:
         weight.add_(torch.normal(0.0, 1.0, weight.shape, dtype=weight.dtype, device=device), alpha=1e-9)
 
-    table["torch.normal, add (bfloat16)"] = {"perturb": nanoseconds(usual, device, 3)}
-    return table
+    each = nanoseconds(usual, device, 3)
+    found["torch.normal, add (bfloat16)"] = {"one point": each, "two points": 2 * each, "update": each}
+    return found
+
+
+def prepared_update(table: object, updates: list[Update]) -> Callable[[], object]:
+    """The update of a table; on CUDA without the copy of its numbers, which a graph cannot hold."""
+    launch = getattr(table, "prepared_update", None)
+    return launch(updates) if launch is not None else lambda: table.update(updates)  # type: ignore[attr-defined]
+
+
+def markdown(found: dict[str, dict[str, float]], unit: str = "ns") -> str:
+    """The table."""
+    columns = next(iter(found.values()))
+    scale, digits = (1e3, 2) if unit == "ps" else (1.0, 2)
+    lines = [f"| {unit} an element | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in found.items():
+        lines.append(f"| {name} | {' | '.join(f'{scale * row[column]:.{digits}f}' for column in columns)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -69,15 +111,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    table = measure(options.kernel, torch.device(options.device), options.repeats)
+    found = measure(options.kernel, torch.device(options.device), options.repeats)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.device}\n")
-    print("| ns an element | perturb | update |\n|---|---|---|")
-    for name, row in table.items():
-        print(f"| {name} | {row['perturb']:.2f} | {row.get('update', row['perturb']):.2f} |")
-    usual = table["torch.normal, add (bfloat16)"]["perturb"]
-    print(f"\ntorch.normal takes {usual / table['bfloat16']['perturb']:.1f} times as long in bfloat16")
+    print(markdown(found))
+    usual = found["torch.normal, add (bfloat16)"]["update"]
+    print(f"\ntorch.normal takes {usual / found['bfloat16']['one point']:.1f} times as long in bfloat16")
     if options.json:
-        options.json.write_text(json.dumps(table, indent=2) + "\n")
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

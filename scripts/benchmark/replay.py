@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from llava.mezo.config import STORAGES
-from llava.mezo.kernels import Field, Update
+from llava.mezo.kernels import Update
+from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import store
 
 LAYER = ((4864, 896), (4864, 896), (896, 4864), (896, 896), (896, 896), (128, 896), (128, 896), (896,), (896,))
@@ -42,19 +43,18 @@ def main() -> None:
     options = parser.parse_args()
     shapes = LAYER * options.layers
     weights = [nn.Parameter(torch.randn(s, device=options.device).mul_(0.02).bfloat16()) for s in shapes]
-    storages = [store(w, Field(k, "gaussian"), "auto", options.storage) for k, w in enumerate(weights)]
-    scratch = {s.shape: torch.empty(s.shape, dtype=s.dtype, device=options.device) for s in storages}
-    updates = [Update((seed,), (1e-9,), 1.0) for seed in range(options.steps)]
+    storages = [store(w, options.storage) for w in weights]
+    trained = TrainedWeights(storages, "gaussian", "auto")
+    updates = [Update((seed,), ((1e-9,),), (1.0,)) for seed in range(options.steps)]
 
     def noise() -> None:
-        for storage in storages:
-            storage.perturb(scratch[storage.shape], 1, 1e-3)
+        for number in range(len(storages)):
+            trained.perturbed((number,), (0,))
         if options.device == "cuda":
             torch.cuda.synchronize()
 
     def replay() -> None:
-        for storage in storages:
-            storage.apply(updates)
+        trained.update(updates)
         if options.device == "cuda":
             torch.cuda.synchronize()
 

@@ -93,18 +93,19 @@ def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> L
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = LlavaQwenForCausalLM(config)
+        with device:
+            model = LlavaQwenForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
     wanted = parse_parts(tuned)
     for part, _, parameter in parts_of(model):
         parameter.requires_grad_(part in wanted)
     model.get_vision_tower().is_loaded = True  # random weights are meant here
-    return model.to(device).eval()
+    return model.eval()
 
 
-def batch(model: Any, tokens: int, tiles: int, supervised: int) -> dict[str, Any]:
-    """One row of `tokens` positions after splicing: one image of `tiles` tiles, then text, its end supervised.
+def batch(model: Any, tokens: int, tiles: int, supervised: int, rows: int = 1) -> dict[str, Any]:
+    """On the host: rows of `tokens` positions after splicing, an image of `tiles` tiles and text with a supervised end.
 
     ValueError: the image alone takes more.
     """
@@ -114,18 +115,18 @@ def batch(model: Any, tokens: int, tiles: int, supervised: int) -> dict[str, Any
     if text <= supervised:
         raise ValueError(f"--tokens {tokens}: the image takes {image_tokens} and the answer {supervised}")
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (1, text + 1), generator=generator)
-    ids[0, 1] = IMAGE_TOKEN_INDEX
+    ids = torch.randint(0, model.config.vocab_size, (rows, text + 1), generator=generator)
+    ids[:, 1] = IMAGE_TOKEN_INDEX
     labels = torch.full_like(ids, IGNORE_INDEX)
-    labels[0, -supervised:] = ids[0, -supervised:]
-    images = torch.randn(tiles, 3, size, size, generator=generator)
+    labels[:, -supervised:] = ids[:, -supervised:]
+    images = torch.randn(rows, tiles, 3, size, size, generator=generator)
     return {
-        "input_ids": ids.to(model.device),
-        "labels": labels.to(model.device),
-        "attention_mask": torch.ones_like(ids, dtype=torch.bool).to(model.device),
-        "images": [images.to(model.device, model.dtype)],
-        "image_sizes": [(size * (tiles - 1), size) if tiles > 1 else (size, size)],
-        "modalities": ["image"],
+        "input_ids": ids,
+        "labels": labels,
+        "attention_mask": torch.ones_like(ids, dtype=torch.bool),
+        "images": [image.to(model.dtype) for image in images],
+        "image_sizes": [(size * (tiles - 1), size) if tiles > 1 else (size, size)] * rows,
+        "modalities": ["image"] * rows,
     }
 
 

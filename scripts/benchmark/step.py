@@ -8,22 +8,25 @@ that of the loaded model, is taken in a process of its own for each variant: res
 `max_memory_allocated` on CUDA. Variants:
 
     forwards   (a) vision once, then two plain forwards without graph, logits at the supervised positions alone
-    ours       (b) one step of `llava.mezo`
-    cached     (b) with the image features from `--mm_feature_cache`
+    ours       (b) one step of `llava.mezo`, from a batch on the host
+    eager      (b) without CUDA graphs
+    cached     (b) with image features that the batch brings with it, as from `--mm_feature_cache`
     inplace    (c) one step of the usual scheme: vision and full float32 logits in each forward
+
+On a GPU, `python scripts/benchmark/gpu.py` does all of it, and more, in a few minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +37,21 @@ from shapes import SHAPES, batch, build, count
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
-from llava.mezo.noise import kernel_for
-from llava.train.feature_cache import CachedEncoder, FeatureCache
-from llava.train.mezo_trainer import frozen_image_modules
-from llava.train.sparse_loss import last_hidden, sparse_loss
+from llava.mezo.kernels.choice import kernel_for
+from llava.train.sparse_loss import laid_out_loss, last_hidden
+from llava.train.step_inputs import StepInputs, frozen_image_modules
 
-VARIANTS = ("forwards", "ours", "cached", "inplace")
+VARIANTS = ("forwards", "ours", "eager", "cached", "inplace")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EPS, LR = 1e-3, 1e-9  # so small a rate that the model stays the same from run to run
+KERNEL_GROUPS = {
+    "perturbed copies": ("perturb_",),
+    "update": ("update_tiles",),
+    "matrix products": ("gemm", "nvjet", "cutlass", "splitk"),
+    "attention": ("flash", "fmha", "attention"),
+    "copies": ("memcpy", "memset", "copy"),
+}
+"""Beginnings or parts of the names of a GPU's kernels; all others are elementwise operations and reductions."""
 
 
 class Variants:
@@ -51,10 +61,16 @@ class Variants:
         self.device = torch.device(options.device)
         torch.manual_seed(0)
         self.model = build(options.shape, DTYPES[options.dtype], self.device, options.tune)
-        self.inputs = batch(self.model, options.tokens, options.tiles, options.supervised)
+        self.batch = batch(self.model, options.tokens, options.tiles, options.supervised, options.rows)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.options = options
         self.steps = 0
+
+    @functools.cached_property
+    def there(self) -> dict[str, Any]:
+        """The batch on the device."""
+        moved = {name: v.to(self.device) for name, v in self.batch.items() if isinstance(v, torch.Tensor)}
+        return {**self.batch, **moved, "images": [image.to(self.device) for image in self.batch["images"]]}
 
     def function(self, variant: str) -> Callable[[], None]:
         """What is timed. Building it may allocate, calling it is one step."""
@@ -70,50 +86,42 @@ class Variants:
 
     def _plain_loss(self) -> torch.Tensor:
         """Logits over the whole vocabulary, but at the supervised positions alone."""
-        hidden, labels = last_hidden(self.model, self.inputs)
+        hidden, labels = last_hidden(self.model, self.there)
         targets = labels[:, 1:]
         chosen = targets != -100
         logits = self.model.lm_head(hidden[:, :-1][chosen]).float()
         return torch.nn.functional.cross_entropy(logits, targets[chosen])
 
-    def _ours(self) -> Callable[[], None]:
-        config = MeZOConfig(eps=EPS, kernel=self.options.kernel, storage=self.options.storage)
-        optimizer = MeZO(self.trained, self.model, config, lr=LR)
+    def _ours(self, graphs: str = "auto", more: Mapping[str, Any] | None = None) -> Callable[[], None]:
+        config = MeZOConfig(eps=EPS, kernel=self.options.kernel, storage=self.options.storage, cuda_graphs=graphs)
+        self.mezo = MeZO(self.trained, self.model, config, lr=LR)
+        inputs = StepInputs(self.model, self.mezo, self.options.bucket)
+        loss = functools.partial(laid_out_loss, self.model)
 
         def run() -> None:
-            with reuse_outputs(frozen_image_modules(self.model)):
-                optimizer.accumulate(self.steps, lambda: sparse_loss(self.model, self.inputs))
-            optimizer.step()
+            self.mezo.accumulate(self.steps, loss, inputs({**self.batch, **(more or {})}))
+            self.mezo.step()
             self.steps += 1
 
         return run
 
+    def _eager(self) -> Callable[[], None]:
+        return self._ours("off")
+
     def _cached(self) -> Callable[[], None]:
-        modules = frozen_image_modules(self.model)
-        if len(modules) < 2:
+        frozen = len(frozen_image_modules(self.model))
+        if frozen == 0:
             return lambda: None
-        step = self._ours()
-        self.folder = tempfile.TemporaryDirectory()
-        encode = self.model.encode_images
-        encoder = CachedEncoder(encode, modules, FeatureCache(Path(self.folder.name), 2**30))
+        encode = self.model.encode_images if frozen == 2 else self.model.get_vision_tower()
         with torch.no_grad():
-            encoder(torch.cat(self.inputs["images"]))
-
-        def run() -> None:
-            encoder._last = None  # the next batch would be another one
-            self.model.encode_images = encoder
-            try:
-                step()
-            finally:
-                self.model.encode_images = encode
-
-        return run
+            features = [encode(image).cpu() for image in self.there["images"]]
+        return self._ours(more={"features": features})
 
     def _inplace(self) -> Callable[[], None]:
         optimizer = InPlaceMeZO(self.trained, EPS, LR)
 
         def loss() -> torch.Tensor:
-            output = self.model(**self.inputs)
+            output = self.model(**self.there)
             output.logits = output.logits.float()
             return output.loss
 
@@ -125,55 +133,60 @@ class Variants:
 
 
 class Clock:
-    """Seconds spent in parts of our step, by wrapping the functions that do them; for devices that do not queue."""
+    """Seconds spent in parts of our step, by wrapping the functions that do them; for devices that do not queue.
+
+    In none of these one forward hands over to the other, so that what is timed is what is done.
+    """
 
     def __init__(self, model: Any, kernel_name: str) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._inside = 0.0
-        kernel = type(kernel_for(kernel_name, "cpu"))
-        self._wrap(kernel, "perturb", "noise")
-        self._wrap(kernel, "perturb_rows", "noise")
-        self._wrap(kernel, "update", "update")
-        self._wrap(type(model.get_vision_tower()), "forward", "vision")
-        self._wrap(sys.modules["llava.train.sparse_loss"], "next_token_loss", "head")
+        table = type(kernel_for(kernel_name, "cpu").table([], "gaussian"))
+        self._wrap(table, "perturb", "noise")
+        self._wrap(table, "look_up", "noise")
+        self._wrap(table, "update", "update")
+        if frozen_image_modules(model):  # else it is a part of the forwards
+            self._wrap(type(model.get_vision_tower()), "forward", "vision")
 
     def _wrap(self, owner: Any, name: str, part: str) -> None:
         original = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            outer, self._inside = self._inside, 0.0
             begin = time.perf_counter()
             try:
                 return original(*args, **kwargs)
             finally:
-                spent = time.perf_counter() - begin
-                self.seconds[part] += spent - self._inside  # noise within the head counts as noise
-                self._inside = outer + spent
+                self.seconds[part] += time.perf_counter() - begin
 
         setattr(owner, name, timed)
 
 
-def times(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of every run of every variant, in turns, after one run of each."""
-    variants = Variants(options)
-    functions = {name: variants.function(name) for name in VARIANTS}
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(options.repeats + 1):
+def timed(functions: Mapping[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every run of every function, in turns, after two runs of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 2):
         for name, function in functions.items():
             begin = time.perf_counter()
             function()
-            if variants.device.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.synchronize()
-            if repeat:
+            if repeat >= 2:
                 seconds[name].append(time.perf_counter() - begin)
-        print(f"round {repeat} of {options.repeats}", file=sys.stderr)
     return seconds
+
+
+def times(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every run of every variant."""
+    variants = Variants(options)
+    chosen = [name for name in VARIANTS if name != "eager" or variants.device.type == "cuda"]
+    return timed({name: variants.function(name) for name in chosen}, options.repeats, variants.device)
 
 
 def parts(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of one step of ours by part."""
     variants = Variants(options)
     run = variants.function("ours")
+    if variants.device.type == "cuda":
+        return kernel_seconds(run)
     clock = Clock(variants.model, options.kernel)
     run()
     found = []
@@ -182,8 +195,25 @@ def parts(options: argparse.Namespace) -> dict[str, float]:
         begin = time.perf_counter()
         run()
         total = time.perf_counter() - begin
-        found.append({**clock.seconds, "language model": total - sum(clock.seconds.values()), "total": total})
+        found.append({**clock.seconds, "the forwards": total - sum(clock.seconds.values()), "total": total})
     return {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[0]}
+
+
+def kernel_seconds(run: Callable[[], None], steps: int = 3) -> dict[str, float]:
+    """Seconds that a GPU is busy in a step, by groups of kernels, from torch.profiler."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            run()
+        torch.cuda.synchronize()
+    found: dict[str, float] = defaultdict(float)
+    for event in profile.key_averages():
+        name = event.key.lower()
+        group = next((g for g, known in KERNEL_GROUPS.items() if any(part in name for part in known)), "elementwise")
+        found[group] += event.self_device_time_total / 1e6 / steps
+    return {**found, "total": sum(found.values())}
 
 
 def peak_over_weights(options: argparse.Namespace, variant: str) -> dict[str, int]:
@@ -194,17 +224,17 @@ def peak_over_weights(options: argparse.Namespace, variant: str) -> dict[str, in
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     seconds, memory, share = report["seconds"], report["memory"], report["parts"]
-    lines = [f"{report['machine']}; {report['settings']}", ""]
+    lines = [report["machine"], report["settings"], ""]
     lines += ["| variant | s/step | of (a) | peak over weights |", "|---|---|---|---|"]
-    for name in VARIANTS:
+    for name in seconds:
         ratio = seconds[name] / seconds["forwards"]
         over = memory[name]["over_loaded"]
         size = f"{over / 2**20:.0f} MiB ({100 * over / memory[name]['weights']:.1f} %)"
-        lines.append(f"| {name} | {seconds[name]:.3f} | {ratio:.2f} | {size} |")
+        lines.append(f"| {name} | {seconds[name]:.4f} | {ratio:.2f} | {size} |")
     lines += ["", "| part of our step | s | % |", "|---|---|---|"]
-    lines += [f"| {part} | {value:.3f} | {100 * value / share['total']:.1f} |" for part, value in share.items()]
+    lines += [f"| {part} | {value:.4f} | {100 * value / share['total']:.1f} |" for part, value in share.items()]
     inplace = seconds["inplace"]
     lines.append("")
     lines.append(
@@ -220,17 +250,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="mid")
     parser.add_argument("--tune", default="mm_language_model", help="comma list, as --mm_tunable_parts")
-    parser.add_argument("--tokens", type=int, help="length of the sequence; default: 1500, tiny 200")
-    parser.add_argument("--tiles", type=int, default=2)
-    parser.add_argument("--supervised", type=int, default=12, help="supervised tokens")
+    parser.add_argument("--rows", type=int, default=1, help="rows of the batch")
+    parser.add_argument("--tokens", type=int, help="length of a row; default: 1500, tiny 200")
+    parser.add_argument("--tiles", type=int, default=2, help="tiles of each row's image")
+    parser.add_argument("--supervised", type=int, default=12, help="supervised tokens of a row")
+    parser.add_argument("--bucket", type=int, default=64, help="as --zo_length_bucket")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--storage", choices=STORAGES, default="native")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=("parts", *VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options.tokens = options.tokens or (200 if options.shape == "tiny" else 1500)
     return options
 
@@ -248,11 +281,11 @@ def main(argv: list[str]) -> None:
         f"torch {torch.__version__}, {options.device}",
         "settings": f"{options.shape}: {count(model) / 1e6:.0f}M parameters, "
         f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.0f}M trained ({options.tune}), "
-        f"{options.tokens} tokens, {options.tiles} tiles, {options.dtype}, storage {options.storage}",
+        f"{options.rows} x {options.tokens} tokens, {options.tiles} tiles, {options.dtype}, storage {options.storage}",
         "seconds": {name: statistics.median(values) for name, values in runs.items()},
         "runs": runs,
-        "parts": in_own_process(__file__, *argv, "--only", "parts") if options.device == "cpu" else {"total": 0.0},
-        "memory": {name: in_own_process(__file__, *argv, "--only", name) for name in VARIANTS},
+        "parts": in_own_process(__file__, *argv, "--only", "parts"),
+        "memory": {name: in_own_process(__file__, *argv, "--only", name) for name in runs},
     }
     del model
     print(table(report))

@@ -33,14 +33,12 @@ from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.estimator import update_of
 from llava.mezo.head import next_token_loss
-from llava.mezo.kernels import Update
 from llava.mezo.noise import direction_seed
-from llava.mezo.weights import NativeStorage
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.dataset import LazySupervisedDataset
-from llava.train.mezo_trainer import frozen_image_modules
 from llava.train.parsing import parse_arguments
 from llava.train.sparse_loss import last_hidden, sparse_loss
+from llava.train.step_inputs import frozen_image_modules
 from llava.train.train import build
 
 matplotlib.use("Agg")
@@ -73,36 +71,34 @@ EPS = 1e-3
 TEST_BATCH = 10
 
 
-class NearestStorage(NativeStorage):
-    """Updates rounded to the nearest number of the weight's dtype."""
-
-    def apply(self, updates: Sequence[Update]) -> None:
-        for update in updates:
-            for seed, factor in zip(update.seeds, update.coefficients, strict=True):
-                self.perturb(self.parameter.detach(), seed, factor)
-
-
-class InPlace(MeZO):
-    """The usual scheme: between the losses the weights themselves are changed, and rounded each time."""
-
-    def accumulate(self, step: int, loss: Callable[[], torch.Tensor]) -> float:
-        seed, losses = direction_seed(self.config.seed, step, 0), []
-        with torch.no_grad():
-            for scale in (EPS, -2 * EPS):
-                self._add(seed, scale)
-                losses.append(float(loss()))
-            self._add(seed, EPS)
-        self._window.add(step, losses)
-        return sum(losses) / 2
+class Nearest(MeZO):
+    """Updates are rounded to the nearest number of the weight's dtype."""
 
     def step(self, closure: Any = None) -> None:
-        _, directions = self._window.close(self.config, self._reduce)
-        update = update_of(directions, self.param_groups[0]["lr"], 0.0)
-        self._add(directions[0].seed, update.coefficients[0])
+        _, (direction,) = self._window.close(self.config, self._reduce)
+        ((coefficient,),) = update_of([direction], [self.param_groups[0]["lr"]], [0.0]).coefficients
+        self._add(direction.seed, coefficient)
 
+    @torch.no_grad()
     def _add(self, seed: int, scale: float) -> None:
-        for parameter, storage in self.storages.items():
-            storage.perturb(parameter.detach(), seed, scale)
+        self.weights.aim(seed, (scale,))
+        for number, parameter in enumerate(self.storages):
+            (copies,) = self.weights.perturbed((number,), (0,))
+            parameter.copy_(copies[number])
+
+
+class InPlace(Nearest):
+    """The usual scheme: between the losses, too, the weights themselves are changed, and rounded each time."""
+
+    def accumulate(self, step: int, loss: Callable[[], torch.Tensor]) -> float:  # type: ignore[override]
+        seed, losses = direction_seed(self.config.seed, step, 0), []
+        for scale in (EPS, -2 * EPS):
+            self._add(seed, scale)
+            with torch.no_grad():
+                losses.append(float(loss()))
+        self._add(seed, EPS)
+        self._window.add(step, losses)
+        return sum(losses) / 2
 
 
 def make_optimizer(scheme: str, model: torch.nn.Module, lr: float, seed: int) -> MeZO:
@@ -110,12 +106,8 @@ def make_optimizer(scheme: str, model: torch.nn.Module, lr: float, seed: int) ->
     trained = [p for p in model.parameters() if p.requires_grad]
     storage = scheme if scheme in ("native", "fixed16", "fp32") else "native"
     config = MeZOConfig(eps=EPS, seed=seed, storage=storage)
-    if scheme == "inplace":
-        return InPlace(trained, model, config, lr=lr)
-    made = MeZO(trained, model, config, lr=lr)
-    if scheme == "nearest":
-        made.storages.update({p: NearestStorage(p, s.field, s.kernel) for p, s in made.storages.items()})
-    return made
+    kinds = {"inplace": InPlace, "nearest": Nearest}
+    return kinds.get(scheme, MeZO)(trained, model, config, lr=lr)
 
 
 def load(task: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -21,6 +21,8 @@ from llava.train.arguments import TRAINER_MODES, TrainingArguments
 ROOT = Path(__file__).resolve().parents[2]
 SEAM = "llava.train.mezo_trainer"
 ENGINE = "llava/mezo"
+FOR_GRAPHS = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket")
+"""Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded."""
 OF_UPSTREAM = ("llava", "llava.train", "llava.train.llava_trainer")
 OTHERS = ("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md")
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
@@ -103,7 +105,7 @@ def flags() -> str:
     """The fields of TrainingArguments, as LLaVA-NeXT writes fields."""
     lines = []
     for field in dataclasses.fields(TrainingArguments):
-        if not is_about_mezo(field.name):
+        if not is_about_mezo(field.name) or field.name in FOR_GRAPHS:
             continue
         kind = TrainingArguments.__annotations__[field.name]  # as written; field.type may have been resolved since
         kind = f"Optional[{kind.removesuffix(' | None')}]" if kind.endswith(" | None") else kind

@@ -76,6 +76,46 @@ def fake_cuda() -> Iterator[_WithValues]:
         yield stack.enter_context(_WithValues(fake))
 
 
+class DeviceReadError(Exception):
+    """Something waited for the device."""
+
+
+class Reads:
+    """Whether the device may be read."""
+
+    allowed = False
+
+
+@contextlib.contextmanager
+def refusing_reads() -> Iterator[Reads]:
+    """Within it, whatever makes the host wait for the fake device raises DeviceReadError. Only within `fake_cuda`."""
+    reads = Reads()
+
+    def refuse(name: str) -> Any:
+        original = getattr(torch.Tensor, name)
+
+        def method(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not reads.allowed and isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
+                raise DeviceReadError(f"Tensor.{name} of {tuple(tensor.shape)}")
+            return original(tensor, *args, **kwargs)
+
+        return method
+
+    def choose(tensor: torch.Tensor, index: Any, *rest: Any) -> Any:
+        items = index if isinstance(index, tuple) else (index,)
+        if not reads.allowed and any(isinstance(item, FakeTensor) and item.dtype == torch.bool for item in items):
+            raise DeviceReadError(f"a boolean index into {tuple(tensor.shape)}")  # how many are true?
+        return (_setitem if rest else _getitem)(tensor, index, *rest)
+
+    with contextlib.ExitStack() as stack:
+        for name in (*_READS, "nonzero", "cpu", "numpy"):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, refuse(name)))
+        for name in ("__getitem__", "__setitem__"):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, choose))
+        stack.enter_context(mock.patch("torch.equal", refuse("equal")))
+        yield reads
+
+
 def _contiguous(tensor: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
     if tensor.is_contiguous(memory_format=memory_format):
         return tensor
@@ -83,8 +123,10 @@ def _contiguous(tensor: torch.Tensor, memory_format: torch.memory_format = torch
 
 
 def _getitem(tensor: torch.Tensor, index: Any) -> torch.Tensor:
-    if not isinstance(tensor, FakeTensor):
-        return type(tensor).__torch_function__(_GETITEM, (type(tensor),), (tensor, index))
+    if not isinstance(tensor, FakeTensor):  # a perturbed table
+        if isinstance(index, slice):
+            return type(tensor).__torch_function__(_GETITEM, (type(tensor),), (tensor, index))
+        return _getitem(tensor.whole(), index)
     view, chosen = _basic(tensor, index)
     return view if all(item is None for item in chosen) else torch.ops.aten.index(view, chosen)
 
@@ -120,7 +162,8 @@ def _to_python(name: str) -> Any:
 _GETITEM = torch.Tensor.__getitem__
 _PATCHED = {"contiguous": _contiguous, "__getitem__": _getitem, "__setitem__": _setitem, "copy_": _copy_}
 _PATCHED["nonzero"] = lambda tensor: torch.ops.aten.nonzero(tensor)
-_PATCHED |= {name: _to_python(name) for name in ("__int__", "__float__", "__bool__", "__index__", "item", "tolist")}
+_READS = ("__int__", "__float__", "__bool__", "__index__", "item", "tolist")
+_PATCHED |= {name: _to_python(name) for name in _READS}
 
 
 def _basic(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[torch.Tensor | None]]:

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from llava.mezo import head
 from llava.mezo.head import IGNORED, next_token_loss
-from llava.mezo.kernels import Field
 from llava.mezo.perturb import Perturbation
 from llava.mezo.tables import PerturbedTable
-from llava.mezo.weights import NativeStorage
+from llava.mezo.trained import TrainedWeights
+from llava.mezo.weights import store
 
 VOCABULARY, WIDTH = 1003, 24
 
@@ -54,7 +54,7 @@ def test_nothing_supervised_is_nan_as_in_torch(batch: tuple[torch.Tensor, ...]) 
 
 @pytest.mark.parametrize(("width", "dtype", "positions"), [(896, torch.bfloat16, 20), (3584, torch.bfloat16, 1792)])
 def test_chunks_are_whole_tiles_within_the_budget(width: int, dtype: torch.dtype, positions: int) -> None:
-    rows = head._chunk_rows(torch.empty(151936, width, dtype=dtype, device="meta"), positions)
+    rows = head.chunk_rows(torch.empty(151936, width, dtype=dtype), positions)
     assert rows * width % 2048 == 0
     assert rows * max(width * 2, positions * 4) <= head.CHUNK_BYTES
 
@@ -63,7 +63,8 @@ def test_a_perturbed_head_is_never_made_whole(batch: tuple[torch.Tensor, ...], m
     hidden, weight, labels = batch
     layer = nn.Linear(WIDTH, VOCABULARY, bias=False)
     layer.weight = nn.Parameter(weight.clone())
-    perturbation = Perturbation(layer, {layer.weight: NativeStorage(layer.weight, Field(0, "gaussian"), "torch")})
+    weights = TrainedWeights([store(layer.weight, "native")], "gaussian", "torch")
+    perturbation = Perturbation(layer, [layer.weight], weights)
     with perturbation.attached(), perturbation.at(3, 0.5):
         expected = plain(hidden, layer.weight + 0, labels)
     monkeypatch.setattr(PerturbedTable, "whole", lambda table: pytest.fail("the whole head was made"))

@@ -28,7 +28,6 @@ from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import HEADER, RECORDS, Journal, main
 from llava.mezo.journal_format import JournalError, encode, parse_header
 from llava.mezo.replay import Replay
-from llava.mezo.weights import PART
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 X = torch.randn(16, 12, generator=torch.Generator().manual_seed(1))
@@ -213,7 +212,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"version": 2}, "version 2; this program reads version 1"),
+            ({"version": 3}, "version 3; this program reads version 2"),
+            ({"version": 1}, r"version 1, whose noise this program does not compute: replay it with llava 0\.1\.0"),
             ({"format": "other"}, "not that of a journal"),
             ({"eps": 0.0}, "eps"),
             ({"eps": "x"}, "form"),
@@ -235,7 +235,7 @@ class TestRefused:
             ({"names": ["\ud800", "b", "c", "d", "e", "f"]}, "form"),
             ({"model": "a\nb"}, "model"),
             ({"eps": 10**308}, "eps"),
-            ({"version": 1.0}, "version 1.0"),
+            ({"version": 2.0}, "version 2.0"),
             ({"groups": [{"parameters": [0, 1, 2, 3, 4, 5], "weight_decay": 0.0, "rate": 0, "x": 1}]}, "form"),
         ],
     )
@@ -360,6 +360,32 @@ class TestDurable:
         assert len(Journal.read(folder).records) == 4
         assert same(weights(*run(folder, 9)), weights(*whole))
 
+    @pytest.mark.parametrize(
+        ("sync_steps", "seconds", "expected"), [(None, 0.0, 9), (None, 0.1, 2), (1, 0.1, 9), (4, 0.0, 2), (100, 0.0, 0)]
+    )
+    def test_how_often_the_disk_is_waited_for(
+        self, sync_steps: int | None, seconds: float, expected: int, ten: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """Each record where that is quick, else one in `sync_steps`, or one a second; at the end all are there."""
+        given, now, synced = Journal.read(ten), 0.0, 0
+
+        def slow(file: int) -> None:
+            nonlocal now, synced
+            now, synced = now + seconds, synced + 1
+
+        monkeypatch.setattr(journal_module.time, "monotonic", lambda: now)
+        monkeypatch.setattr(journal_module.os, "fsync", slow)
+        journal = Journal.open(tmp_path / "journal", given.header)
+        journal.sync_steps, synced = sync_steps, 0
+        for record in given.records[:9]:
+            journal.append(record)
+            now += 0.15
+            assert len(Journal.read(tmp_path / "journal").records) == record.step + 1  # whatever becomes of the process
+        assert synced == expected
+        journal.close()
+        assert synced == expected + 1
+
     def test_a_folder_that_cannot_be_written(self, ten: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(JournalError, match="cannot be made"):
@@ -431,7 +457,7 @@ class TestReplay:
                     assert same({name: replay.weight(name) for name in replay.names}, seen[stop]), stop
 
     def test_large_weights_go_part_by_part(self, tmp_path: Path) -> None:
-        model = nn.Linear(1100, PART // 1000, bias=False, dtype=torch.bfloat16)
+        model = nn.Linear(1100, 2000, bias=False, dtype=torch.bfloat16)
         base = model.weight.detach().clone()
         optimizer = MeZO([model.weight], model, MeZOConfig(storage="fixed16"), lr=1e-3)
         optimizer.journal = Journal.open(tmp_path, optimizer.journal_header("", fingerprint({"weight": base})))

@@ -1,8 +1,8 @@
-"""Every kernel gives the reference's bits: shapes, offsets, dtypes, scales, rows, special values."""
+"""Every kernel gives the reference's bits: shapes, offsets, dtypes, scales, rows, grids, special values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,34 +10,116 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.mezo.kernels import Field, Grid, Kernel, as_float32, load
+from llava.mezo.kernels import Grid, Kernel, Piece, Update, Weight, WeightTable, as_float32
+from llava.mezo.kernels.agreement import disagreements, random_case, results, same_bits
+from llava.mezo.kernels.choice import load
 from llava.mezo.kernels.numpy_reference import stochastic_bfloat16, stochastic_float16, stochastic_on_grid
 from llava.mezo.noise import TILE
 
 pytest.importorskip("numba")
 
+CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OTHERS = ("torch", "numba")
 SIGNED = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-
-seeds = st.integers(0, 2**64 - 1)
-counts = st.one_of(st.integers(1, 600), st.sampled_from([TILE - 1, TILE, TILE + 1, 3 * TILE + 17]))
-starts = st.one_of(st.just(0), st.integers(0, 3 * TILE), st.sampled_from([2**35 + 5, 8 * 2**32 - 100]))
-sizes = st.sampled_from([1e-9, 1e-6, 1e-3, 0.02, 1.0, 300.0, 7e4, 1e30])
-scales = st.sampled_from([0.0, 1e-3, -1e-3, 1e-6, 0.1, 3.0, -1e5])
+REFERENCE = load("reference", "cpu")
 
 
-def assert_same_bits(one: torch.Tensor, other: torch.Tensor) -> None:
-    """Equal bit for bit; any NaN equals any NaN."""
-    nan = one.isnan()
-    assert torch.equal(nan, other.isnan())
-    patterns = [t.view(SIGNED[t.dtype]).masked_fill(nan, 0) for t in (one, other)]
-    assert torch.equal(*patterns)
+@pytest.fixture(params=OTHERS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    return load(request.param, "cpu")
 
 
-def weights(count: int, dtype: torch.dtype, size: float, seed: int) -> torch.Tensor:
-    values = np.random.default_rng(seed % 2**32).standard_normal(count).astype(np.float32) * np.float32(size)
-    return torch.from_numpy(values).to(dtype)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_kernels_agree(number: int) -> None:
+    for name in OTHERS:
+        assert list(disagreements(load(name, "cpu"), CPU, [number])) == []
+
+
+def test_the_comparison_can_fail() -> None:
+    """Another seed is noticed."""
+    case = next(case for case in map(random_case, range(100)) if case.scales[0] > 0 and len(case.updates) > 1)
+    expected = dict(results(REFERENCE, case, CPU))
+    kept = {name: tensor.clone() for name, tensor in expected.items()}
+    table = REFERENCE.table(case.weights, case.noise)
+    table.aim(case.seed + 1, case.scales)
+    part = table.part(case.pieces)
+    memory = {0: torch.zeros(part.size, dtype=torch.uint8)}
+    table.perturb(part, memory)
+    assert not all(same_bits(view, kept[f"piece {k} at 0 of (0, 1)"]) for k, view in enumerate(part.views(memory[0])))
+
+
+def perturbed(
+    kernel: Kernel, value: torch.Tensor, target: torch.dtype, seed: int, scale: float, pieces: Sequence[Piece] = ()
+) -> list[torch.Tensor]:
+    """Copies of the pieces, by default of the whole; the weight's number is 1."""
+    table = kernel.table([Weight(value, 1, target)], "gaussian")
+    part = table.part(pieces or [Piece(0, 0, value.numel())])
+    table.aim(seed, (scale,))
+    memory = torch.empty(part.size, dtype=torch.uint8)
+    table.perturb(part, {0: memory})
+    return part.views(memory)
+
+
+def updated(kernel: Kernel, value: torch.Tensor, *factors: float, grid: Grid | None = None) -> torch.Tensor:
+    """A copy of the weight after one step with these coefficients, of seeds 9, 10, ...; the weight's number is 1."""
+    value = value.clone()
+    table = kernel.table([Weight(value, 1, torch.float32, 0, grid)], "rademacher" if grid else "gaussian")
+    seeds = tuple(range(9, 9 + len(factors)))
+    table.update([Update(seeds, (tuple(map(as_float32, factors)),), (1.0,))])
+    return value
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_two_points_are_those_of_two_passes(name: str) -> None:
+    value, other = torch.randn(3000).bfloat16(), torch.randn(70).bfloat16()
+    table = load(name, "cpu").table([Weight(value, 1, torch.bfloat16), Weight(other, 5, torch.bfloat16)], "gaussian")
+    part = table.part([Piece(0, 0, 3000), Piece(1, 0, 70)])
+    together = {point: torch.empty(part.size, dtype=torch.uint8) for point in (0, 1)}
+    table.aim(4, (1e-2, -1e-2))
+    table.perturb(part, together)
+    for point, scale in enumerate((1e-2, -1e-2)):
+        alone = torch.empty(part.size, dtype=torch.uint8)
+        table.aim(4, (scale,))
+        table.perturb(part, {0: alone})
+        for one, both in zip(part.views(alone), part.views(together[point]), strict=True):
+            assert torch.equal(one, both)
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_any_part_of_a_weight_can_be_made_alone(name: str) -> None:
+    value, kernel = torch.randn(5 * TILE + 17), load(name, "cpu")
+    (whole,) = perturbed(kernel, value, torch.float32, 3, 0.1)
+    pieces = [Piece(0, 0, 1), Piece(0, 100, 5000), Piece(0, TILE - 1, 2), Piece(0, 4 * TILE, TILE + 17), Piece(0, 7, 0)]
+    for piece, part in zip(pieces, perturbed(kernel, value, torch.float32, 3, 0.1, pieces), strict=True):
+        assert torch.equal(part, whole[piece.start : piece.start + piece.count])
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_a_shard_is_a_part_of_the_whole(name: str) -> None:
+    value, kernel = torch.randn(5000).bfloat16(), load(name, "cpu")
+    update = Update((3, 4), ((1e-2, -1e-3),), (as_float32(0.99),))
+    whole, shard = value.clone(), value[2100:].clone()
+    kernel.table([Weight(whole, 2, torch.bfloat16)], "gaussian").update([update])
+    kernel.table([Weight(shard, 2, torch.bfloat16, first=2100)], "gaussian").update([update])
+    assert torch.equal(shard, whole[2100:])
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERS])
+def test_several_steps_at_once_are_one_after_the_other(name: str) -> None:
+    steps = [Update((k, k + 1), ((1e-2, 2e-3), (0.0, 0.0)), (1.0, as_float32(0.9))) for k in range(5)]
+
+    def after(parts: list[list[Update]]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        values = [torch.randn(3000).bfloat16(), torch.randn(40, 50), torch.randn(9).half()]
+        table = load(name, "cpu").table([Weight(v, k, v.dtype, k % 2) for k, v in enumerate(values)], "gaussian")
+        for part in parts:
+            table.update(part)
+        return values
+
+    assert all(map(torch.equal, after([steps]), after([[step] for step in steps])))
+    assert all(map(torch.equal, after([steps]), after([steps[:2], [], steps[2:]])))
 
 
 def all_patterns(dtype: torch.dtype) -> torch.Tensor:
@@ -50,117 +132,22 @@ def all_patterns(dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([bits, special, special | np.uint32(1 << 31)]).view(np.float32))
 
 
-@pytest.fixture(params=OTHERS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    return load(request.param, "cpu")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-3, 1e-7, 2.0])
+def test_every_number_and_special_value(kernel: Kernel, dtype: torch.dtype, scale: float) -> None:
+    weight = all_patterns(dtype)
+    for target in DTYPES:
+        (expected,), (out,) = (perturbed(k, weight, target, 9, scale) for k in (REFERENCE, kernel))
+        assert same_bits(out, expected)
+    assert same_bits(updated(kernel, weight, scale, -scale), updated(REFERENCE, weight, scale, -scale))
 
 
-REFERENCE = load("reference", "cpu")
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seeds,
-    counts,
-    starts,
-    st.sampled_from(DTYPES),
-    st.sampled_from(DTYPES),
-    sizes,
-    scales,
-    st.sampled_from(["gaussian", "rademacher"]),
-)
-def test_perturb_agrees(
-    seed: int, count: int, start: int, dtype: torch.dtype, target: torch.dtype, size: float, scale: float, noise: str
-) -> None:
-    weight, field = weights(count, dtype, size, seed), Field(seed % 1000, noise)
-    expected = torch.empty(count, dtype=target)
-    REFERENCE.perturb(weight, expected, field, seed, scale, start)
-    for name in OTHERS:
-        out = torch.empty(count, dtype=target)
-        load(name, "cpu").perturb(weight, out, field, seed, scale, start)
-        assert_same_bits(out, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(seeds, min_size=1, max_size=3),
-    counts,
-    starts,
-    st.sampled_from(DTYPES),
-    sizes,
-    st.lists(scales, min_size=3, max_size=3),
-    st.sampled_from([1.0, 0.999, as_float32(1 - 1e-6), 0.5]),
-)
-def test_update_agrees(
-    seeds: list[int], count: int, start: int, dtype: torch.dtype, size: float, factors: list[float], decay: float
-) -> None:
-    factors = [as_float32(f) for f in factors[: len(seeds)]]
-    weight, field = weights(count, dtype, size, seeds[0]), Field(11, "gaussian")
-    expected = weight.clone()
-    REFERENCE.update(expected, field, seeds, factors, as_float32(decay), start)
-    for name in OTHERS:
-        out = weight.clone()
-        load(name, "cpu").update(out, field, seeds, factors, as_float32(decay), start)
-        assert_same_bits(out, expected)
-
-
-@settings(max_examples=30, deadline=None)
-@given(seeds, st.integers(1, 40), st.sampled_from([1, 7, 256, 896, 2048, 2500]), st.sampled_from(DTYPES), st.data())
-def test_rows_are_the_rows_of_the_whole(
-    seed: int, height: int, width: int, dtype: torch.dtype, data: st.DataObject
-) -> None:
-    rows = torch.tensor(data.draw(st.lists(st.integers(0, height - 1), max_size=20)), dtype=torch.int64)
-    table, field = weights(height * width, dtype, 0.02, seed).view(height, width), Field(2, "gaussian")
-    whole = torch.empty_like(table)
-    REFERENCE.perturb(table, whole, field, seed, 1e-3)
-    for name in ("reference", *OTHERS):
-        out = torch.empty(len(rows), width, dtype=dtype)
-        load(name, "cpu").perturb_rows(table, rows, out, field, seed, 1e-3)
-        assert_same_bits(out, whole[rows])
-
-
-def on_grid(rows: int, width: int, seed: int) -> tuple[torch.Tensor, Grid]:
+def on_grid(rows: int, width: int) -> tuple[torch.Tensor, Grid]:
     """All kinds of integers, and steps that differ from row to row."""
-    generator = np.random.default_rng(seed % 2**32)
+    generator = np.random.default_rng(0)
     integers = generator.integers(-32767, 32768, (rows, width)).astype(np.int16)
-    integers.flat[:3] = (32767, -32767, 0)[: integers.size]
     steps = (2.0 ** generator.integers(-24, 0, rows)).astype(np.float32)
     return torch.from_numpy(integers), Grid(torch.from_numpy(steps), width)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seeds,
-    st.integers(1, 30),
-    st.sampled_from([1, 3, 24, 896, 2048, 2500]),
-    st.integers(0, 29),
-    st.sampled_from(DTYPES),
-    st.lists(scales, min_size=2, max_size=2),
-    st.sampled_from([1.0, 0.999]),
-)
-def test_grid_agrees(
-    seed: int, rows: int, width: int, first: int, target: torch.dtype, factors: list[float], decay: float
-) -> None:
-    """Rows first ... of a weight on a grid: perturbed, looked up and updated."""
-    whole, grid = on_grid(rows, width, seed)
-    first = min(first, rows - 1)
-    weight, field = whole[first:], Field(7, "gaussian")
-    chosen = torch.tensor([first, rows - 1, first])
-    expected, expected_rows = torch.empty(weight.shape, dtype=target), torch.empty(3, width, dtype=target)
-    updated, factors = whole.clone(), [as_float32(f) for f in factors]
-    REFERENCE.perturb(weight, expected, field, seed, 1e-3, first * width, grid)
-    REFERENCE.perturb_rows(whole, chosen, expected_rows, field, seed, 1e-3, grid)
-    REFERENCE.update(updated[first:], field, [seed, 5], factors, as_float32(decay), first * width, grid)
-    assert_same_bits(expected_rows, expected[chosen - first])
-    for name in OTHERS:
-        other = load(name, "cpu")
-        out, out_rows, changed = torch.empty_like(expected), torch.empty_like(expected_rows), whole.clone()
-        other.perturb(weight, out, field, seed, 1e-3, first * width, grid)
-        other.perturb_rows(whole, chosen, out_rows, field, seed, 1e-3, grid)
-        other.update(changed[first:], field, [seed, 5], factors, as_float32(decay), first * width, grid)
-        assert_same_bits(out, expected)
-        assert_same_bits(out_rows, expected_rows)
-        assert torch.equal(changed, updated)
 
 
 @pytest.mark.parametrize("name", ["reference", *OTHERS])
@@ -168,9 +155,8 @@ def test_grid_agrees(
     ("factor", "limits"), [(1e30, [-32767, 32767]), (float("inf"), [-32767, 32767]), (float("nan"), [0])]
 )
 def test_values_beyond_the_grid_stay_at_its_end(name: str, factor: float, limits: list[int]) -> None:
-    weight, grid = on_grid(4, 500, 0)
-    load(name, "cpu").update(weight, Field(0, "rademacher"), [1], [factor], 1.0, grid=grid)
-    assert sorted(weight.unique().tolist()) == limits
+    weight, grid = on_grid(4, 500)
+    assert sorted(updated(load(name, "cpu"), weight, factor, grid=grid).unique().tolist()) == limits
 
 
 def test_rounding_to_the_grid_is_exact_in_probability() -> None:
@@ -185,63 +171,41 @@ def test_rounding_to_the_grid_is_exact_in_probability() -> None:
         assert (stochastic_on_grid(integers, np.full(1, r, np.uint16), np.ones(1, np.float32)) == integers).all()
 
 
+def table_of(name: str, height: int, width: int) -> WeightTable:
+    return load(name, "cpu").table([Weight(torch.zeros(height, width), 0, torch.float32)], "gaussian")
+
+
 @pytest.mark.parametrize("name", ["reference", *OTHERS])
 @pytest.mark.parametrize("row", [-1, 5])
 def test_rows_outside_the_table_are_refused(name: str, row: int) -> None:
     with pytest.raises(IndexError, match="row"):
-        load(name, "cpu").perturb_rows(
-            torch.zeros(5, 3), torch.tensor([0, row]), torch.empty(2, 3), Field(0, "gaussian"), 0, 1.0
-        )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-3, 1e-7, 2.0])
-def test_every_number_and_special_value(kernel: Kernel, dtype: torch.dtype, scale: float) -> None:
-    weight, field = all_patterns(dtype), Field(1, "gaussian")
-    for target in DTYPES:
-        expected, out = (torch.empty(weight.shape, dtype=target) for _ in range(2))
-        REFERENCE.perturb(weight, expected, field, 9, scale)
-        kernel.perturb(weight, out, field, 9, scale)
-        assert_same_bits(out, expected)
-    expected, out = weight.clone(), weight.clone()
-    REFERENCE.update(expected, field, [9, 10], [as_float32(scale), as_float32(-scale)], 1.0)
-    kernel.update(out, field, [9, 10], [as_float32(scale), as_float32(-scale)], 1.0)
-    assert_same_bits(out, expected)
+        table_of(name, 5, 3).look_up(0, torch.tensor([0, row]), {0: torch.empty(2, 3)})
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_non_finite_factors_do_not_crash(kernel: Kernel, dtype: torch.dtype, factor: float) -> None:
-    weight = torch.ones(100, dtype=dtype)
-    kernel.update(weight, Field(0, "gaussian"), [0], [factor], 1.0)
-    assert not weight.isfinite().any()
+    assert not updated(kernel, torch.ones(100, dtype=dtype), factor).isfinite().any()
 
 
 @pytest.mark.parametrize("name", ["reference", *OTHERS])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_update_of_nothing_writes_nothing(name: str, dtype: torch.dtype) -> None:
+def test_an_update_of_nothing_changes_no_bit(name: str, dtype: torch.dtype) -> None:
     weight = all_patterns(dtype)
-    before = weight.clone()
-    load(name, "cpu").update(weight, Field(0, "gaussian"), [1, 2], [0.0, -0.0], 1.0)
-    assert torch.equal(weight.view(SIGNED[dtype]), before.view(SIGNED[dtype]))
+    after = updated(load(name, "cpu"), weight, 0.0, -0.0)
+    assert torch.equal(after.view(SIGNED[dtype]), weight.view(SIGNED[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_tiles_on_several_threads(kernel: Kernel, dtype: torch.dtype) -> None:
     """Large enough that chunks and threads share the work, each part of it once."""
-    count, field = 300 * TILE + 5, Field(3, "gaussian")
+    weight = torch.from_numpy(np.random.default_rng(1).standard_normal(300 * TILE + 5).astype(np.float32)).to(dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(3 if kernel.name == "numba" else 1)
     try:
-        weight = weights(count, dtype, 0.02, 1)
-        expected, out = torch.empty_like(weight), torch.empty_like(weight)
-        REFERENCE.perturb(weight, expected, field, 4, 1e-3)
-        kernel.perturb(weight, out, field, 4, 1e-3)
-        assert_same_bits(out, expected)
-        expected, out = weight.clone(), weight.clone()
-        REFERENCE.update(expected, field, [4, 5], [0.01, -0.02], 1.0)
-        kernel.update(out, field, [4, 5], [0.01, -0.02], 1.0)
-        assert_same_bits(out, expected)
+        (expected,), (out,) = (perturbed(k, weight, dtype, 4, 1e-3) for k in (REFERENCE, kernel))
+        assert same_bits(out, expected)
+        assert same_bits(updated(kernel, weight, 0.01, -0.02), updated(REFERENCE, weight, 0.01, -0.02))
     finally:
         torch.set_num_threads(before)
 
@@ -283,4 +247,4 @@ def test_stochastic_rounding_is_exact_in_probability(
 def test_stochastic_rounding_keeps_what_fits(dtype: torch.dtype, function: Callable[..., np.ndarray], r: int) -> None:  # type: ignore[type-arg]
     values = all_patterns(dtype)
     got = function(values.float().numpy(), np.full(65536, r, dtype=np.uint16))
-    assert_same_bits(torch.from_numpy(got.view(np.int16)).view(dtype), values)
+    assert same_bits(torch.from_numpy(got.view(np.int16)).view(dtype), values)

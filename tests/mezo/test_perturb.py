@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
@@ -10,30 +9,28 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llava.mezo.kernels import Field, Update
-from llava.mezo.noise import kernel_for
+from llava.mezo import passes, units
+from llava.mezo.kernels import Update
+from llava.mezo.noise import direction_values
 from llava.mezo.perturb import Perturbation
 from llava.mezo.scratch import ScratchPool
 from llava.mezo.tables import PerturbedTable
-from llava.mezo.weights import NativeStorage, Storage
+from llava.mezo.trained import TrainedWeights
+from llava.mezo.weights import store
 
 SEED, SCALE = 77, 0.05
 
 
 def perturbation_of(model: nn.Module, *parameters: nn.Parameter) -> Perturbation:
     chosen = parameters or tuple(model.parameters())
-    storages: dict[nn.Parameter, Storage] = {
-        p: NativeStorage(p, Field(number, "gaussian"), "torch") for number, p in enumerate(chosen)
-    }
-    return Perturbation(model, storages)
+    weights = TrainedWeights([store(p, "native") for p in chosen], "gaussian", "torch")
+    return Perturbation(model, chosen, weights)
 
 
-def expected(perturbation: Perturbation, parameter: nn.Parameter) -> torch.Tensor:
-    out = torch.empty(parameter.shape, dtype=parameter.dtype)
-    storage = perturbation.storages[parameter]
-    assert isinstance(storage, NativeStorage)
-    kernel_for("reference", "cpu").perturb(parameter.detach().contiguous(), out, storage.field, SEED, SCALE)
-    return out
+def expected(perturbation: Perturbation, parameter: nn.Parameter, scale: float = SCALE) -> torch.Tensor:
+    number = perturbation.numbers[parameter]
+    z = torch.from_numpy(direction_values(SEED, number, 0, parameter.numel(), "gaussian")).view(parameter.shape)
+    return (parameter.detach().float() + torch.tensor(scale) * z).to(parameter.dtype)
 
 
 class Probe(nn.Module):
@@ -60,10 +57,10 @@ def test_every_way_of_reading_is_perturbed(dtype: torch.dtype) -> None:
     model = Probe(
         lambda m, x: (
             functional.linear(m.layers["a"](m.layers["b"](x)), m.other.weight) + m.vector + m.listed[1],
-            m.other.weight,
+            m.other.weight.clone(),
             m.vector,
             m.listed[1],
-            m.layers["a"].weight,
+            m.layers["a"].weight.clone(),
         ),
         layers=nn.ModuleDict({"a": shared, "b": shared}),
         other=nn.Linear(4, 4, bias=False),
@@ -79,6 +76,16 @@ def test_every_way_of_reading_is_perturbed(dtype: torch.dtype) -> None:
     bias = expected(perturbation, shared.bias)
     twice = functional.linear(functional.linear(x, wanted[3], bias), wanted[3], bias)
     assert torch.equal(result, functional.linear(twice, wanted[0]) + wanted[1] + wanted[2])
+
+
+def test_a_table_cannot_be_used_after_its_pass() -> None:
+    perturbation = perturbation_of(nn.Embedding(9, 4))
+    with perturbation.attached():
+        with perturbation.at(SEED, SCALE):
+            table = perturbation.model.weight
+        for use in (lambda: table[2:4], lambda: functional.embedding(torch.tensor([1]), table), table.sum):
+            with pytest.raises(RuntimeError, match="after its pass has ended"):
+                use()
 
 
 def test_listing_gives_the_stored_parameters_and_assignments_reach_the_module() -> None:
@@ -110,15 +117,13 @@ class TestTables:
     def table(self, counted: list[int], height: int = 40, width: int = 6) -> tuple[Perturbation, nn.Embedding]:
         embedding = nn.Embedding(height, width)
         perturbation = perturbation_of(embedding)
-        storage = perturbation.storages[embedding.weight]
-        assert isinstance(storage, NativeStorage)
-        original = storage.perturb
+        original = perturbation.weights.span
 
-        def counting(out: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-            counted.append(out.shape[0])
-            original(out, *args, **kwargs)
+        def counting(number: int, first: int, last: int, *rest: Any) -> list[torch.Tensor]:
+            counted.append(last - first)
+            return original(number, first, last, *rest)
 
-        storage.perturb = counting  # type: ignore[method-assign]
+        perturbation.weights.span = counting  # type: ignore[method-assign]
         return perturbation, embedding
 
     def test_only_rows_that_are_read_are_made(self) -> None:
@@ -139,7 +144,7 @@ class TestTables:
             assert len(table) == 40 and table.size(1) == 6 and table.device.type == "cpu" and counted == []
             assert torch.equal(table[5:9], want[5:9]) and torch.equal(table[-3:], want[-3:])
             assert table[9:2].shape == (0, 6)
-            assert counted == [4, 3]
+            assert counted == [4, 3, 0]
 
     def test_any_other_operation_gets_the_whole(self) -> None:
         counted: list[int] = []
@@ -168,19 +173,260 @@ class TestTables:
 
 
 def test_copies_are_dropped_when_the_owner_returns() -> None:
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
     def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
         for layer in m.layers:
             x = layer(x)
-            gc.collect()
-            seen.append(sum(len(owner.parameters.shelf) for owner in perturbation._owners))
+            lane = perturbation._passes.current
+            assert lane is not None
+            seen.append([*lane.copies, *lane.made, *lane.kept])
         return x
 
     model = Probe(forward, layers=nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
     perturbation = perturbation_of(model)
     run(perturbation, torch.ones(1, 4))
-    assert seen == [0, 0, 0]
+    assert seen == [[], [], []]
+
+
+class TestLayers:
+    """Entries of a ModuleList, whose weights are perturbed together."""
+
+    def layers(self, made: list[tuple[int, ...]], forward: Any = None, depth: int = 2) -> Perturbation:
+        """Two matrices and two biases each."""
+        body = forward or (lambda m, x: m.two(torch.tanh(m.one(x))))
+        layers = [Probe(body, one=nn.Linear(8, 8), two=nn.Linear(8, 8)) for _ in range(depth)]
+        model = Probe(lambda m, x: [x := layer(x) for layer in m.layers][-1], layers=nn.ModuleList(layers))
+        perturbation = perturbation_of(model)
+        original = perturbation.weights.perturbed
+
+        def noting(numbers: tuple[int, ...], *rest: Any) -> Any:
+            made.append(tuple(numbers))
+            return original(numbers, *rest)
+
+        perturbation.weights.perturbed = noting  # type: ignore[method-assign]
+        return perturbation
+
+    def check(self, perturbation: Perturbation) -> None:
+        x = want = torch.randn(3, 8)
+        got = run(perturbation, x)
+        for layer in perturbation.model.layers:
+            one, one_bias, two, two_bias = (expected(perturbation, p) for p in layer.parameters())
+            want = functional.linear(torch.tanh(functional.linear(want, one, one_bias)), two, two_bias)
+        assert torch.equal(got, want)
+
+    def test_a_layer_is_made_at_once(self) -> None:
+        made: list[tuple[int, ...]] = []
+        self.check(self.layers(made))
+        assert made == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+    def test_the_last_matrix_of_a_large_layer_is_made_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(units, "LARGE_LAYER", 100)
+        made: list[tuple[int, ...]] = []
+        self.check(self.layers(made))
+        assert made == [(0, 1, 3), (2,), (4, 5, 7), (6,)]
+
+    def test_copies_go_as_soon_as_their_owners_return(self) -> None:
+        left: list[list[int]] = []
+
+        def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(m.one(x))
+            left.append(sorted(perturbation._passes.current.copies))  # type: ignore[union-attr]
+            return m.two(x)
+
+        perturbation = self.layers([], forward, depth=1)
+        self.check(perturbation)
+        assert left == [[2, 3]]
+
+    def test_a_module_that_runs_twice_in_a_layer_is_made_twice(self) -> None:
+        made: list[tuple[int, ...]] = []
+        perturbation = self.layers(made, lambda m, x: m.one(m.one(x)), depth=1)
+        x = torch.randn(3, 8)
+        weight, bias = (expected(perturbation, p) for p in perturbation.model.layers[0].one.parameters())
+        want = functional.linear(functional.linear(x, weight, bias), weight, bias)
+        assert torch.equal(run(perturbation, x), want)
+        assert made == [(0, 1, 2, 3), (0,), (1,)]
+
+    def test_weights_that_are_used_past_their_modules_stay_until_the_layer_returns(self) -> None:
+        made: list[tuple[int, ...]] = []
+        by_hand = lambda m, x: functional.linear(  # noqa: E731
+            torch.tanh(functional.linear(x, m.one.weight, m.one.bias)), m.two.weight, m.two.bias
+        )
+        self.check(self.layers(made, by_hand))
+        assert made == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+    def test_layers_that_are_not_run_themselves_are_made_by_modules(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Their parts are called from outside; after the first read of a matrix the hooks are where they belong."""
+        caplog.set_level("INFO")
+        made: list[tuple[int, ...]] = []
+        perturbation = self.layers(made)
+        perturbation.model.function = lambda m, x: [x := layer.two(torch.tanh(layer.one(x))) for layer in m.layers][-1]
+        self.check(perturbation)
+        assert "parts of Probe are run" in caplog.text
+        made.clear()
+        self.check(perturbation)
+        assert made == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+    def test_nested_lists_of_layers_are_units_from_the_inside(self) -> None:
+        inner = [nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2)]
+        model = Probe(
+            lambda m, x: [x := expert(x) for experts in m.outer for expert in experts][-1], outer=nn.ModuleList(inner)
+        )
+        found = units.find_units(model, set(model.parameters()))
+        assert list(found) == [expert for experts in inner for expert in experts]
+
+
+class TestSideBySide:
+    """Two forwards that take turns, here on a CPU."""
+
+    @pytest.fixture(autouse=True)
+    def on_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(passes, "SIDE_BY_SIDE_ON", {"cpu"})
+
+    def pair(self, perturbation: Perturbation, *args: Any) -> list[Any]:
+        with perturbation.attached():
+            perturbation.weights.aim(SEED, (SCALE, -SCALE))
+            return perturbation.run(lambda: perturbation.model(*args), 2)
+
+    def counted(self, perturbation: Perturbation) -> list[tuple[Any, ...]]:
+        """(numbers, points) of everything that is made from now on."""
+        calls: list[tuple[Any, ...]] = []
+        for name in ("perturbed", "span"):
+            original = getattr(perturbation.weights, name)
+
+            def noting(*args: Any, original: Any = original) -> Any:
+                calls.append(args[:-1])
+                return original(*args)
+
+            setattr(perturbation.weights, name, noting)
+        return calls
+
+    def model(self) -> Probe:
+        torch.manual_seed(0)
+        layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True) for _ in range(3))
+
+        def forward(m: Any, ids: torch.Tensor) -> torch.Tensor:
+            x = m.embed(ids) + m.vector
+            for layer in m.layers:
+                x = layer(x)
+            return functional.linear(m.norm(x), m.head.weight)
+
+        return Probe(
+            forward,
+            embed=nn.Embedding(30, 16),
+            vector=nn.Parameter(torch.randn(16)),
+            layers=layers,
+            norm=nn.LayerNorm(16),
+            head=nn.Linear(16, 30, bias=False),
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_it_gives_the_bits_of_two_forwards_and_makes_each_weight_once(self, dtype: torch.dtype) -> None:
+        pytest.importorskip("greenlet")
+        perturbation = perturbation_of(self.model().to(dtype))
+        ids = torch.tensor([[3, 1, 2, 7]])
+        apart = []
+        for scale in (SCALE, -SCALE):
+            with perturbation.attached(), perturbation.at(SEED, scale):
+                apart.append(perturbation.model(ids))
+        calls = self.counted(perturbation)
+        together = self.pair(perturbation, ids)
+        assert torch.equal(together[0], apart[0]) and torch.equal(together[1], apart[1])
+        assert not torch.equal(together[0], together[1])
+        assert len(calls) == 6 and all(points == [0, 1] for *_, points in calls)  # vector, layers, norm, head
+
+    def test_on_a_cpu_one_comes_after_the_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.undo()
+        perturbation = perturbation_of(self.model())
+        calls = self.counted(perturbation)
+        self.pair(perturbation, torch.tensor([[3, 1, 2, 7]]))
+        assert [points for *_, points in calls] == [[0]] * 6 + [[1]] * 6
+
+    def test_without_greenlet_one_comes_after_the_other(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        perturbation = perturbation_of(self.model())
+        ids = torch.tensor([[3, 1, 2, 7]])
+        together = self.pair(perturbation, ids)
+        monkeypatch.setattr(passes, "greenlet", None)
+        passes.side_by_side.cache_clear()
+        calls = self.counted(perturbation)
+        try:
+            apart = self.pair(perturbation, ids)
+            self.pair(perturbation, ids)
+        finally:
+            monkeypatch.undo()
+            passes.side_by_side.cache_clear()
+        assert all(map(torch.equal, together, apart))
+        assert [points for *_, points in calls] == [[0]] * 6 + [[1]] * 6 + [[0]] * 6 + [[1]] * 6
+        assert caplog.text.count("greenlet is not installed") == 1
+
+    def test_forwards_that_go_different_ways_get_what_they_ask_for(self) -> None:
+        """One of them visits the layers backwards, and another one twice."""
+        turns = iter(range(10))
+
+        def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+            layers = list(m.layers)
+            for layer in layers if next(turns) % 2 == 0 else [*reversed(layers), layers[1]]:
+                x = layer(x)
+            return x
+
+        model = Probe(forward, layers=nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
+        perturbation = perturbation_of(model)
+        x = torch.randn(2, 4)
+
+        def along(scale: float, layers: list[Any]) -> torch.Tensor:
+            y = x
+            for layer in layers:
+                y = functional.linear(y, *(expected(perturbation, p, scale) for p in layer.parameters()))
+            return y
+
+        plus, minus = self.pair(perturbation, x)
+        first, second, third = model.layers
+        assert torch.equal(plus, along(SCALE, [first, second, third]))
+        assert torch.equal(minus, along(-SCALE, [third, second, first, second]))
+
+    @pytest.mark.parametrize("failing", [0, 1])
+    def test_when_one_fails_the_other_ends_and_nothing_stays(self, failing: int) -> None:
+        turns, left = iter(range(10)), []
+
+        def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+            own = next(turns)
+            try:
+                x = m.layers[1](m.layers[0](x))
+                if own == failing:
+                    raise KeyError("in the middle")
+                return m.layers[2](x)
+            finally:
+                left.append(own)
+
+        model = Probe(forward, layers=nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
+        perturbation = perturbation_of(model)
+        with pytest.raises(KeyError, match="in the middle"):
+            self.pair(perturbation, torch.ones(1, 4))
+        assert sorted(left) == [0, 1]
+        assert perturbation._passes.current is None and perturbation._passes.lanes == []
+        assert all("forward" not in m.__dict__ and not m._forward_hooks for m in model.modules())
+        assert len(self.pair(perturbation, torch.ones(1, 4))) == 2
+
+    def test_autocast_within_a_forward_stays_its_own(self) -> None:
+        seen: list[tuple[int, bool]] = []
+        turns = iter(range(10))
+
+        def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+            own = next(turns)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=own == 0):
+                for layer in m.layers:
+                    x = layer(x)
+                    seen.append((own, torch.is_autocast_cpu_enabled()))
+            return x
+
+        model = Probe(forward, layers=nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
+        perturbation = perturbation_of(model)
+        plus, minus = self.pair(perturbation, torch.ones(1, 4))
+        assert sorted(seen) == [(0, True)] * 3 + [(1, False)] * 3
+        assert (plus.dtype, minus.dtype) == (torch.bfloat16, torch.float32)
+        assert not torch.is_autocast_cpu_enabled()
 
 
 def test_an_output_that_is_the_weight_itself_stays_intact() -> None:
@@ -222,6 +468,7 @@ def test_flags_hooks_and_tables_come_back() -> None:
     assert [m.training for m in model.modules()] == flags and torch.is_grad_enabled()
     assert all(a is b for a, b in zip([m._parameters for m in model.modules()], tables, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any("forward" in m.__dict__ for m in model.modules())
 
 
 def test_peft_adapters_are_perturbed_and_the_base_is_not() -> None:
@@ -237,15 +484,36 @@ def test_peft_adapters_are_perturbed_and_the_base_is_not() -> None:
     assert torch.allclose(run(perturbation, x), base[1](want), atol=1e-6)
 
 
-def test_non_contiguous_weights_are_numbered_in_logical_order() -> None:
+def test_transposed_weights_are_numbered_in_logical_order() -> None:
     weight = nn.Parameter(torch.randn(5, 7).t())
-    model = Probe(lambda m: m.w, w=weight)
-    perturbation = perturbation_of(model)
+    values = weight.detach().clone(memory_format=torch.contiguous_format)
+    perturbation = perturbation_of(Probe(lambda m: m.w, w=weight))
+    assert torch.equal(weight, values)
     assert torch.equal(run(perturbation), expected(perturbation, weight))
-    copy = nn.Parameter(weight.detach().contiguous().clone())
-    perturbation.storages[weight].apply([Update((1,), (0.5,), 0.75)])
-    NativeStorage(copy, Field(0, "gaussian"), "reference").apply([Update((1,), (0.5,), 0.75)])
-    assert not weight.is_contiguous() and torch.equal(weight, copy)
+    twin = nn.Parameter(values)
+    for parameter in (weight, twin):
+        weights = TrainedWeights([store(parameter, "native")], "gaussian", "torch")
+        weights.update([Update((1,), ((0.5,),), (0.75,))])
+    assert torch.equal(weight, twin)
+
+
+@pytest.mark.parametrize("view", [torch.randn(5, 8)[:, ::2], torch.randn(3).expand(4, 3)])
+def test_weights_in_memory_of_others_are_refused(view: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"shape \(\d, \d\) is a view"):
+        store(nn.Parameter(view), "native")
+
+
+def test_weights_that_move_are_followed() -> None:
+    model = nn.Linear(4, 4)
+    perturbation = perturbation_of(model)
+    x = torch.ones(1, 4)
+    for _ in range(2):
+        want = functional.linear(x, *(expected(perturbation, p) for p in model.parameters()))
+        assert torch.equal(run(perturbation, x), want)
+        model.weight.data = model.weight.data * 2
+    before = model.weight.detach().clone()
+    perturbation.weights.update([Update((1,), ((0.0,),), (0.5,))])
+    assert torch.equal(model.weight, before / 2)
 
 
 def test_a_loss_that_reads_nothing_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.mezo.kernels import LARGEST_ON_GRID, Field, Update
+from llava.mezo.kernels import LARGEST_ON_GRID, Update
 from llava.mezo.reference import mezo_step
+from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import HEADROOM, Fixed16Storage, Float32Storage, NativeStorage, grid_steps, store
 
 SIXTEEN = (torch.bfloat16, torch.float16)
@@ -59,7 +60,7 @@ def values(optimizer: MeZO) -> list[torch.Tensor]:
 )
 def test_which_storage_a_weight_gets(dtype: torch.dtype, dims: int, storage: str, expected: type) -> None:
     parameter = nn.Parameter(torch.ones([3] * dims, dtype=dtype))
-    assert type(store(parameter, Field(0, "gaussian"), "torch", storage)) is expected
+    assert type(store(parameter, storage)) is expected
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN)
@@ -106,7 +107,7 @@ def test_a_grid_reaches_beyond_the_largest_weight_and_is_finer_than_bfloat16_the
 @pytest.mark.parametrize("dtype", SIXTEEN)
 def test_a_grid_gives_back_all_but_the_smallest_weights(dtype: torch.dtype) -> None:
     weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
-    stored = Fixed16Storage(nn.Parameter(weight.clone()), Field(0, "gaussian"), "torch")
+    stored = Fixed16Storage(nn.Parameter(weight.clone()))
     back, step = stored.exported(), grid_steps(weight)[:, None]
     assert (back.float() - weight.float()).abs().le(step / 2).all()
     precision = {torch.bfloat16: 8, torch.float16: 11}[dtype]
@@ -172,7 +173,7 @@ def test_a_state_of_another_storage_is_refused() -> None:
 
 def test_weights_at_the_end_of_their_grid_are_counted() -> None:
     parameter = nn.Parameter(torch.full((2, 50), 0.5, dtype=torch.bfloat16))
-    stored = Fixed16Storage(parameter, Field(0, "rademacher"), "torch")
+    stored = Fixed16Storage(parameter)
     assert stored.at_the_limit() == 0
-    stored.apply([Update((1,), (10.0,), 1.0)])
+    TrainedWeights([stored], "rademacher", "torch").update([Update((1,), ((10.0,),), (1.0,))])
     assert stored.at_the_limit() == 100

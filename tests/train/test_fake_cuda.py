@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,14 +16,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llava.mezo import MeZO, MeZOConfig, StepResult, reuse_outputs
+from llava.mezo import MeZO, MeZOConfig, StepResult, estimator, reuse_outputs
 from llava.mezo.kernels import torch_any
 from llava.mezo.tables import PerturbedTable
-from llava.train.mezo_trainer import frozen_image_modules
-from llava.train.sparse_loss import sparse_loss
+from llava.train.sparse_loss import laid_out_loss, sparse_loss
+from llava.train.step_inputs import frozen_image_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
-from fake_cuda import fake_cuda, move, on_fake_cuda
+from fake_cuda import DeviceReadError, fake_cuda, move, on_fake_cuda, refusing_reads
 from test_sparse_loss import batch, build
 
 
@@ -36,16 +38,29 @@ def _tables() -> Iterator[None]:
 
     with mock.patch.object(PerturbedTable, "make", staticmethod(of_values)):
         yield
-    torch_any._table.cache_clear()
+    torch_any._quantiles.cache_clear()
+
+
+def prepared(model: torch.nn.Module, storage: str) -> MeZO:
+    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
+    model.get_vision_tower().requires_grad_(False)
+    return MeZO(trained, model, MeZOConfig(kernel="torch", num_directions=2, storage=storage), lr=1e-3)
 
 
 def one_step(model: torch.nn.Module, inputs: dict[str, Any], storage: str) -> StepResult:
-    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    model.get_vision_tower().requires_grad_(False)
-    optimizer = MeZO(trained, model, MeZOConfig(kernel="torch", num_directions=2, storage=storage), lr=1e-3)
+    optimizer = prepared(model, storage)
     for _ in range(2):
         with reuse_outputs(frozen_image_modules(model)):
             optimizer.accumulate(0, lambda: sparse_loss(model, inputs))
+    optimizer.step()
+    assert optimizer.last is not None and optimizer.last.applied
+    return optimizer.last
+
+
+def laid_out_step(optimizer: MeZO, model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> StepResult:
+    loss = functools.partial(laid_out_loss, model)
+    for _ in range(2):
+        optimizer.accumulate(0, loss, tensors)
     optimizer.step()
     assert optimizer.last is not None and optimizer.last.applied
     return optimizer.last
@@ -73,3 +88,56 @@ def test_a_tensor_that_is_left_behind_is_found() -> None:
         model.model.image_newline = torch.nn.Parameter(torch.zeros(32))
         with pytest.raises(FakeTensorDeviceMismatchError):
             one_step(model, moved, "native")
+
+
+@contextmanager
+def reading_losses_alone() -> Iterator[list[int]]:
+    """Nothing may wait for the device but the reading of losses; how many were read each time."""
+    counts: list[int] = []
+    original = estimator.as_floats
+    with refusing_reads() as reads:
+
+        def read(losses: Sequence[float | torch.Tensor]) -> list[float]:
+            counts.append(len(losses))
+            reads.allowed = True
+            try:
+                return original(losses)
+            finally:
+                reads.allowed = False
+
+        with mock.patch.object(estimator, "as_floats", read):
+            yield counts
+
+
+@pytest.mark.parametrize(("dtype", "storage"), [(torch.float32, "native"), (torch.bfloat16, "fixed16")])
+@pytest.mark.parametrize("vision", ["frozen", "trained projector"])
+def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
+    vision: str, dtype: torch.dtype, storage: str
+) -> None:
+    model, inputs = build("llava_qwen", attn_implementation="eager").to(dtype), batch("right", images=True)
+    tensors = model.geometry.lay_out(inputs, 8).tensors()
+    pixels = torch.cat(inputs["images"]).to(dtype)
+    with torch.no_grad():
+        if vision == "frozen":
+            tensors["vectors"] = model.encode_images(pixels).flatten(0, 1)
+        else:
+            tensors["tower_features"] = model.get_vision_tower()(pixels).contiguous()
+    twin = copy.deepcopy(model)
+    expected = laid_out_step(prepared(twin, storage), twin, tensors)
+    with fake_cuda():
+        move(model)
+        tensors, optimizer = on_fake_cuda(tensors), prepared(model, storage)
+        with reading_losses_alone() as counts:
+            result = laid_out_step(optimizer, model, tensors)
+    assert counts == [4, 4]
+    assert result == expected
+
+
+def test_a_step_that_waits_is_found() -> None:
+    """So that the test above can fail: the model's own forward asks for the lengths of texts and images."""
+    model, inputs = build("llava_qwen", attn_implementation="eager"), batch("right", images=True)
+    with fake_cuda():
+        move(model)
+        inputs = on_fake_cuda(inputs)
+        with pytest.raises(DeviceReadError), reading_losses_alone():
+            one_step(model, inputs, "native")

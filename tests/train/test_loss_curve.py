@@ -1,7 +1,8 @@
 """The loss curve of a run on the embedded model, against one that was kept: a change of the engine keeps its numbers.
 
-tests/assets/losses/scan_zo_float32.json was written by the first engine of this tree (full logits, one kernel call a
-matrix, no journal). Rounding in the forward may differ from machine to machine, and grows from step to step.
+tests/assets/losses/scan_zo_float32.json was written by an earlier engine of this tree (each sign in a pass of its own,
+one kernel call a matrix) with the noise of version 2 put into it, see docs/log.md. Rounding in the forward may differ
+from machine to machine, and grows from step to step.
 """
 
 from __future__ import annotations

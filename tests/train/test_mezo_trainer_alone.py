@@ -32,6 +32,8 @@ ZO = {
     "zo_kernel": "torch",
     "zo_weight_storage": "native",
     "zo_max_bad_steps": 3,
+    "zo_cuda_graphs": "auto",
+    "zo_graph_memory_gb": 4.0,
     "zo_journal": False,
 }
 
@@ -247,7 +249,8 @@ def test_the_log_shows_a_zeroth_order_step(mezo: Make) -> None:
         assert entry["projected_grad"] == (entry["loss_plus"] - entry["loss_minus"]) / 2e-3 != 0
         losses = trainer.model.losses[8 * number : 8 * number + 8]  # two steps of two micro-batches and two points
         assert entry["loss"] == pytest.approx(sum(losses) / 8, abs=1e-4)
-        assert entry["loss_plus"] == pytest.approx((losses[4] + losses[6]) / 2)
+        ends = (losses[4] + losses[6]) / 2, (losses[5] + losses[7]) / 2  # whichever of both points was first
+        assert sorted([entry["loss_plus"], entry["loss_minus"]]) == pytest.approx(sorted(ends))
     assert not any("projected_grad" in entry for entry in trainer.state.log_history if "train_runtime" in entry)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from llava.mezo import estimator, optimizer
-from llava.mezo.kernels import Update
-from llava.mezo.weights import NativeStorage
+from llava.mezo import estimator, trained
+from llava.mezo.kernels import Part, Update, Weight
+from llava.mezo.kernels.numpy_reference import NumpyTable
 from llava.train.dataset import make_supervised_data_module
 from llava.train.mezo_trainer import MeZOTrainer
 from llava.train.parsing import parse_arguments
@@ -24,26 +24,39 @@ CASES = {case["name"]: case for case in json.loads((GOLDEN / "zo_step.json").rea
 # LLaVA-NeXT decays the weights once per direction, here it is done once per step.
 DECAYED_ONCE = [name for name, case in CASES.items() if case["arguments"]["weight_decay"] == 0]
 
-Noise = dict[int, dict[nn.Parameter, torch.Tensor]]
 
+class GivenNoise(NumpyTable):
+    """Kernels whose z is looked up by seed and number instead of computed; also the kernel that makes them."""
 
-class GivenNoise(NativeStorage):
-    """A weight whose z is looked up by seed instead of drawn."""
+    name = "given"
 
-    noise: Noise
+    def __init__(self, z: dict[int, list[torch.Tensor]]) -> None:
+        self.z = z
 
-    def perturb(self, out: torch.Tensor, seed: int, scale: float, first: int = 0) -> None:
-        rows = slice(first, first + len(out))
-        torch.add(self.parameter[rows], self.noise[seed][self.parameter][rows], alpha=scale, out=out)
+    def table(self, weights: Sequence[Weight], noise: str) -> GivenNoise:
+        made = GivenNoise(self.z)
+        NumpyTable.__init__(made, weights, noise)
+        return made
 
-    def perturb_rows(self, rows: torch.Tensor, out: torch.Tensor, seed: int, scale: float) -> None:
-        torch.add(self.parameter[rows], self.noise[seed][self.parameter][rows], alpha=scale, out=out)
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        for point, memory in copies.items():
+            for piece, view in zip(part.pieces, part.views(memory), strict=True):
+                view.copy_(self._whole(piece.index, point).view(-1)[piece.start : piece.start + piece.count])
 
-    def apply(self, updates: Sequence[Update]) -> None:
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        for point, out in copies.items():
+            out.copy_(self._whole(index, point)[rows])
+
+    def update(self, updates: Sequence[Update]) -> None:
         for update in updates:
-            self.parameter.mul_(update.decay)
-            for seed, coefficient in zip(update.seeds, update.coefficients, strict=True):
-                self.parameter.add_(self.noise[seed][self.parameter], alpha=coefficient)
+            for weight in self.weights:
+                weight.value.mul_(update.decays[weight.group])
+                for seed, coefficient in zip(update.seeds, update.coefficients[weight.group], strict=True):
+                    weight.value.add_(self.z[seed][weight.number], alpha=coefficient)
+
+    def _whole(self, index: int, point: int) -> torch.Tensor:
+        weight = self.weights[index]
+        return torch.add(weight.value, self.z[self.seed][weight.number], alpha=self.scales[point])
 
 
 @pytest.fixture()
@@ -71,12 +84,15 @@ def trainer_of(
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert set(trainable) == set(case["trainable_in_order"])
         in_order = [trainable[name] for name in case["trainable_in_order"]]
-        monkeypatch.setattr(GivenNoise, "noise", {seed: _draw(seed, in_order) for seed in case["seeds"]}, raising=False)
-        monkeypatch.setattr(optimizer, "store", lambda p, field, kernel, storage: GivenNoise(p, field, kernel))
+        drawn = {seed: _draw(seed, in_order) for seed in case["seeds"]}
+        in_numbers = [trainable[name] for name in sorted(trainable)]
+        given = GivenNoise({seed: [own[p] for p in in_numbers] for seed, own in drawn.items()})
+        monkeypatch.setattr(trained, "kernel_for", lambda name, device_type: given)
         monkeypatch.setattr(estimator, "direction_seed", lambda base, step, direction: case["seeds"][direction])
         data = make_supervised_data_module(tokenizer, data_args)
         trainer = MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
         trainer.create_optimizer()
+        trainer.drawn = drawn
         return trainer
 
     return make
@@ -92,7 +108,7 @@ def test_projected_gradients(name: str, trainer_of: Callable[[dict[str, Any]], M
     case = CASES[name]
     trainer = trainer_of(case)
     first = dict(trainer.model.named_parameters())[case["trainable_in_order"][0]]
-    drawn = GivenNoise.noise[case["seeds"][0]][first].flatten()[:8]
+    drawn = trainer.drawn[case["seeds"][0]][first].flatten()[:8]
     torch.testing.assert_close(drawn, torch.tensor(case["first_noise_of_first_param"]), rtol=0, atol=1e-6)
 
     estimates = []

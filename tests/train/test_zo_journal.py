@@ -318,7 +318,7 @@ def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path
 def test_steps_are_evaluated_without_writing_a_model(
     storage: str, flags: Flags, base: Path, golden: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    train(argv=flags(max_steps=4, learning_rate=1e-2, zo_weight_storage=storage))
+    train(argv=flags(max_steps=4, learning_rate=3e-1, zo_weight_storage=storage))
     journal = str(tmp_path / "out" / "mezo_journal")
     records = [
         {"id": k, "conversations": [{"from": "human", "value": word}, {"from": "gpt", "value": "x"}]}

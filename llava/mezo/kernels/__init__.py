@@ -1,4 +1,4 @@
-"""Kernels: one class per way of computing, one interface, the same bits from each.
+"""Kernels: one module per way of computing, one interface, the same bits from each; `choice.py` picks one.
 
 Exact arithmetic
 ----------------
@@ -7,9 +7,9 @@ Every kernel computes precisely this in float32, each operation rounded to neare
     perturb    out = R( fl(w + fl(s * z)) )
                w the stored weight (16-bit weights widen exactly), s = float32(scale), R = rounding to nearest even
                into the dtype of `out`
-    update     u = w;  u = fl(u * decay) unless decay == 1;  then for d = 0 .. n-1 in order  u = fl(u + fl(c_d * z_d))
+    update     u = w;  u = fl(u * decay);  then for the pairs (seed, c) of the step in order  u = fl(u + fl(c * z))
                float32 weights store u; bfloat16 and float16 weights store S(u, r); integers on a grid store G(u, r)
-    S(u, r)    stochastic rounding with the element's 16 bits r of stream 1 (seed of direction 0): to the bit
+    S(u, r)    stochastic rounding with the element's 16 bits r of stream 1 (seed of the step's first pair): to the bit
                pattern of |u|, of which the lowest k bits do not fit, add r aligned with the top of these k bits and
                drop them. bfloat16: k = 16, so r is added as it is. float16: k = 13 for normal numbers (r >> 3 is
                added); below 2**-14 the spacing is 2**-24 and k grows by one with every halving (r << (k - 16))
@@ -26,34 +26,25 @@ so that w is exact. They are stored by
 
 which is stochastic rounding without bias but for what is below 2**-16 of a step. A NaN is stored as 0.
 
-An update with every c_d == 0 and decay == 1 writes nothing (so -0.0 stays -0.0).
+An update that `Update.changes` says nothing of leaves every bit of its group alone (so -0.0 stays -0.0).
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Field:
-    """A tensor's noise field before a seed is chosen: its number in the run and the distribution."""
-
-    tensor: int
-    noise: str
-
-
 LARGEST_ON_GRID = 32767
 PARTS_OF_A_STEP = 65536
 """Into which stochastic rounding divides a step of a grid."""
+ALIGNMENT = 256
+"""Bytes; where a copy begins within the memory of a part."""
 
 
 @dataclass(frozen=True)
@@ -67,64 +58,103 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A trained weight as kernels see it."""
+
+    value: torch.Tensor
+    """Contiguous, of `SUPPORTED_DTYPES`, or int16 with a grid."""
+    number: int
+    """Selects its noise."""
+    dtype: torch.dtype
+    """Of its perturbed copies; of `SUPPORTED_DTYPES`."""
+    group: int = 0
+    """Which of an update's coefficients are its own."""
+    grid: Grid | None = None
+    """Of the full tensor's rows."""
+    first: int = 0
+    """Number of the value's first element in the full tensor."""
+
+
+@dataclass(frozen=True)
 class Update:
-    """What one step does to a weight: decay * w + sum of coefficient * z(seed)."""
+    """What one step does to all weights: decay * w + sum over pairs of coefficient * z(seed)."""
 
     seeds: tuple[int, ...]
-    coefficients: tuple[float, ...]
-    decay: float
+    """Of each pair; at least one."""
+    coefficients: tuple[tuple[float, ...], ...]
+    """For each group, one a pair; float32 numbers (`as_float32`)."""
+    decays: tuple[float, ...]
+    """For each group; float32 numbers."""
+
+    def changes(self, group: int) -> bool:
+        """Whether the group's weights may change."""
+        return self.decays[group] != 1.0 or any(c != 0.0 for c in self.coefficients[group])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements start ... start + count - 1 of the value of the weight that is number `index` in its table."""
+
+    index: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pieces of weights whose perturbed copies are made together, one behind the other."""
+
+    pieces: tuple[Piece, ...]
+    dtypes: tuple[torch.dtype, ...]
+    """Of each copy."""
+    offsets: tuple[int, ...]
+    """Where each copy begins, in bytes."""
+    size: int
+    """Bytes of all copies."""
+    prepared: Any = None
+    """What the kernel keeps for it."""
+
+    def views(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        """The flat copies of all pieces in `memory` (uint8 [size])."""
+        return [
+            memory[offset : offset + piece.count * dtype.itemsize].view(dtype)
+            for piece, dtype, offset in zip(self.pieces, self.dtypes, self.offsets, strict=True)
+        ]
+
+
+class WeightTable(Protocol):
+    """Kernels for a fixed list of weights on one device; what they need of it is prepared once.
+
+    `copies` maps the number of a point, as given to `aim`, to memory for the copies made there: copies at several
+    points cost one pass over weights and noise. On a GPU nothing here waits for the device.
+    """
+
+    def part(self, pieces: Sequence[Piece]) -> Part:
+        """Prepare pieces for `perturb`."""
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        """Point k is w + scales[k] * z(seed) from now on; one or two scales."""
+
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        """Write R(w + scale * z) of all pieces, at their offsets, into `copies` (uint8 [part.size])."""
+
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        """As `perturb` for rows `rows` [n] (int64) of a matrix [V, D], into `copies` [n, D] of the weight's dtype.
+
+        A row outside 0 .. V-1 raises IndexError on a CPU; elsewhere, where nobody could tell, its copy is NaN.
+        """
+
+    def update(self, updates: Sequence[Update]) -> None:
+        """Change all weights in place by one update after the other."""
 
 
 class Kernel(Protocol):
-    """What a kernel can do. All tensors are contiguous and on one device.
-
-    Weights are of `SUPPORTED_DTYPES`, or int16 with the `Grid` of the full tensor; outputs are of `SUPPORTED_DTYPES`.
-    `start` is the number of the weight's first element in the full tensor.
-    """
+    """A way of computing."""
 
     name: str
 
-    def perturb(
-        self,
-        weight: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        """Write R(w + scale * z) into `out` (as many elements as `weight`; its dtype may differ from weight's)."""
-
-    def perturb_rows(
-        self,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        grid: Grid | None = None,
-    ) -> None:
-        """As `perturb` for rows `rows` [n] (int64) of `table` [V, D], the full tensor, into `out` [n, D].
-
-        Raises IndexError when a row is outside 0 .. V-1.
-        """
-
-    def update(
-        self,
-        weight: torch.Tensor,
-        field: Field,
-        seeds: Sequence[int],
-        coefficients: Sequence[float],
-        decay: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        """Change `weight` in place: decay, then one addition per direction, then storing as described above.
-
-        Coefficients and decay are float32 numbers (`as_float32`).
-        """
+    def table(self, weights: Sequence[Weight], noise: str) -> WeightTable:
+        """Kernels for these weights, which stay where they are as long as it is used."""
 
 
 def as_float32(value: float) -> float:
@@ -133,87 +163,17 @@ def as_float32(value: float) -> float:
         return float(np.float32(value))
 
 
+def laid_out(weights: Sequence[Weight], pieces: Sequence[Piece], prepared: Any = None) -> Part:
+    """The pieces one behind the other."""
+    dtypes = [weights[piece.index].dtype for piece in pieces]
+    sizes = [
+        -(-piece.count * dtype.itemsize // ALIGNMENT) * ALIGNMENT for piece, dtype in zip(pieces, dtypes, strict=True)
+    ]
+    *offsets, size = accumulate(sizes, initial=0)
+    return Part(tuple(pieces), tuple(dtypes), tuple(offsets), size, prepared)
+
+
 def check_rows(rows: torch.Tensor, count: int) -> None:
     """IndexError when one of the rows [n] is outside 0 .. count - 1."""
     if rows.numel() and bool(((rows < 0) | (rows >= count)).any()):
         raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table with {count} rows")
-
-
-def changes_nothing(coefficients: Sequence[float], decay: float) -> bool:
-    """Whether an update must leave every bit alone."""
-    return decay == 1.0 and all(c == 0.0 for c in coefficients)
-
-
-def _load_reference() -> Kernel:
-    from llava.mezo.kernels.numpy_reference import NumpyKernel
-
-    return NumpyKernel()
-
-
-def _load_torch() -> Kernel:
-    from llava.mezo.kernels.torch_any import TorchKernel
-
-    return TorchKernel()
-
-
-def _load_numba() -> Kernel:
-    try:
-        importlib.import_module("numba")
-    except Exception as error:  # one that does not fit the installed NumPy fails with whatever it stumbles over
-        raise ImportError(f"numba cannot be imported: {error}") from error
-    from llava.mezo.kernels.numba_cpu import NumbaKernel
-
-    return NumbaKernel()
-
-
-def _load_triton() -> Kernel:
-    from llava.mezo.kernels.triton_cuda import TritonKernel
-
-    return TritonKernel()
-
-
-@dataclass(frozen=True)
-class _Entry:
-    load: Callable[[], Kernel]
-    devices: tuple[str, ...] | None
-    """Device types it runs on; None: all."""
-
-
-_TABLE = {
-    "reference": _Entry(_load_reference, ("cpu",)),
-    "torch": _Entry(_load_torch, None),
-    "numba": _Entry(_load_numba, ("cpu",)),
-    "triton": _Entry(_load_triton, ("cuda",)),
-}
-
-
-def load(name: str, device_type: str) -> Kernel:
-    """The kernel of this name. ValueError: unknown, or it does not run on this type of device, or is not installed."""
-    if name not in _TABLE:
-        raise ValueError(f"kernel is {name!r}; it must be one of auto, {', '.join(_TABLE)}")
-    entry = _TABLE[name]
-    if entry.devices is not None and device_type not in entry.devices:
-        raise ValueError(
-            f"kernel {name!r} runs on {', '.join(entry.devices)} alone and a trainable weight is on {device_type!r}; "
-            "choose kernel 'auto' or 'torch'"
-        )
-    try:
-        return entry.load()
-    except ImportError as error:
-        raise ValueError(f"kernel {name!r} cannot be loaded ({error}); choose kernel 'auto' or 'torch'") from error
-
-
-@cache
-def available(name: str) -> bool:
-    """Whether the kernel's package is here, and fit for it."""
-    try:
-        _TABLE[name].load()
-    except ImportError:
-        return False
-    return True
-
-
-def fastest(device_type: str) -> str:
-    """Name of the fastest kernel that runs on this type of device."""
-    special = {"cpu": "numba", "cuda": "triton"}.get(device_type)
-    return special if special is not None and available(special) else "torch"

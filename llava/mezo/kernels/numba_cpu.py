@@ -1,21 +1,52 @@
-"""Compiled kernel for the CPU: about half a nanosecond an element on two threads, reading and writing included.
+"""Compiled kernel for the CPU: below half a nanosecond an element on two threads, reading and writing included.
 
 numba compiles it at first use and keeps the result on disk. No fast-math, so that no multiplication is fused with an
-addition. Weights are handled as bit patterns (uint32 or uint16), since NumPy has no bfloat16. Work goes tile by tile:
-256 Philox blocks, 2048 table look-ups, then loops over contiguous elements that the compiler turns into vectors.
+addition. Weights are handled as bit patterns (uint32 or uint16), since NumPy has no bfloat16. Work goes tile by tile,
+over all weights of a part: 256 Philox blocks, 2048 look-ups, then loops over contiguous elements that the compiler
+turns into vectors. Copies at two points share blocks and look-ups; several updates go over a tile while it is in the
+cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
+from llava.mezo.kernels import (
+    LARGEST_ON_GRID,
+    PARTS_OF_A_STEP,
+    Part,
+    Piece,
+    Update,
+    Weight,
+    check_rows,
+    laid_out,
+)
+from llava.mezo.kernels.addresses import (
+    ADDRESS,
+    BFLOAT16,
+    COUNT,
+    FLOAT32,
+    GRID,
+    GROUP,
+    NUMBER,
+    OFFSET,
+    POSITION,
+    SOURCE,
+    START,
+    STEPS,
+    TARGET,
+    WIDTH,
+    Addresses,
+    PackedUpdates,
+)
 from llava.mezo.kernels.threads import share
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
@@ -25,31 +56,22 @@ from llava.mezo.noise import (
     STREAM_DIRECTION,
     STREAM_ROUNDING,
     TILE,
-    noise_table,
+    quantiles,
     split64,
 )
 
-Array = npt.NDArray[Any]
-Stored = tuple[Array, int, Array, int]
-"""A weight: its bit patterns, their kind, the steps of its grid and the width of a row (1 and unused without one)."""
-
-FLOAT32, BFLOAT16, FLOAT16, GRID = 0, 1, 2, 3
-_KIND = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.int16: GRID}
-_SIGNED = {torch.float32: torch.int32}  # all others: int16
-_UNSIGNED = {torch.float32: np.uint32}  # all others: uint16
-
-SERIAL_BELOW = 16 * TILE
-"""Elements below which starting threads costs more than it saves."""
+SERIAL_BELOW = 16
+"""Tiles below which starting threads costs more than it saves."""
 
 # uint32 constants: numba widens uint32 with a Python integer to 64 bits, which would halve the vector width
 M0, M1 = (np.uint64(value) for value in PHILOX_MULTIPLIERS)
 W0, W1 = (np.uint32(value) for value in PHILOX_WEYL)
 SHIFT32 = np.uint64(32)
-U1, U3, U13, U16, U23 = (np.uint32(value) for value in (1, 3, 13, 16, 23))
-LOW16, SIGN16, HALF16 = np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0x7FFF)
+U1, U3, U8, U13, U16, U23, U24 = (np.uint32(value) for value in (1, 3, 8, 13, 16, 23, 24))
+LOW8, LOW16, SIGN16, HALF16 = np.uint32(0xFF), np.uint32(0xFFFF), np.uint32(0x8000), np.uint32(0x7FFF)
 SIZE32, INF32, MANTISSA32 = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x7FFFFF)
 INF16, REBIAS, HALF13 = np.uint32(0x7C00), np.uint32(112 << 23), np.uint32(0xFFF)
-ZERO = np.float32(0)
+ZERO, ONE = np.float32(0), np.float32(1)
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
@@ -61,81 +83,77 @@ class NumbaKernel:
 
     name = "numba"
 
-    def perturb(
-        self,
-        weight: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        patterns = _stored(weight, grid), _patterns(out), _KIND[out.dtype]
-        tiles = start // TILE, -(-(start + weight.numel()) // TILE)
-        _share(_perturb, *tiles, weight.numel(), *patterns, *_key(field, seed, scale), start)
+    def table(self, weights: Sequence[Weight], noise: str) -> NumbaTable:
+        return NumbaTable(weights, noise)
 
-    def perturb_rows(
-        self,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        grid: Grid | None = None,
-    ) -> None:
-        if rows.numel() == 0:
+
+class NumbaTable:
+    """See `WeightTable`."""
+
+    def __init__(self, weights: Sequence[Weight], noise: str) -> None:
+        self.weights = list(weights)
+        self._all = self._addresses([Piece(k, 0, weight.value.numel()) for k, weight in enumerate(weights)])
+        self._distribution = quantiles(), noise == "gaussian"
+        self.aim(0, (0.0,))
+
+    def part(self, pieces: Sequence[Piece]) -> Part:
+        offsets = laid_out(self.weights, pieces).offsets
+        return laid_out(self.weights, pieces, Addresses.of(self.weights, pieces, offsets))
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        self._key = tuple(map(np.uint32, split64(seed)))
+        self._scales = np.array(scales, dtype=np.float32)
+
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        addresses: Addresses = part.prepared
+        arguments = addresses.columns, addresses.owners, *self._points(copies), *self._key, *self._distribution
+        _share(_perturb, len(addresses.owners), *arguments)
+
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        height, width = self.weights[index].value.shape
+        check_rows(rows, height)
+        if rows.numel() == 0 or width == 0:
             return
-        check_rows(rows, table.shape[0])
-        patterns = _stored(table, grid), _patterns(out), _KIND[out.dtype]
         numbers = np.ascontiguousarray(rows.numpy())
-        arguments = *_key(field, seed, scale), numbers, table.shape[1]
-        _share(_perturb_rows, 0, rows.numel(), out.numel(), *patterns, *arguments)
+        row = self._all.columns[index]
+        arguments = row, numbers, width, *self._points(copies), *self._key, *self._distribution
+        _share(_look_up, len(numbers), *arguments)
 
-    def update(
-        self,
-        weight: torch.Tensor,
-        field: Field,
-        seeds: Sequence[int],
-        coefficients: Sequence[float],
-        decay: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        if changes_nothing(coefficients, decay):
+    def update(self, updates: Sequence[Update]) -> None:
+        if not updates:
             return
-        keys = np.array([split64(seed) for seed in seeds], dtype=np.uint32)
-        noise = noise_table(field.noise), np.uint32(field.tensor), keys, np.array(coefficients, dtype=np.float32)
-        tiles = start // TILE, -(-(start + weight.numel()) // TILE)
-        _share(_update, *tiles, weight.numel(), _stored(weight, grid), *noise, np.float32(decay), start)
+        packed = PackedUpdates.of(updates)
+        keys = np.array([split64(int(seed)) for seed in packed.seeds], dtype=np.uint32)
+        arguments = keys, packed.coefficients, packed.ends, packed.decays, packed.active, *self._distribution
+        _share(_update, len(self._all.owners), self._all.columns, self._all.owners, *arguments)
+
+    def _addresses(self, pieces: Sequence[Piece]) -> Addresses:
+        return Addresses.of(self.weights, pieces, [0] * len(pieces))
+
+    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Addresses of the copies, and the scale of each."""
+        addresses = np.array([memory.data_ptr() for memory in copies.values()], dtype=np.int64)
+        return addresses, self._scales[list(copies)]
 
 
-def _patterns(tensor: torch.Tensor) -> Array:
-    """The tensor's memory as a flat array of unsigned integers."""
-    flat = tensor.detach().view(-1).view(_SIGNED.get(tensor.dtype, torch.int16))
-    return flat.numpy().view(_UNSIGNED.get(tensor.dtype, np.uint16))
-
-
-_NO_GRID = np.ones(1, dtype=np.float32), 1
-
-
-def _stored(weight: torch.Tensor, grid: Grid | None) -> Stored:
-    steps, width = _NO_GRID if grid is None else (grid.steps.numpy(), grid.width)
-    return _patterns(weight), _KIND[weight.dtype], steps, width
-
-
-def _key(field: Field, seed: int, scale: float) -> tuple[Array, np.uint32, np.uint32, np.uint32, np.float32]:
-    low, high = split64(seed)
-    return noise_table(field.noise), np.uint32(field.tensor), np.uint32(low), np.uint32(high), np.float32(scale)
-
-
-def _share(function: Any, first: int, last: int, elements: int, *arguments: Any) -> None:
-    """function(a, b, *arguments) over all of first ... last, on several threads where that pays."""
-    if elements < SERIAL_BELOW:
-        function(first, last, *arguments)
+def _share(function: Any, tiles: int, *arguments: Any) -> None:
+    """function(a, b, *arguments) over all of 0 ... tiles, on several threads where that pays."""
+    if tiles < SERIAL_BELOW:
+        function(0, tiles, *arguments)
     else:
-        share(lambda a, b: function(a, b, *arguments), first, last)
+        share(lambda a, b: function(a, b, *arguments), 0, tiles)
+
+
+def _to_pointer(typing_context, address):  # type: ignore[no-untyped-def]
+    """A 64-bit address as a pointer."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+_pointer: Any = intrinsic(_to_pointer)
 
 
 @_compiled
@@ -155,14 +173,21 @@ def _philox_tile(tile, tensor, stream, k0, k1, words):  # type: ignore[no-untype
 
 
 @_compiled
-def _direction_tile(tile, tensor, k0, k1, table, words, z):  # type: ignore[no-untyped-def]
+def _direction_tile(tile, tensor, k0, k1, table, gaussian, words, z):  # type: ignore[no-untyped-def]
     """z of a tile's 2048 elements."""
     _philox_tile(tile, tensor, np.uint32(STREAM_DIRECTION), k0, k1, words)
     for word in range(4):
-        for block in range(BLOCKS_PER_TILE):
-            pair = words[word, block]
-            z[word * 512 + block] = table[pair & LOW16]
-            z[word * 512 + 256 + block] = table[pair >> U16]
+        low, high = z[word * 512 :], z[word * 512 + 256 :]
+        if gaussian:
+            for block in range(BLOCKS_PER_TILE):
+                four = words[word, block]
+                low[block] = table[four & LOW8] + table[(four >> U8) & LOW8]
+                high[block] = table[(four >> U16) & LOW8] + table[four >> U24]
+        else:
+            for block in range(BLOCKS_PER_TILE):
+                low[block] = ONE if words[word, block] & SIGN16 else -ONE
+            for block in range(BLOCKS_PER_TILE):
+                high[block] = ONE if words[word, block] >> U16 & SIGN16 else -ONE
 
 
 @_compiled
@@ -194,37 +219,50 @@ def _half_to_single(half):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _load_row(source, step, values):  # type: ignore[no-untyped-def]
+def _load_half(source, u):  # type: ignore[no-untyped-def]
+    for i in range(source.size):
+        u[i] = _half_to_single(np.uint32(source[i]))
+
+
+@_compiled
+def _step_of(row, line):  # type: ignore[no-untyped-def]
+    """The step of a line of the grid."""
+    return carray(_pointer(row[STEPS]), line + 1, np.float32)[line]
+
+
+@_compiled
+def _load_line(source, step, values):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         values[i] = np.float32(np.int16(source[i])) * step
 
 
 @_compiled
-def _load_grid(source, steps, width, start, values):  # type: ignore[no-untyped-def]
-    """values[i] = source[i], an integer, times the step of its row."""
-    first, row = 0, start // width
+def _load_grid(source, row, start, values):  # type: ignore[no-untyped-def]
+    """values[i] = source[i], an integer, times the step of its line; element `start` of the full tensor is first."""
+    width = row[WIDTH]
+    first, line = 0, start // width
     while first < source.size:
-        last = min(source.size, (row + 1) * width - start)
-        _load_row(source[first:last], steps[row], values[first:last])
-        first, row = last, row + 1
+        last = min(source.size, (line + 1) * width - start)
+        _load_line(source[first:last], _step_of(row, line), values[first:last])
+        first, line = last, line + 1
 
 
 @_compiled
-def _load(stored, first, start, size, u):  # type: ignore[no-untyped-def]
-    """u[i] = float32 pattern of element start + i of the full tensor, which is number `first` of the patterns."""
-    patterns, kind, steps, width = stored
-    source = patterns[first : first + size]
-    if kind == GRID:
-        _load_grid(source, steps, width, start, u.view(np.float32))
-    elif kind == FLOAT32:
-        for i in range(source.size):
-            u[i] = np.uint32(source[i])
-    elif kind == BFLOAT16:
-        for i in range(source.size):
+def _load(row, shift, start, size, u):  # type: ignore[no-untyped-def]
+    """u[i] = float32 pattern of element start + i of the full tensor, which is element shift + i of the piece."""
+    if row[SOURCE] == FLOAT32:
+        whole = carray(_pointer(row[ADDRESS] + 4 * shift), size, np.uint32)
+        for i in range(size):
+            u[i] = whole[i]
+        return
+    source = carray(_pointer(row[ADDRESS] + 2 * shift), size, np.uint16)
+    if row[SOURCE] == GRID:
+        _load_grid(source, row, start, u.view(np.float32))
+    elif row[SOURCE] == BFLOAT16:
+        for i in range(size):
             u[i] = np.uint32(source[i]) << U16
     else:
-        for i in range(source.size):
-            u[i] = _half_to_single(np.uint32(source[i]))
+        _load_half(source, u[:size])
 
 
 @_compiled
@@ -254,18 +292,27 @@ def _single_to_half(bits):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_nearest(u, target, kind):  # type: ignore[no-untyped-def]
-    """target[i] = float32 pattern u[i] in the target's dtype, to nearest even."""
+def _store_half(u, target):  # type: ignore[no-untyped-def]
+    for i in range(target.size):
+        target[i] = _single_to_half(u[i])
+
+
+@_compiled
+def _store_nearest(u, address, kind):  # type: ignore[no-untyped-def]
+    """float32 patterns to nearest even in the dtype of the memory at `address`."""
+    size = u.size
     if kind == FLOAT32:
-        for i in range(target.size):
-            target[i] = u[i]
-    elif kind == BFLOAT16:
-        for i in range(target.size):
+        whole = carray(_pointer(address), size, np.uint32)
+        for i in range(size):
+            whole[i] = u[i]
+        return
+    target = carray(_pointer(address), size, np.uint16)
+    if kind == BFLOAT16:
+        for i in range(size):
             rounded = (u[i] + HALF16 + ((u[i] >> U16) & U1)) >> U16
             target[i] = rounded if (u[i] & SIZE32) <= INF32 else NAN_BFLOAT16
     else:
-        for i in range(target.size):
-            target[i] = _single_to_half(u[i])
+        _store_half(u, target)
 
 
 @_compiled
@@ -288,7 +335,7 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_row(values, r, target, step):  # type: ignore[no-untyped-def]
+def _store_line(values, r, target, step):  # type: ignore[no-untyped-def]
     """target[i] = G(values[i], r[i]), see `kernels/__init__.py`."""
     inverse = np.float32(PARTS_OF_A_STEP) / step  # exact, for a power of two
     limit = np.float32(LARGEST_ON_GRID * PARTS_OF_A_STEP)
@@ -300,102 +347,124 @@ def _store_row(values, r, target, step):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_grid(values, r, target, steps, width, start):  # type: ignore[no-untyped-def]
-    first, row = 0, start // width
+def _store_grid(values, r, row, start, target):  # type: ignore[no-untyped-def]
+    width = row[WIDTH]
+    first, line = 0, start // width
     while first < target.size:
-        last = min(target.size, (row + 1) * width - start)
-        _store_row(values[first:last], r[first:last], target[first:last], steps[row])
-        first, row = last, row + 1
+        last = min(target.size, (line + 1) * width - start)
+        _store_line(values[first:last], r[first:last], target[first:last], _step_of(row, line))
+        first, line = last, line + 1
 
 
 @_compiled
-def _store_stochastic(u, r, target, kind, steps, width, start):  # type: ignore[no-untyped-def]
-    """target[i] = S(u[i], r[i]), or G, for a 16-bit target that holds elements start ... of the full tensor."""
-    if kind == GRID:
-        _store_grid(u.view(np.float32), r, target, steps, width, start)
-    elif kind == BFLOAT16:
-        for i in range(target.size):
+def _store_stochastic(u, r, row, shift, start):  # type: ignore[no-untyped-def]
+    """S(u[i], r[i]), or G, into the piece, whose element `shift` is element `start` of the full tensor."""
+    target = carray(_pointer(row[ADDRESS] + 2 * shift), u.size, np.uint16)
+    if row[SOURCE] == GRID:
+        _store_grid(u.view(np.float32), r, row, start, target)
+    elif row[SOURCE] == BFLOAT16:
+        for i in range(u.size):
             rounded = (u[i] + r[i]) >> U16
             target[i] = rounded if (u[i] & SIZE32) <= INF32 else NAN_BFLOAT16
     else:
-        for i in range(target.size):
+        for i in range(u.size):
             target[i] = _single_to_half_stochastic(u[i], r[i])
 
 
 @_compiled
-def _multiply_add(values, scale, z):  # type: ignore[no-untyped-def]
-    """values += scale * z, both operations rounded."""
-    for i in range(z.size):
-        values[i] = values[i] + scale * z[i]
-
-
-@_compiled
 def _scratch():  # type: ignore[no-untyped-def]
-    """Philox words, z and float32 patterns of one tile."""
-    return np.empty((4, BLOCKS_PER_TILE), np.uint32), np.empty(TILE, np.float32), np.empty(TILE, np.uint32)
+    """Philox words, z, float32 values and float32 sums of one tile."""
+    words = np.empty((4, BLOCKS_PER_TILE), np.uint32)
+    return words, np.empty(TILE, np.float32), np.empty(TILE, np.uint32), np.empty(TILE, np.float32)
 
 
 @_compiled
-def _perturb_span(stored, first, target, target_kind, table, tensor, k0, k1, scale, start, words, z, u):  # type: ignore[no-untyped-def]
-    """`target` takes elements start ... of one tile, of which `first` is the number in the stored patterns."""
-    _direction_tile(start // TILE, tensor, k0, k1, table, words, z)
-    _load(stored, first, start, target.size, u)
-    lo = start % TILE
-    _multiply_add(u.view(np.float32), scale, z[lo : lo + target.size])
-    _store_nearest(u, target, target_kind)
+def _within(row, tile):  # type: ignore[no-untyped-def]
+    """Elements of the piece in a tile: the first by its number in the full tensor, and how many."""
+    first = max(row[START], tile * TILE)
+    return first, min(row[START] + row[COUNT], (tile + 1) * TILE) - first
 
 
 @_compiled
-def _perturb(first_tile, last_tile, stored, target, target_kind, table, tensor, k0, k1, scale, start):  # type: ignore[no-untyped-def]
-    words, z, u = _scratch()
-    stop = start + target.size
-    for tile in range(first_tile, last_tile):
-        first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-        out = target[first - start : last - start]
-        _perturb_span(stored, first - start, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
+def _store_copies(u, z, sums, copies, place, scales, kind):  # type: ignore[no-untyped-def]
+    """The elements at each point, `place` bytes from the beginning of its copies."""
+    values = u.view(np.float32)
+    for k in range(copies.size):
+        scale = scales[k]
+        for i in range(values.size):
+            sums[i] = values[i] + scale * z[i]
+        _store_nearest(sums[: values.size].view(np.uint32), copies[k] + place, kind)
 
 
 @_compiled
-def _perturb_rows(  # type: ignore[no-untyped-def]
-    first_number, last_number, stored, target, target_kind, table, tensor, k0, k1, scale, rows, width
+def _perturb(first, last, columns, owners, copies, scales, k0, k1, table, gaussian):  # type: ignore[no-untyped-def]
+    """Tiles first ... last of a part."""
+    words, z, u, sums = _scratch()
+    for position in range(first, last):
+        row = columns[owners[position]]
+        tile = row[START] // TILE + position - row[POSITION]
+        start, size = _within(row, tile)
+        shift, inside = start - row[START], start % TILE
+        _direction_tile(tile, np.uint32(row[NUMBER]), k0, k1, table, gaussian, words, z)
+        _load(row, shift, start, size, u)
+        place = row[OFFSET] + shift * (4 if row[TARGET] == FLOAT32 else 2)
+        _store_copies(u[:size], z[inside : inside + size], sums, copies, place, scales, row[TARGET])
+
+
+@_compiled
+def _look_up(  # type: ignore[no-untyped-def]
+    first, last, row, numbers, row_width, copies, scales, k0, k1, table, gaussian
 ):
-    words, z, u = _scratch()
-    for number in range(first_number, last_number):
-        start, stop = rows[number] * width, (rows[number] + 1) * width
-        shift = number * width - start
-        for tile in range(start // TILE, (stop + TILE - 1) // TILE):
-            first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-            out = target[first + shift : last + shift]
-            _perturb_span(stored, first, out, target_kind, table, tensor, k0, k1, scale, first, words, z, u)
+    """Rows first ... last of those that were asked for."""
+    words, z, u, sums = _scratch()
+    for number in range(first, last):
+        begin = row[START] + numbers[number] * row_width
+        for tile in range(begin // TILE, (begin + row_width + TILE - 1) // TILE):
+            start = max(begin, tile * TILE)
+            size = min(begin + row_width, (tile + 1) * TILE) - start
+            inside = start % TILE
+            _direction_tile(tile, np.uint32(row[NUMBER]), k0, k1, table, gaussian, words, z)
+            _load(row, start - row[START], start, size, u)
+            place = (number * row_width + start - begin) * (4 if row[TARGET] == FLOAT32 else 2)
+            _store_copies(u[:size], z[inside : inside + size], sums, copies, place, scales, row[TARGET])
 
 
 @_compiled
-def _update_span(stored, first, size, table, tensor, keys, coefficients, decay, start, words, z, u):  # type: ignore[no-untyped-def]
-    """Elements start ... start + size - 1, in one tile, of which `first` is the number in the stored patterns."""
-    patterns, kind, steps, width = stored
-    tile, lo = start // TILE, start % TILE
-    hi = lo + size
-    _load(stored, first, start, size, u)
-    numbers = u.view(np.float32)
-    if decay != np.float32(1):
+def _update(  # type: ignore[no-untyped-def]
+    first, last, columns, owners, keys, coefficients, ends, decays, active, table, gaussian
+):
+    """Tiles first ... last of all weights, one step after the other."""
+    words, z, u, _ = _scratch()
+    for position in range(first, last):
+        row = columns[owners[position]]
+        tile = row[START] // TILE + position - row[POSITION]
+        for step in range(decays.shape[0]):
+            if active[step, row[GROUP]]:
+                pairs = ends[step], ends[step + 1]
+                decay = decays[step, row[GROUP]]
+                _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, words, z, u)
+
+
+@_compiled
+def _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, words, z, u):  # type: ignore[no-untyped-def]
+    """One step of one tile."""
+    start, size = _within(row, tile)
+    shift, inside, number = start - row[START], start % TILE, np.uint32(row[NUMBER])
+    _load(row, shift, start, size, u)
+    values = u[:size].view(np.float32)
+    if decay != ONE:
         for i in range(size):
-            numbers[i] = numbers[i] * decay
-    for d in range(coefficients.size):
-        _direction_tile(tile, tensor, keys[d, 0], keys[d, 1], table, words, z)
-        _multiply_add(numbers, coefficients[d], z[lo:hi])
-    target = patterns[first : first + size]
-    if kind == FLOAT32:
-        _store_nearest(u, target, kind)
+            values[i] = values[i] * decay
+    for pair in range(pairs[0], pairs[1]):
+        _direction_tile(tile, number, keys[pair, 0], keys[pair, 1], table, gaussian, words, z)
+        coefficient, here = coefficients[pair, row[GROUP]], z[inside : inside + size]
+        for i in range(size):
+            values[i] = values[i] + coefficient * here[i]
+    if row[SOURCE] == FLOAT32:
+        whole = carray(_pointer(row[ADDRESS] + 4 * shift), size, np.uint32)
+        for i in range(size):
+            whole[i] = u[i]
     else:
         r = z.view(np.uint32)
-        _rounding_tile(tile, tensor, keys[0, 0], keys[0, 1], words, r)
-        _store_stochastic(u, r[lo:hi], target, kind, steps, width, start)
-
-
-@_compiled
-def _update(first_tile, last_tile, stored, table, tensor, keys, coefficients, decay, start):  # type: ignore[no-untyped-def]
-    words, z, u = _scratch()
-    stop = start + stored[0].size
-    for tile in range(first_tile, last_tile):
-        first, last = max(start, tile * TILE), min(stop, (tile + 1) * TILE)
-        _update_span(stored, first - start, last - first, table, tensor, keys, coefficients, decay, first, words, z, u)
+        _rounding_tile(tile, number, keys[pairs[0], 0], keys[pairs[0], 1], words, r)
+        _store_stochastic(u[:size], r[inside : inside + size], row, shift, start)

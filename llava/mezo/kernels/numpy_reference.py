@@ -1,14 +1,24 @@
-"""The readable kernel: NumPy, one line per line of the definition in `kernels/__init__.py`. Slow and kept for ever."""
+"""The readable kernel: NumPy, one line per line of the definition in `kernels/__init__.py`. Slow, and never removed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
+from llava.mezo.kernels import (
+    LARGEST_ON_GRID,
+    PARTS_OF_A_STEP,
+    Grid,
+    Part,
+    Piece,
+    Update,
+    Weight,
+    check_rows,
+    laid_out,
+)
 from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
 
 Floats = npt.NDArray[np.float32]
@@ -20,69 +30,74 @@ class NumpyKernel:
 
     name = "reference"
 
-    def perturb(
-        self,
-        weight: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        z = direction_values(seed, field.tensor, start, weight.numel(), field.noise)
+    def table(self, weights: Sequence[Weight], noise: str) -> NumpyTable:
+        return NumpyTable(weights, noise)
+
+
+class NumpyTable:
+    """See `WeightTable`."""
+
+    def __init__(self, weights: Sequence[Weight], noise: str) -> None:
+        self.weights = list(weights)
+        self.noise = noise
+        self.aim(0, (0.0,))
+
+    def part(self, pieces: Sequence[Piece]) -> Part:
+        return laid_out(self.weights, pieces)
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        self.seed, self.scales = seed, scales
+
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        for point, memory in copies.items():
+            for piece, view in zip(part.pieces, part.views(memory), strict=True):
+                view.copy_(self._perturbed(point, piece).to(view.dtype))
+
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        height, width = self.weights[index].value.shape
+        check_rows(rows, height)
+        for point, out in copies.items():
+            for row, target in zip(rows.tolist(), out, strict=True):
+                target.copy_(self._perturbed(point, Piece(index, row * width, width)).to(out.dtype))
+
+    def update(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            for weight in self.weights:
+                if update.changes(weight.group):
+                    update_weight(weight, update, self.noise)
+
+    def _perturbed(self, point: int, piece: Piece) -> torch.Tensor:
+        """w + scale * z in float32, flat."""
+        weight = self.weights[piece.index]
+        first, stop = weight.first + piece.start, piece.start + piece.count
+        z = direction_values(self.seed, weight.number, first, piece.count, self.noise)
         with np.errstate(all="ignore"):
-            total = widened(weight) * steps_of(grid, start, weight.numel()) + np.float32(scale) * z
-        out.copy_(torch.from_numpy(total).to(out.dtype).view(out.shape))
-
-    def perturb_rows(
-        self,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        grid: Grid | None = None,
-    ) -> None:
-        check_rows(rows, table.shape[0])
-        for position, row in enumerate(rows.tolist()):
-            self.perturb(table[row], out[position], field, seed, scale, row * table.shape[1], grid)
-
-    def update(
-        self,
-        weight: torch.Tensor,
-        field: Field,
-        seeds: Sequence[int],
-        coefficients: Sequence[float],
-        decay: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        if changes_nothing(coefficients, decay):
-            return
-        count = weight.numel()
-        steps = steps_of(grid, start, count)
-        with np.errstate(all="ignore"):
-            u = widened(weight) * steps
-            if decay != 1.0:
-                u = u * np.float32(decay)
-            for seed, coefficient in zip(seeds, coefficients, strict=True):
-                u = u + np.float32(coefficient) * direction_values(seed, field.tensor, start, count, field.noise)
-        if weight.dtype == torch.float32:
-            weight.copy_(torch.from_numpy(u).view(weight.shape))
-            return
-        r = random_bits(seeds[0], field.tensor, STREAM_ROUNDING, start, count)
-        if grid is not None:
-            weight.copy_(torch.from_numpy(stochastic_on_grid(u, r, steps)).view(weight.shape))
-            return
-        stored = ROUND[weight.dtype](u, r)
-        weight.copy_(torch.from_numpy(stored.view(np.int16)).view(weight.dtype).view(weight.shape))
+            w = widened(weight.value.view(-1)[piece.start : stop]) * steps_of(weight.grid, first, piece.count)
+            return torch.from_numpy(w + np.float32(self.scales[point]) * z)
 
 
-def widened(weight: torch.Tensor) -> Floats:
-    """The weight's values as a flat float32 array (a copy)."""
-    values: Floats = weight.detach().reshape(-1).to(torch.float32, copy=True).numpy()
+def update_weight(weight: Weight, update: Update, noise: str) -> None:
+    """One update of one weight."""
+    value, first, count = weight.value, weight.first, weight.value.numel()
+    steps = steps_of(weight.grid, first, count)
+    with np.errstate(all="ignore"):
+        u = widened(value) * steps * np.float32(update.decays[weight.group])
+        for seed, coefficient in zip(update.seeds, update.coefficients[weight.group], strict=True):
+            u = u + np.float32(coefficient) * direction_values(seed, weight.number, first, count, noise)
+    if value.dtype == torch.float32:
+        value.copy_(torch.from_numpy(u).view(value.shape))
+        return
+    r = random_bits(update.seeds[0], weight.number, STREAM_ROUNDING, first, count)
+    if weight.grid is not None:
+        value.copy_(torch.from_numpy(stochastic_on_grid(u, r, steps)).view(value.shape))
+        return
+    stored = ROUND[value.dtype](u, r)
+    value.copy_(torch.from_numpy(stored.view(np.int16)).view(value.dtype).view(value.shape))
+
+
+def widened(value: torch.Tensor) -> Floats:
+    """The values as a flat float32 array (a copy)."""
+    values: Floats = value.view(-1).to(torch.float32, copy=True).numpy()
     return values
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
 import torch
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
+from llava.mezo.kernels import (
+    LARGEST_ON_GRID,
+    PARTS_OF_A_STEP,
+    Part,
+    Piece,
+    Update,
+    Weight,
+    as_float32,
+    check_rows,
+    laid_out,
+)
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     LOW32,
@@ -17,7 +27,7 @@ from llava.mezo.noise import (
     STREAM_DIRECTION,
     STREAM_ROUNDING,
     TILE,
-    noise_table,
+    quantiles,
     split64,
 )
 
@@ -30,108 +40,123 @@ class TorchKernel:
 
     name = "torch"
 
-    def perturb(
-        self,
-        weight: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        source, target = weight.view(-1), out.view(-1)
-        factor = torch.tensor(scale, dtype=torch.float32, device=weight.device)
-        for first, last in _chunks(source.numel(), start):
-            z = _direction(seed, field, start + first, last - first, weight.device)
-            values = source[first:last].float() * _steps(grid, start + first, last - first)
-            target[first:last] = values.add_(z.mul_(factor)).to(out.dtype)
+    def table(self, weights: Sequence[Weight], noise: str) -> TorchTable:
+        return TorchTable(weights, noise)
 
-    def perturb_rows(
-        self,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        grid: Grid | None = None,
-    ) -> None:
-        count, width = table.shape
-        check_rows(rows, count)
-        factor = torch.tensor(scale, dtype=torch.float32, device=table.device)
-        inside = torch.arange(width, device=table.device)
+
+class TorchTable:
+    """See `WeightTable`."""
+
+    def __init__(self, weights: Sequence[Weight], noise: str) -> None:
+        self.weights = list(weights)
+        self.distribution = _DISTRIBUTIONS[noise]
+        self.aim(0, (0.0,))
+
+    def part(self, pieces: Sequence[Piece]) -> Part:
+        return laid_out(self.weights, pieces)
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        self.seed, self.scales = seed, [as_float32(scale) for scale in scales]
+
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        views = {point: part.views(memory) for point, memory in copies.items()}
+        for number, piece in enumerate(part.pieces):
+            weight = self.weights[piece.index]
+            for chunk in _chunks(weight, piece):
+                w, z = _values(weight, chunk), self._direction(self.seed, weight, chunk)
+                here = slice(chunk.start - piece.start, chunk.start - piece.start + chunk.count)
+                for point, copy in views.items():
+                    copy[number][here] = w + z * self.scales[point]
+
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        weight = self.weights[index]
+        height, width = weight.value.shape
+        if rows.device.type == "cpu":
+            check_rows(rows, height)
+        inside = torch.arange(width, device=rows.device)
         step = max(1, CHUNK // (8 * width))
         for first in range(0, rows.numel(), step):
-            chosen = rows[first : first + step]
-            z = _lookup(_bits_of(seed, field.tensor, STREAM_DIRECTION, chosen[:, None] * width + inside), field.noise)
-            values = table[chosen].float() * (1 if grid is None else grid.steps[chosen][:, None])
-            out[first : first + step] = values.add_(z.mul_(factor)).to(out.dtype)
+            asked = rows[first : first + step]
+            there = ((asked >= 0) & (asked < height))[:, None]
+            chosen = asked.clamp(0, height - 1)
+            element = weight.first + chosen[:, None] * width + inside
+            z = self.distribution(_bits_of(self.seed, weight.number, STREAM_DIRECTION, element))
+            w = weight.value[chosen].float()
+            if weight.grid is not None:
+                w = w * weight.grid.steps[element // weight.grid.width]
+            for point, out in copies.items():
+                out[first : first + step] = torch.where(there, w + z * self.scales[point], torch.nan)
 
-    def update(
-        self,
-        weight: torch.Tensor,
-        field: Field,
-        seeds: Sequence[int],
-        coefficients: Sequence[float],
-        decay: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        if changes_nothing(coefficients, decay):
-            return
-        values = weight.view(-1)
-        factors = [torch.tensor(c, dtype=torch.float32, device=weight.device) for c in coefficients]
-        for first, last in _chunks(values.numel(), start):
-            steps = _steps(grid, start + first, last - first)
-            u = values[first:last].to(torch.float32, copy=True).mul_(steps)
-            if decay != 1.0:
-                u.mul_(torch.tensor(decay, dtype=torch.float32, device=weight.device))
-            for seed, factor in zip(seeds, factors, strict=True):
-                u.add_(_direction(seed, field, start + first, last - first, weight.device).mul_(factor))
-            if weight.dtype != torch.float32:
-                r = _bits(seeds[0], field.tensor, STREAM_ROUNDING, start + first, last - first, weight.device)
-                u = _ROUND[weight.dtype](u, r) if grid is None else _stochastic_on_grid(u, r, steps)
-            values[first:last] = u
+    def update(self, updates: Sequence[Update]) -> None:
+        for weight in self.weights:
+            changes = [update for update in updates if update.changes(weight.group)]
+            for chunk in _chunks(weight, Piece(0, 0, weight.value.numel())):
+                for update in changes:
+                    self._update(weight, chunk, update)
 
+    def _update(self, weight: Weight, chunk: Piece, update: Update) -> None:
+        u = _values(weight, chunk).mul_(update.decays[weight.group])
+        for seed, coefficient in zip(update.seeds, update.coefficients[weight.group], strict=True):
+            u.add_(self._direction(seed, weight, chunk).mul_(coefficient))
+        if weight.value.dtype != torch.float32:
+            r = _bits(update.seeds[0], weight, STREAM_ROUNDING, chunk)
+            if weight.grid is not None:
+                u = _stochastic_on_grid(u, r, _steps(weight, chunk))
+            else:
+                u = _ROUND[weight.value.dtype](u, r)
+        weight.value.view(-1)[chunk.start : chunk.start + chunk.count] = u
 
-def _chunks(count: int, start: int) -> Iterator[tuple[int, int]]:
-    """Ranges that cover 0 .. count-1 and end on tile borders of the full tensor."""
-    first = 0
-    while first < count:
-        last = min(count, first + CHUNK - (start + first) % TILE)
-        yield first, last
-        first = last
+    def _direction(self, seed: int, weight: Weight, chunk: Piece) -> torch.Tensor:
+        return self.distribution(_bits(seed, weight, STREAM_DIRECTION, chunk))
 
 
-def _steps(grid: Grid | None, start: int, count: int) -> torch.Tensor | int:
-    """The step of each element, or 1 for a weight that is no integer."""
-    if grid is None:
-        return 1
-    rows = torch.arange(start, start + count, device=grid.steps.device) // grid.width
-    return grid.steps[rows]
+def _chunks(weight: Weight, piece: Piece) -> Iterator[Piece]:
+    """The piece in parts that end on tile borders of the full tensor."""
+    start, stop = piece.start, piece.start + piece.count
+    while start < stop:
+        count = min(stop - start, CHUNK - (weight.first + start) % TILE)
+        yield Piece(piece.index, start, count)
+        start += count
 
 
-def _direction(seed: int, field: Field, start: int, count: int, device: torch.device) -> torch.Tensor:
-    return _lookup(_bits(seed, field.tensor, STREAM_DIRECTION, start, count, device), field.noise)
+def _values(weight: Weight, chunk: Piece) -> torch.Tensor:
+    """float32 values of the elements, a copy."""
+    values = weight.value.view(-1)[chunk.start : chunk.start + chunk.count].to(torch.float32, copy=True)
+    return values if weight.grid is None else values.mul_(_steps(weight, chunk))
 
 
-def _lookup(bits: torch.Tensor, noise: str) -> torch.Tensor:
-    return _table(noise, bits.device)[bits]
+def _steps(weight: Weight, chunk: Piece) -> torch.Tensor:
+    """The step of each element of a weight on a grid."""
+    assert weight.grid is not None
+    first, steps = weight.first + chunk.start, weight.grid.steps
+    return steps[torch.arange(first, first + chunk.count, device=steps.device) // weight.grid.width]
+
+
+def _gaussian(bits: torch.Tensor) -> torch.Tensor:
+    table = _quantiles(bits.device)
+    return table[bits & 255] + table[bits >> 8]
+
+
+def _rademacher(bits: torch.Tensor) -> torch.Tensor:
+    return (bits >> 15).float().mul_(2).sub_(1)
+
+
+_DISTRIBUTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gaussian": _gaussian, "rademacher": _rademacher}
 
 
 @cache
-def _table(noise: str, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(noise_table(noise).copy()).to(device)
+def _quantiles(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(quantiles().copy()).to(device)
 
 
-def _bits(seed: int, tensor: int, stream: int, start: int, count: int, device: torch.device) -> torch.Tensor:
-    """16-bit numbers (int64) of elements start ... start + count - 1, whole tiles computed at a time."""
-    first, last = start // TILE, -(-(start + count) // TILE)
+def _bits(seed: int, weight: Weight, stream: int, chunk: Piece) -> torch.Tensor:
+    """16-bit numbers (int64) of the elements, whole tiles computed at a time."""
+    start, device = weight.first + chunk.start, weight.value.device
+    first, last = start // TILE, -(-(start + chunk.count) // TILE)
     block = torch.arange(first * BLOCKS_PER_TILE, last * BLOCKS_PER_TILE, device=device, dtype=torch.int64)
-    halves = [half for word in _philox(block, seed, tensor, stream) for half in (word & 0xFFFF, word >> 16)]
+    halves = [half for word in _philox(block, seed, weight.number, stream) for half in (word & 0xFFFF, word >> 16)]
     tiles = torch.stack([half.view(last - first, BLOCKS_PER_TILE) for half in halves], dim=1)
-    return tiles.view(-1)[start - first * TILE :][:count]
+    return tiles.view(-1)[start - first * TILE :][: chunk.count]
 
 
 def _bits_of(seed: int, tensor: int, stream: int, element: torch.Tensor) -> torch.Tensor:
@@ -189,7 +214,7 @@ def _stochastic_float16(u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     return _from_pattern(sign | stored, torch.float16)
 
 
-def _stochastic_on_grid(u: torch.Tensor, r: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+def _stochastic_on_grid(u: torch.Tensor, r: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     limit = LARGEST_ON_GRID * PARTS_OF_A_STEP
     v = (u * (PARTS_OF_A_STEP / steps)).nan_to_num().clamp(-limit, limit)
     return (v.floor().to(torch.int64).add_(r) >> 16).to(torch.int16)

@@ -1,17 +1,23 @@
-"""Kernel for CUDA, written in Triton: one program for each tile of 2048 elements.
+"""Kernel for CUDA, written in Triton: one program for each tile of 2048 elements, one launch for all weights of a part.
 
-Weights and outputs are handled as bit patterns, so that every rounding is the one written down in `kernels/__init__.py`
-and not a choice of the compiler; `enable_fp_fusion=False` keeps multiplications and additions apart. With
-TRITON_INTERPRET=1 the same code runs on CPU tensors, which is how it is tested without a GPU.
+Stored weights are handled as bit patterns, so that stochastic rounding is the one written down in
+`kernels/__init__.py`; `enable_fp_fusion=False` keeps multiplications and additions apart. Whatever changes from step to
+step (seed, scales, coefficients, decay) is read from device memory, so that launches can be captured in a CUDA graph.
+With TRITON_INTERPRET=1 the same code runs on CPU tensors, which is how it is tested without a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -19,17 +25,49 @@ import triton.language as tl
 if int(triton.__version__.split(".")[0]) < 3:
     raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Field, Grid, changes_nothing, check_rows
-from llava.mezo.noise import BLOCKS_PER_TILE, PHILOX_ROUNDS, STREAM_DIRECTION, STREAM_ROUNDING, TILE, noise_table
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Part, Piece, Update, Weight, laid_out
+from llava.mezo.kernels import addresses as table
+from llava.mezo.kernels.addresses import Addresses, PackedUpdates
+from llava.mezo.noise import (
+    BLOCKS_PER_TILE,
+    PHILOX_MULTIPLIERS,
+    PHILOX_ROUNDS,
+    PHILOX_WEYL,
+    STREAM_DIRECTION,
+    STREAM_ROUNDING,
+    TILE,
+    quantiles,
+)
 
-FLOAT32, BFLOAT16, FLOAT16, GRID = (tl.constexpr(kind) for kind in range(4))
-_KIND = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(kind) for kind in (table.FLOAT32, table.BFLOAT16, table.FLOAT16))
+ADDRESS, START, COUNT, NUMBER, GROUP, OFFSET, POSITION, STEPS, WIDTH, COLUMNS = (
+    tl.constexpr(column)
+    for column in (
+        *(table.ADDRESS, table.START, table.COUNT, table.NUMBER, table.GROUP),
+        *(table.OFFSET, table.POSITION, table.STEPS, table.WIDTH, table.TARGET + 1),
+    )
+)
 _BLOCKS, _TILE, _ROUNDS = tl.constexpr(BLOCKS_PER_TILE), tl.constexpr(TILE), tl.constexpr(PHILOX_ROUNDS)
 _DIRECTION, _ROUNDING = tl.constexpr(STREAM_DIRECTION), tl.constexpr(STREAM_ROUNDING)
+_M0, _M1 = (tl.constexpr(factor) for factor in PHILOX_MULTIPLIERS)
+_W0, _W1 = (tl.constexpr(step) for step in PHILOX_WEYL)
+_NATIVE = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
 _PARTS, _LIMIT = tl.constexpr(float(PARTS_OF_A_STEP)), tl.constexpr(float(LARGEST_ON_GRID * PARTS_OF_A_STEP))
 
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 4}
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "num_warps": 2}
 """How every kernel here is compiled."""
+VECTOR = 16
+"""Bytes that a thread reads or writes at once, where addresses allow it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Pieces whose values and copies are of the same kinds, for one launch."""
+
+    columns: torch.Tensor
+    owners: torch.Tensor
+    kinds: dict[str, Any]
+    """KIND, TARGET and ALIGNED of the kernels."""
 
 
 class TritonKernel:
@@ -37,109 +75,153 @@ class TritonKernel:
 
     name = "triton"
 
-    def perturb(
-        self,
-        weight: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        count = weight.numel()
-        if count == 0:
-            return
-        first, last = start // TILE, -(-(start + count) // TILE)
-        with _on(weight.device):
-            perturb_tiles[(last - first,)](
-                *_operands(weight, grid),
-                *_operands(out, None)[:1],
-                _table(field.noise, weight.device),
-                _signed64(seed),
-                field.tensor,
-                scale,
-                start,
-                count,
-                KIND=_KIND[weight.dtype],
-                TARGET=_KIND[out.dtype],
-                **OPTIONS,
-            )
+    def table(self, weights: Sequence[Weight], noise: str) -> TritonTable:
+        return TritonTable(weights, noise)
 
-    def perturb_rows(
-        self,
-        table: torch.Tensor,
-        rows: torch.Tensor,
-        out: torch.Tensor,
-        field: Field,
-        seed: int,
-        scale: float,
-        grid: Grid | None = None,
-    ) -> None:
-        if rows.numel() == 0:
+
+class TritonTable:
+    """See `WeightTable`."""
+
+    def __init__(self, weights: Sequence[Weight], noise: str) -> None:
+        self.weights = list(weights)
+        self.device = self.weights[0].value.device
+        self.gaussian = noise == "gaussian"
+        self._constants = _constants(self.device)
+        self._point = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self._seed, self._scales = self._point[:1], self._point[1:].view(torch.float32)
+        whole = [Piece(k, 0, weight.value.numel()) for k, weight in enumerate(self.weights)]
+        self._all = self._launches(whole, [0] * len(whole))
+        self._single = [self._launches([piece], [0]) for piece in whole]
+
+    def part(self, pieces: Sequence[Piece]) -> Part:
+        return laid_out(self.weights, pieces, self._launches(pieces, laid_out(self.weights, pieces).offsets))
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        numbers = np.array([*scales, 0.0][:2], dtype=np.float32)
+        packed = np.concatenate([np.array([seed], dtype=np.uint64).view(np.int64), numbers.view(np.int64)])
+        self._point.copy_(torch.from_numpy(packed), non_blocking=True)
+
+    def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        scales, first, second = self._points(copies)
+        with _on(self.device):
+            for launch in part.prepared:
+                perturb_tiles[(launch.owners.numel(),)](
+                    launch.columns,
+                    launch.owners,
+                    self._seed,
+                    scales,
+                    self._constants,
+                    first,
+                    second,
+                    **launch.kinds,
+                    GAUSSIAN=self.gaussian,
+                    TWO=len(copies) > 1,
+                    **OPTIONS,
+                )
+
+    def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
+        height, width = self.weights[index].value.shape
+        if rows.numel() == 0 or width == 0:
             return
-        count, width = table.shape
-        check_rows(rows, count)
-        with _on(table.device):
-            perturb_tiles_of_rows[(rows.numel(), -(-width // TILE) + 1)](
-                *_operands(table, grid),
-                *_operands(out, None)[:1],
+        scales, first, second = self._points(copies)
+        (launch,) = self._single[index]
+        with _on(self.device):
+            perturb_rows[(rows.numel(), -(-width // TILE) + 1)](
+                launch.columns,
                 rows.contiguous(),
-                _table(field.noise, table.device),
-                _signed64(seed),
-                field.tensor,
-                scale,
+                height,
                 width,
-                KIND=_KIND[table.dtype],
-                TARGET=_KIND[out.dtype],
+                self._seed,
+                scales,
+                self._constants,
+                first,
+                second,
+                **launch.kinds,
+                GAUSSIAN=self.gaussian,
+                TWO=len(copies) > 1,
                 **OPTIONS,
             )
 
-    def update(
-        self,
-        weight: torch.Tensor,
-        field: Field,
-        seeds: Sequence[int],
-        coefficients: Sequence[float],
-        decay: float,
-        start: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
-        count = weight.numel()
-        if count == 0 or changes_nothing(coefficients, decay):
-            return
-        first, last = start // TILE, -(-(start + count) // TILE)
-        device = weight.device
-        with _on(device):
-            update_tiles[(last - first,)](
-                *_operands(weight, grid),
-                _table(field.noise, device),
-                torch.tensor([_signed64(seed) for seed in seeds], dtype=torch.int64, device=device),
-                torch.tensor(coefficients, dtype=torch.float32, device=device),
-                len(seeds),
-                field.tensor,
-                decay,
-                start,
-                count,
-                KIND=_KIND[weight.dtype],
-                DECAY=decay != 1.0,
-                **OPTIONS,
-            )
+    def update(self, updates: Sequence[Update]) -> None:
+        if updates:
+            self.prepared_update(updates)()
+
+    def prepared_update(self, updates: Sequence[Update]) -> Callable[[], None]:
+        """What `update` launches, its numbers being on the device."""
+        packed = PackedUpdates.of(updates)
+        integers = np.concatenate([packed.seeds.view(np.int64), packed.ends, packed.active.ravel()])
+        numbers = np.concatenate([packed.coefficients.ravel(), packed.decays.ravel()])
+        there = _together([integers, numbers], self.device)
+
+        def launch_all() -> None:
+            with _on(self.device):
+                for launch in self._all:
+                    update_tiles[(launch.owners.numel(),)](
+                        launch.columns,
+                        launch.owners,
+                        *there,
+                        self._constants,
+                        len(packed.seeds),
+                        len(updates),
+                        packed.decays.shape[1],
+                        KIND=launch.kinds["KIND"],
+                        ALIGNED=launch.kinds["ALIGNED"],
+                        GAUSSIAN=self.gaussian,
+                        **OPTIONS,
+                    )
+
+        return launch_all
+
+    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scales, and copies as addresses of bytes; a single one twice."""
+        first = next(iter(copies))
+        memory = [copy.view(-1).view(torch.uint8) for copy in copies.values()]
+        return self._scales[first:], memory[0], memory[-1]
+
+    def _launches(self, pieces: Sequence[Piece], offsets: Sequence[int]) -> list[Launch]:
+        """One launch for each kind of value and copy."""
+        by_kinds: dict[tuple[int, int, bool], list[int]] = {}
+        for place, piece in enumerate(pieces):
+            weight = self.weights[piece.index]
+            kinds = table.KIND[weight.value.dtype], table.KIND[weight.dtype], _aligned(weight, piece)
+            by_kinds.setdefault(kinds, []).append(place)
+        launches = []
+        for (kind, target, aligned), places in by_kinds.items():
+            found = Addresses.of(self.weights, [pieces[k] for k in places], [offsets[k] for k in places])
+            if len(found.owners):
+                columns, owners = _together([found.columns, found.owners], self.device)
+                launches.append(Launch(columns, owners, {"KIND": kind, "TARGET": target, "ALIGNED": aligned}))
+        return launches
 
 
-def _operands(weight: torch.Tensor, grid: Grid | None) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Bit patterns, the steps of the grid and the width of a row (unused without a grid)."""
-    patterns = weight.detach().view(-1).view(torch.int32 if weight.dtype == torch.float32 else torch.int16)
-    return (patterns, patterns, 1) if grid is None else (patterns, grid.steps, grid.width)
+def _aligned(weight: Weight, piece: Piece) -> bool:
+    """Whether vectors of the piece's elements begin where the device reads vectors."""
+    value = weight.value
+    address = value.data_ptr() + piece.start * value.element_size()
+    return address % VECTOR == 0 and (weight.first + piece.start) % VECTOR == 0
 
 
-def _signed64(seed: int) -> int:
-    return seed - 2**64 if seed >= 2**63 else seed
+def _together(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
+    """Arrays on the device, by one copy that nobody waits for."""
+    *starts, end = accumulate((-(-array.nbytes // VECTOR) * VECTOR for array in arrays), initial=0)
+    packed = np.zeros(end, dtype=np.uint8)
+    for array, start in zip(arrays, starts, strict=True):
+        packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    there = torch.from_numpy(packed).to(device, non_blocking=True)
+    return [
+        there[start : start + array.nbytes].view(_TORCH[array.dtype.name]).view(array.shape)
+        for array, start in zip(arrays, starts, strict=True)
+    ]
+
+
+_TORCH = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
 
 
 @cache
-def _table(noise: str, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(noise_table(noise).copy()).to(device)
+def _constants(device: torch.device) -> torch.Tensor:
+    """The 256 quantiles, then the bits of the integers 0 ... 255, as float32 [512]."""
+    numbers = np.arange(BLOCKS_PER_TILE, dtype=np.int32).view(np.float32)
+    return torch.from_numpy(np.concatenate([quantiles(), numbers])).to(device)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -148,12 +230,24 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 @triton.jit
-def _philox(tile, seed, tensor, stream):  # type: ignore[no-untyped-def]
-    """The four words of the tile's 256 blocks."""
-    block = tile.to(tl.uint64) * _BLOCKS + tl.arange(0, _BLOCKS).to(tl.uint64)
-    zero = tl.zeros([_BLOCKS], tl.uint32)
-    low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, zero + tensor, zero + stream, _ROUNDS)
+def _philox(tile, seed, tensor, stream, constants):  # type: ignore[no-untyped-def]
+    """The four words of the tile's 256 blocks.
+
+    As `tl.philox`, with the two products of a round as 64-bit ones: one instruction each, where their halves take two.
+    """
+    # Numbers 0 ... 255 are read, not made: what is computed from them then lies in registers as weights do, and nothing
+    # has to change places between threads (64 barriers in a program otherwise).
+    inside = tl.load((constants + 256 + tl.arange(0, _BLOCKS)).to(tl.pointer_type(tl.int32)))
+    block = tile.to(tl.uint64) * _BLOCKS + inside.to(tl.uint64)
+    c0, c1 = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    c2, c3 = tl.zeros([_BLOCKS], tl.uint32) + tensor.to(tl.uint32), tl.zeros([_BLOCKS], tl.uint32) + stream
+    k0, k1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    for _ in tl.static_range(_ROUNDS):
+        product0, product1 = c0.to(tl.uint64) * _M0, c2.to(tl.uint64) * _M1
+        c0, c1 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0, product1.to(tl.uint32)
+        c2, c3 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1, product0.to(tl.uint32)
+        k0, k1 = k0 + _W0, k1 + _W1
+    return c0, c1, c2, c3
 
 
 @triton.jit
@@ -164,9 +258,61 @@ def _half(words, k: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load(patterns, steps, width, position, element, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 values of `element`s of the full tensor, which are at `position` of the patterns."""
-    bits = tl.load(patterns + position, mask=mask, other=0)
+def _z(bits, constants, GAUSSIAN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Elements of the direction from 16-bit numbers."""
+    if GAUSSIAN:
+        return tl.load(constants + (bits & 255)) + tl.load(constants + (bits >> 8))
+    else:
+        return tl.where(bits >= 32768, 1.0, -1.0)
+
+
+@triton.jit
+def _pointers(address, position, KIND: tl.constexpr, ALIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """To the patterns at `position` of a value, or copy, of this kind."""
+    if KIND == FLOAT32:
+        pointers = address.to(tl.pointer_type(tl.int32)) + position
+    else:
+        pointers = address.to(tl.pointer_type(tl.int16)) + position
+    if ALIGNED:
+        pointers = tl.multiple_of(pointers, [16])
+    return pointers
+
+
+@triton.jit
+def _loaded(  # type: ignore[no-untyped-def]
+    address, element, start, stop, MASKED: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Patterns of `element`s of the full tensor, of which start ... stop - 1 exist; `address` is that of the first."""
+    pointers = _pointers(address, element, KIND, ALIGNED)
+    if MASKED:
+        return tl.load(pointers, mask=(element >= start) & (element < stop), other=0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def _store(  # type: ignore[no-untyped-def]
+    address, position, element, bits, start, stop, MASKED: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Patterns of `element`s to `position` from `address` on."""
+    pointers = _pointers(address, position, KIND, ALIGNED)
+    if MASKED:
+        tl.store(pointers, bits, mask=(element >= start) & (element < stop))
+    else:
+        tl.store(pointers, bits)
+
+
+@triton.jit
+def _steps(row, element, start, stop):  # type: ignore[no-untyped-def]
+    """The grid's step of each element of the full tensor."""
+    steps = tl.load(row + STEPS).to(tl.pointer_type(tl.float32))
+    mask = (element >= start) & (element < stop)
+    return tl.load(steps + element // tl.load(row + WIDTH), mask=mask, other=1.0)
+
+
+@triton.jit
+def _widened(bits, row, element, start, stop, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 values of the patterns of `element`s of the full tensor."""
     if KIND == FLOAT32:
         return bits.to(tl.float32, bitcast=True)
     elif KIND == BFLOAT16:
@@ -174,157 +320,216 @@ def _load(patterns, steps, width, position, element, mask, KIND: tl.constexpr): 
     elif KIND == FLOAT16:
         return bits.to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        return bits.to(tl.float32) * tl.load(steps + element // width, mask=mask, other=1.0)
+        return bits.to(tl.float32) * _steps(row, element, start, stop)
 
 
 @triton.jit
-def _to_half(bits, added, STOCHASTIC: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 patterns as float16 patterns (uint32): to nearest even, or with the given 16 random bits."""
+def _nearest(values, TARGET: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Patterns of R(values)."""
+    bits = values.to(tl.uint32, bitcast=True)
+    if TARGET == FLOAT32:
+        return bits.to(tl.int32, bitcast=True)
+    elif TARGET == FLOAT16:
+        return values.to(tl.float16).to(tl.int16, bitcast=True)
+    elif _NATIVE:
+        return values.to(tl.bfloat16).to(tl.int16, bitcast=True)
+    else:  # the interpreter cuts off
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.int16)
+
+
+@triton.jit
+def _to_half_stochastic(bits, added):  # type: ignore[no-untyped-def]
+    """float32 patterns as float16 patterns (uint32), rounded with the given 16 random bits."""
     sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
     exponent = size >> 23
     mantissa = ((size & 0x7FFFFF) | tl.where(exponent > 0, 1 << 23, 0).to(tl.uint32)).to(tl.uint64)
     small = 126 - tl.minimum(exponent, 112).to(tl.int32)
     dropped = tl.minimum(tl.maximum(small, 14), 48).to(tl.uint64)
-    rebased = size - (112 << 23)
-    if STOCHASTIC:
-        normal = (rebased + (added >> 3)) >> 13
-        subnormal = (mantissa + ((added.to(tl.uint64) << 32) >> (48 - dropped))) >> dropped
-    else:
-        normal = (rebased + 0xFFF + ((rebased >> 13) & 1)) >> 13
-        one = tl.full([1], 1, tl.uint64)
-        subnormal = (mantissa + ((one << (dropped - 1)) - 1) + ((mantissa >> dropped) & 1)) >> dropped
+    normal = (size - (112 << 23) + (added >> 3)) >> 13
+    subnormal = (mantissa + ((added.to(tl.uint64) << 32) >> (48 - dropped))) >> dropped
     stored = tl.where(exponent >= 113, tl.minimum(normal, 0x7C00), subnormal.to(tl.uint32))
     stored = tl.where(size >= 0x47800000, 0x7C00, stored)
     return sign | tl.where(size > 0x7F800000, 0x7E00, stored)
 
 
 @triton.jit
-def _store_nearest(patterns, position, u, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """R(u) into the patterns of the output."""
-    bits = u.to(tl.uint32, bitcast=True)
+def _stochastic(values, r, row, element, start, stop, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Patterns of S(values, r), of G on a grid, or of the values themselves."""
+    bits = values.to(tl.uint32, bitcast=True)
     if KIND == FLOAT32:
-        tl.store(patterns + position, bits.to(tl.int32, bitcast=True), mask=mask)
-    else:
-        if KIND == BFLOAT16:
-            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-        else:
-            stored = _to_half(bits, bits, False)
-        tl.store(patterns + position, stored.to(tl.int16), mask=mask)
-
-
-@triton.jit
-def _store_stochastic(patterns, steps, width, position, element, u, r, mask, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """S(u, r), or G(u, r) on a grid."""
-    bits = u.to(tl.uint32, bitcast=True)
-    if KIND == BFLOAT16:
-        stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, (bits + r) >> 16).to(tl.int16)
+        return bits.to(tl.int32, bitcast=True)
+    elif KIND == BFLOAT16:
+        return tl.where(values == values, (bits + r) >> 16, 0x7FC0).to(tl.int16)
     elif KIND == FLOAT16:
-        stored = _to_half(bits, r, True).to(tl.int16)
+        return _to_half_stochastic(bits, r).to(tl.int16)
     else:
-        v = u * tl.div_rn(_PARTS, tl.load(steps + element // width, mask=mask, other=1.0))
+        v = values * tl.div_rn(_PARTS, _steps(row, element, start, stop))
         v = tl.where(v == v, tl.minimum(tl.maximum(v, -_LIMIT), _LIMIT), 0.0)
-        stored = ((tl.floor(v).to(tl.int32) + r.to(tl.int32)) >> 16).to(tl.int16)
-    tl.store(patterns + position, stored, mask=mask)
-
-
-@triton.jit(do_not_specialize=["width", "seed", "tensor", "start", "count"])
-def perturb_tiles(  # type: ignore[no-untyped-def]
-    patterns,
-    steps,
-    width: tl.int64,
-    out,
-    table,
-    seed: tl.int64,
-    tensor: tl.uint32,
-    scale: tl.float32,
-    start: tl.int64,
-    count: tl.int64,
-    KIND: tl.constexpr,
-    TARGET: tl.constexpr,
-):
-    """R(w + scale * z) for elements start ... start + count - 1; one program for each tile they touch."""
-    tile = start // _TILE + tl.program_id(0).to(tl.int64)
-    words = _philox(tile, seed, tensor, _DIRECTION)
-    for k in tl.static_range(8):
-        element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
-        position = element - start
-        mask = (position >= 0) & (position < count)
-        z = tl.load(table + _half(words, k), mask=mask, other=0.0)
-        w = _load(patterns, steps, width, position, element, mask, KIND)
-        _store_nearest(out, position, w + scale * z, mask, TARGET)
-
-
-@triton.jit(do_not_specialize=["width", "seed", "tensor", "row_width"])
-def perturb_tiles_of_rows(  # type: ignore[no-untyped-def]
-    patterns,
-    steps,
-    width: tl.int64,
-    out,
-    rows,
-    table,
-    seed: tl.int64,
-    tensor: tl.uint32,
-    scale: tl.float32,
-    row_width: tl.int64,
-    KIND: tl.constexpr,
-    TARGET: tl.constexpr,
-):
-    """The same for whole rows of a matrix; one program for each row and tile that it may touch."""
-    number = tl.program_id(0).to(tl.int64)
-    start = tl.load(rows + number) * row_width
-    tile = start // _TILE + tl.program_id(1)
-    words = _philox(tile, seed, tensor, _DIRECTION)
-    for k in tl.static_range(8):
-        element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
-        position = element - start
-        mask = (position >= 0) & (position < row_width)
-        z = tl.load(table + _half(words, k), mask=mask, other=0.0)
-        w = _load(patterns, steps, width, element, element, mask, KIND)
-        _store_nearest(out, number * row_width + position, w + scale * z, mask, TARGET)
-
-
-@triton.jit(do_not_specialize=["width", "directions", "tensor", "start", "count"])
-def update_tiles(  # type: ignore[no-untyped-def]
-    patterns,
-    steps,
-    width: tl.int64,
-    table,
-    seeds,
-    coefficients,
-    directions: tl.int32,
-    tensor: tl.uint32,
-    decay: tl.float32,
-    start: tl.int64,
-    count: tl.int64,
-    KIND: tl.constexpr,
-    DECAY: tl.constexpr,
-):
-    """Decay, one addition for each direction, and storing; one program for each tile.
-
-    The eight parts of a tile share the Philox blocks of a direction, so all of them are kept until the end.
-    """
-    tile = start // _TILE + tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, 8)[:, None]
-    element = tile * _TILE + 256 * part + tl.arange(0, _BLOCKS)[None, :]
-    position = element - start
-    mask = (position >= 0) & (position < count)
-    u = _load(patterns, steps, width, position, element, mask, KIND)
-    if DECAY:
-        u = u * decay
-    for d in range(directions):
-        words = _philox(tile, tl.load(seeds + d), tensor, _DIRECTION)
-        u = u + tl.load(coefficients + d) * tl.load(table + _halves(words, part))
-    if KIND == FLOAT32:
-        _store_nearest(patterns, position, u, mask, KIND)
-    else:
-        r = _halves(_philox(tile, tl.load(seeds), tensor, _ROUNDING), part)
-        _store_stochastic(patterns, steps, width, position, element, u, r, mask, KIND)
+        return ((tl.floor(v).to(tl.int32) + r.to(tl.int32)) >> 16).to(tl.int16)
 
 
 @triton.jit
-def _halves(words, part):  # type: ignore[no-untyped-def]
-    """All 16-bit numbers of a tile, uint32 [8, 256]."""
-    even = tl.where(part < 4, tl.where(part < 2, words[0][None, :], words[1][None, :]), words[3][None, :])
-    word = tl.where(part // 2 == 2, words[2][None, :], even)
-    return tl.where(part % 2 == 1, word >> 16, word & 0xFFFF)
+def _perturb_tile(  # type: ignore[no-untyped-def]
+    row, tile, start, stop, address, words, scales, constants, first, second, place,
+    MASKED: tl.constexpr, KIND: tl.constexpr, TARGET: tl.constexpr, ALIGNED: tl.constexpr,
+    GAUSSIAN: tl.constexpr, TWO: tl.constexpr,
+):  # fmt: skip
+    """Elements start ... stop - 1 of the full tensor, as far as they lie in the tile, into one or two copies.
+
+    `address` is that of element 0, `place` that of element `start` within a copy, in elements.
+    """
+    for k in tl.static_range(8):
+        element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
+        bits = _loaded(address, element, start, stop, MASKED, KIND, ALIGNED)
+        w = _widened(bits, row, element, start, stop, KIND)
+        z = _z(_half(words, k), constants, GAUSSIAN)
+        position = element - start + place
+        plus = _nearest(w + tl.load(scales) * z, TARGET)
+        _store(first, position, element, plus, start, stop, MASKED, TARGET, ALIGNED)
+        if TWO:
+            minus = _nearest(w + tl.load(scales + 1) * z, TARGET)
+            _store(second, position, element, minus, start, stop, MASKED, TARGET, ALIGNED)
+
+
+@triton.jit
+def perturb_tiles(  # type: ignore[no-untyped-def]
+    columns, owners, seed, scales, constants, first, second,
+    KIND: tl.constexpr, TARGET: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr, TWO: tl.constexpr,
+):  # fmt: skip
+    """R(w + scale * z) for all pieces of a part, at one point or two; one program for each tile."""
+    row = columns + tl.load(owners + tl.program_id(0)).to(tl.int64) * COLUMNS
+    start = tl.load(row + START)
+    stop = start + tl.load(row + COUNT)
+    tile = start // _TILE + tl.program_id(0) - tl.load(row + POSITION)
+    words = _philox(tile, tl.load(seed), tl.load(row + NUMBER), _DIRECTION, constants)
+    address = tl.load(row + ADDRESS) - start * (4 if KIND == FLOAT32 else 2)
+    place = tl.load(row + OFFSET) // (4 if TARGET == FLOAT32 else 2)
+    one, other = first.to(tl.int64), second.to(tl.int64)
+    if (tile * _TILE >= start) & ((tile + 1) * _TILE <= stop):
+        _perturb_tile(
+            row, tile, start, stop, address, words, scales, constants, one, other, place,
+            False, KIND, TARGET, ALIGNED, GAUSSIAN, TWO,
+        )  # fmt: skip
+    else:
+        _perturb_tile(
+            row, tile, start, stop, address, words, scales, constants, one, other, place,
+            True, KIND, TARGET, ALIGNED, GAUSSIAN, TWO,
+        )  # fmt: skip
+
+
+@triton.jit
+def perturb_rows(  # type: ignore[no-untyped-def]
+    columns, rows, height, width, seed, scales, constants, first, second,
+    KIND: tl.constexpr, TARGET: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr, TWO: tl.constexpr,
+):  # fmt: skip
+    """The same for rows of a matrix, which is the one piece; one program for each row and tile that it may touch.
+
+    A row that is not there becomes NaN.
+    """
+    number = tl.program_id(0).to(tl.int64)
+    asked = tl.load(rows + number)
+    there = (asked >= 0) & (asked < height)
+    start = tl.load(columns + START) + tl.where(there, asked, 0) * width
+    tile = start // _TILE + tl.program_id(1)
+    words = _philox(tile, tl.load(seed), tl.load(columns + NUMBER), _DIRECTION, constants)
+    address = tl.load(columns + ADDRESS) - tl.load(columns + START) * (4 if KIND == FLOAT32 else 2)
+    for k in tl.static_range(8):
+        element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
+        bits = _loaded(address, element, start, start + width, True, KIND, False)
+        w = _widened(bits, columns, element, start, start + width, KIND)
+        w = tl.where(there, w, float("nan"))
+        z = _z(_half(words, k), constants, GAUSSIAN)
+        position = element - start + number * width
+        plus = _nearest(w + tl.load(scales) * z, TARGET)
+        _store(first.to(tl.int64), position, element, plus, start, start + width, True, TARGET, False)
+        if TWO:
+            minus = _nearest(w + tl.load(scales + 1) * z, TARGET)
+            _store(second.to(tl.int64), position, element, minus, start, start + width, True, TARGET, False)
+
+
+@triton.jit
+def _update_tile(  # type: ignore[no-untyped-def]
+    row, tile, seeds, numbers, constants, pairs, steps, groups,
+    MASKED: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    """All steps of a tile. Its eight parts share the Philox blocks of a pair, so all are at hand until the end."""
+    start, number, group = tl.load(row + START), tl.load(row + NUMBER), tl.load(row + GROUP)
+    ends = seeds + pairs
+    active, decays = ends + steps + 1, numbers + pairs * groups
+    address = tl.load(row + ADDRESS) - start * (4 if KIND == FLOAT32 else 2)
+    element = tile * _TILE + tl.arange(0, _BLOCKS)
+    stop = start + tl.load(row + COUNT)
+    b0 = _loaded(address, element, start, stop, MASKED, KIND, ALIGNED)
+    b1 = _loaded(address, element + 256, start, stop, MASKED, KIND, ALIGNED)
+    b2 = _loaded(address, element + 512, start, stop, MASKED, KIND, ALIGNED)
+    b3 = _loaded(address, element + 768, start, stop, MASKED, KIND, ALIGNED)
+    b4 = _loaded(address, element + 1024, start, stop, MASKED, KIND, ALIGNED)
+    b5 = _loaded(address, element + 1280, start, stop, MASKED, KIND, ALIGNED)
+    b6 = _loaded(address, element + 1536, start, stop, MASKED, KIND, ALIGNED)
+    b7 = _loaded(address, element + 1792, start, stop, MASKED, KIND, ALIGNED)
+    for step in range(steps):
+        if tl.load(active + step * groups + group) != 0:
+            decay = tl.load(decays + step * groups + group)
+            begin, end = tl.load(ends + step), tl.load(ends + step + 1)
+            u0 = _widened(b0, row, element, start, stop, KIND) * decay
+            u1 = _widened(b1, row, element + 256, start, stop, KIND) * decay
+            u2 = _widened(b2, row, element + 512, start, stop, KIND) * decay
+            u3 = _widened(b3, row, element + 768, start, stop, KIND) * decay
+            u4 = _widened(b4, row, element + 1024, start, stop, KIND) * decay
+            u5 = _widened(b5, row, element + 1280, start, stop, KIND) * decay
+            u6 = _widened(b6, row, element + 1536, start, stop, KIND) * decay
+            u7 = _widened(b7, row, element + 1792, start, stop, KIND) * decay
+            for pair in range(begin, end):
+                words = _philox(tile, tl.load(seeds + pair), number, _DIRECTION, constants)
+                c = tl.load(numbers + pair * groups + group)
+                u0 = u0 + c * _z(_half(words, 0), constants, GAUSSIAN)
+                u1 = u1 + c * _z(_half(words, 1), constants, GAUSSIAN)
+                u2 = u2 + c * _z(_half(words, 2), constants, GAUSSIAN)
+                u3 = u3 + c * _z(_half(words, 3), constants, GAUSSIAN)
+                u4 = u4 + c * _z(_half(words, 4), constants, GAUSSIAN)
+                u5 = u5 + c * _z(_half(words, 5), constants, GAUSSIAN)
+                u6 = u6 + c * _z(_half(words, 6), constants, GAUSSIAN)
+                u7 = u7 + c * _z(_half(words, 7), constants, GAUSSIAN)
+            r = _philox(tile, tl.load(seeds + begin), number, _ROUNDING, constants)
+            b0 = _stochastic(u0, _half(r, 0), row, element, start, stop, KIND)
+            b1 = _stochastic(u1, _half(r, 1), row, element + 256, start, stop, KIND)
+            b2 = _stochastic(u2, _half(r, 2), row, element + 512, start, stop, KIND)
+            b3 = _stochastic(u3, _half(r, 3), row, element + 768, start, stop, KIND)
+            b4 = _stochastic(u4, _half(r, 4), row, element + 1024, start, stop, KIND)
+            b5 = _stochastic(u5, _half(r, 5), row, element + 1280, start, stop, KIND)
+            b6 = _stochastic(u6, _half(r, 6), row, element + 1536, start, stop, KIND)
+            b7 = _stochastic(u7, _half(r, 7), row, element + 1792, start, stop, KIND)
+    _store(address, element, element, b0, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 256, element + 256, b1, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 512, element + 512, b2, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 768, element + 768, b3, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 1024, element + 1024, b4, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 1280, element + 1280, b5, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 1536, element + 1536, b6, start, stop, MASKED, KIND, ALIGNED)
+    _store(address, element + 1792, element + 1792, b7, start, stop, MASKED, KIND, ALIGNED)
+
+
+@triton.jit(do_not_specialize=["pairs", "steps", "groups"])
+def update_tiles(  # type: ignore[no-untyped-def]
+    columns, owners, seeds, numbers, constants, pairs, steps, groups,
+    KIND: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    """Updates of all weights, one step after the other; one program for each tile.
+
+    Behind the seeds of all pairs come the ends of the steps and what is active, behind the coefficients the decays, as
+    `PackedUpdates` has them.
+    """
+    row = columns + tl.load(owners + tl.program_id(0)).to(tl.int64) * COLUMNS
+    start = tl.load(row + START)
+    tile = start // _TILE + tl.program_id(0) - tl.load(row + POSITION)
+    if (tile * _TILE >= start) & ((tile + 1) * _TILE <= start + tl.load(row + COUNT)):
+        _update_tile(
+            row, tile, seeds, numbers, constants, pairs, steps, groups,
+            False, KIND, ALIGNED, GAUSSIAN,
+        )  # fmt: skip
+    else:
+        _update_tile(
+            row, tile, seeds, numbers, constants, pairs, steps, groups,
+            True, KIND, ALIGNED, GAUSSIAN,
+        )  # fmt: skip

@@ -1,0 +1,101 @@
+"""Which kernel computes: the one place where that is decided. All give the same bits, so "auto" takes the fastest."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from llava.mezo.kernels import Kernel
+
+logger = logging.getLogger(__name__)
+
+
+def _load_reference() -> Kernel:
+    from llava.mezo.kernels.numpy_reference import NumpyKernel
+
+    return NumpyKernel()
+
+
+def _load_torch() -> Kernel:
+    from llava.mezo.kernels.torch_any import TorchKernel
+
+    return TorchKernel()
+
+
+def _load_numba() -> Kernel:
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # one that does not fit the installed NumPy fails with whatever it stumbles over
+        raise ImportError(f"numba cannot be imported: {error}") from error
+    from llava.mezo.kernels.numba_cpu import NumbaKernel
+
+    return NumbaKernel()
+
+
+def _load_triton() -> Kernel:
+    from llava.mezo.kernels.triton_cuda import TritonKernel
+
+    return TritonKernel()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    load: Callable[[], Kernel]
+    devices: tuple[str, ...] | None
+    """Device types it runs on; None: all."""
+
+
+_TABLE = {
+    "reference": _Entry(_load_reference, ("cpu",)),
+    "torch": _Entry(_load_torch, None),
+    "numba": _Entry(_load_numba, ("cpu",)),
+    "triton": _Entry(_load_triton, ("cuda",)),
+}
+
+
+@cache
+def kernel_for(name: str, device_type: str) -> Kernel:
+    """The kernel called `name` ("auto" included) for tensors on a device of this type ("cpu", "cuda", ...).
+
+    Raises:
+        ValueError: it is unknown, does not run on this type of device, or is not installed.
+    """
+    if name == "auto":
+        name = fastest(device_type)
+        logger.info("mezo: %s kernel for tensors on %s", name, device_type)
+    return load(name, device_type)
+
+
+def load(name: str, device_type: str) -> Kernel:
+    """The kernel of this name. ValueError as in `kernel_for`."""
+    if name not in _TABLE:
+        raise ValueError(f"kernel is {name!r}; it must be one of auto, {', '.join(_TABLE)}")
+    entry = _TABLE[name]
+    if entry.devices is not None and device_type not in entry.devices:
+        raise ValueError(
+            f"kernel {name!r} runs on {', '.join(entry.devices)} alone and a trainable weight is on {device_type!r}; "
+            "choose kernel 'auto' or 'torch'"
+        )
+    try:
+        return entry.load()
+    except ImportError as error:
+        raise ValueError(f"kernel {name!r} cannot be loaded ({error}); choose kernel 'auto' or 'torch'") from error
+
+
+@cache
+def available(name: str) -> bool:
+    """Whether the kernel's package is here, and fit for it."""
+    try:
+        _TABLE[name].load()
+    except ImportError:
+        return False
+    return True
+
+
+def fastest(device_type: str) -> str:
+    """Name of the fastest kernel that runs on this type of device."""
+    special = {"cpu": "numba", "cuda": "triton"}.get(device_type)
+    return special if special is not None and available(special) else "torch"

@@ -1,0 +1,161 @@
+"""All trained weights of a run: perturbed copies of them, and updates.
+
+This is what the perturbed forward and the optimizer know of weights; how each is stored (`weights.py`) and who computes
+(`kernels/`) is settled here. The weights of each device have one table of kernels, which is prepared once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava.mezo.kernels import Part, Piece, Update, Weight, WeightTable
+from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.scratch import Memory, ScratchPool
+from llava.mezo.weights import Storage
+
+Copies = dict[int, torch.Tensor]
+"""Perturbed copies by the number of their weight."""
+
+
+def _anyone(point: int) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that are perturbed together: a part for each device that holds some of them."""
+
+    numbers: tuple[int, ...]
+    parts: tuple[tuple[torch.device, Part, tuple[int, ...]], ...]
+    """Device, part, numbers of the weights in it."""
+
+
+class TrainedWeights:
+    """The trained weights in the order of their numbers, which select their noise.
+
+    Args:
+        groups: of each weight, which of an update's coefficients are its own; default: all the first.
+    """
+
+    def __init__(
+        self, storages: Sequence[Storage], noise: str, kernel: str, groups: Sequence[int] | None = None
+    ) -> None:
+        self.storages = list(storages)
+        self.noise = noise
+        self.kernel = kernel
+        self.groups = list(groups) if groups is not None else [0] * len(self.storages)
+        self.pool = ScratchPool()
+        self._aim: tuple[int, tuple[float, ...]] = (0, (0.0,))
+        self.version = 0
+        """Grows whenever a weight has moved to other memory."""
+        self._build()
+
+    def _build(self) -> None:
+        self.version += 1
+        self._addresses = self._current_addresses()
+        self._place: dict[int, tuple[torch.device, int]] = {}
+        weights: dict[torch.device, list[Weight]] = {}
+        for number, (storage, group) in enumerate(zip(self.storages, self.groups, strict=True)):
+            there = weights.setdefault(storage.device, [])
+            self._place[number] = storage.device, len(there)
+            there.append(Weight(storage.value, number, storage.dtype, group, storage.grid))
+        self.tables: dict[torch.device, WeightTable] = {
+            device: kernel_for(self.kernel, device.type).table(some, self.noise) for device, some in weights.items()
+        }
+        self._spans: dict[tuple[int, int, int], Part] = {}
+        self._units: dict[tuple[int, ...], Unit] = {}
+        self.aim(*self._aim)
+
+    def refresh(self) -> None:
+        """Prepare anew if a weight has moved to other memory."""
+        if self._addresses != self._current_addresses():
+            self._build()
+
+    def _current_addresses(self) -> list[int]:
+        return [storage.address for storage in self.storages]
+
+    def aim(self, seed: int, scales: Sequence[float]) -> None:
+        """Copies at point k are weight + scales[k] * z(seed) from now on; one or two scales."""
+        self._aim = seed, tuple(scales)
+        for table in self.tables.values():
+            table.aim(seed, scales)
+
+    def unit(self, numbers: Sequence[int]) -> Unit:
+        """Weights to be perturbed together."""
+        key = tuple(numbers)
+        if key not in self._units:
+            by_device: dict[torch.device, list[int]] = {}
+            for number in numbers:
+                by_device.setdefault(self._place[number][0], []).append(number)
+            parts = []
+            for device, some in by_device.items():
+                pieces = [Piece(self._place[n][1], 0, self.storages[n].shape.numel()) for n in some]
+                parts.append((device, self.tables[device].part(pieces), tuple(some)))
+            self._units[key] = Unit(key, tuple(parts))
+        return self._units[key]
+
+    def perturbed(self, numbers: Sequence[int], points: Sequence[int], memory_of: Memory = _anyone) -> list[Copies]:
+        """The weights at each of the points; `memory_of`: see `passes.py`."""
+        copies: list[Copies] = [{} for _ in points]
+        for device, part, some in self.unit(numbers).parts:
+            memory = self._memory(part, device, points, memory_of)
+            self.tables[device].perturb(part, memory)
+            for found, bytes_ in zip(copies, memory.values(), strict=True):
+                found.update(self._shaped(part, some, bytes_))
+        return copies
+
+    def _shaped(self, part: Part, numbers: Sequence[int], memory: torch.Tensor) -> Copies:
+        typed = {dtype: memory.view(dtype) for dtype in set(part.dtypes)}
+        copies = {}
+        for number, dtype, offset in zip(numbers, part.dtypes, part.offsets, strict=True):
+            value = self.storages[number].value
+            copies[number] = typed[dtype].as_strided(value.shape, value.stride(), offset // dtype.itemsize)
+        return copies
+
+    def span(
+        self, number: int, first: int, last: int, points: Sequence[int], memory_of: Memory = _anyone
+    ) -> list[torch.Tensor]:
+        """Slices first ... last - 1 along dimension 0, at each of the points."""
+        storage, (device, index) = self.storages[number], self._place[number]
+        rest = storage.shape[1:]
+        key = number, first, last
+        if key not in self._spans:
+            piece = Piece(index, first * rest.numel(), (last - first) * rest.numel())
+            self._spans[key] = self.tables[device].part([piece])
+        part = self._spans[key]
+        memory = self._memory(part, device, points, memory_of)
+        self.tables[device].perturb(part, memory)
+        return [part.views(bytes_)[0].view(last - first, *rest) for bytes_ in memory.values()]
+
+    def rows(self, number: int, rows: torch.Tensor, points: Sequence[int]) -> list[torch.Tensor]:
+        """Rows `rows` [...] (integers 0 to V-1) of a matrix [V, D], at each of the points, as [..., D].
+
+        For rows that the matrix does not have see `WeightTable.look_up`.
+        """
+        storage, (device, index) = self.storages[number], self._place[number]
+        flat = rows.reshape(-1).to(device=device, dtype=torch.int64)
+        shape = torch.Size((len(flat), storage.shape[1]))
+        copies = {point: self.pool.empty(shape, storage.dtype, device) for point in points}
+        self.tables[device].look_up(index, flat, copies)
+        return [copy.view(*rows.shape, shape[1]) for copy in copies.values()]
+
+    def update(self, updates: Sequence[Update]) -> None:
+        """Change all weights by one update after the other; see `kernels/__init__.py` for the arithmetic."""
+        self.refresh()
+        for table in self.tables.values():
+            table.update(updates)
+
+    def _memory(
+        self, part: Part, device: torch.device, points: Sequence[int], memory_of: Memory
+    ) -> dict[int, torch.Tensor]:
+        """For the copies of a part at each point."""
+        memory = {}
+        for point in points:
+            with memory_of(point):
+                memory[point] = self.pool.empty(torch.Size((part.size,)), torch.uint8, device)
+        return memory

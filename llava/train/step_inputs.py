@@ -1,0 +1,123 @@
+"""What a zeroth-order step gives the engine of a batch: tensors alone, the features of frozen modules among them.
+
+For models that lay batches out (`geometry`, see `llava/model/layout.py`). Then a forward never waits for a GPU, and is
+recorded as a CUDA graph; so is the part of the vision modules that runs once a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from itertools import takewhile
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from llava.mezo import MeZO
+from llava.mezo.perturb import evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+
+
+class KnownFeatures(Protocol):
+    """Features of tiles that were encoded before."""
+
+    def find(self, tiles: torch.Tensor) -> torch.Tensor | None:
+        """Those of tiles [n, 3, S, S], or None."""
+
+    def keep(self, tiles: torch.Tensor, features: torch.Tensor) -> None:
+        """Remember them."""
+
+
+class StepInputs:
+    """Turns what the collator gives, on the CPU, into the tensors of a model's `laid_out_states`.
+
+    Args:
+        bucket: rows are padded to a multiple of so many tokens where graphs are recorded, so that there are few shapes.
+        known: asked for the features of images that the batch does not bring with it.
+    """
+
+    def __init__(self, model: Any, mezo: MeZO, bucket: int, known: KnownFeatures | None = None) -> None:
+        self.model = model
+        self.mezo = mezo
+        self.bucket = bucket if mezo.device.type == "cuda" else 1
+        self.known = known
+        self.frozen = len(frozen_image_modules(model))
+        self.hits = self.misses = 0
+        """Tiles whose features were known, and others."""
+        self._told = False
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> Tensors | None:
+        """The tensors, on any device; None for a batch that only the model's own forward can put together."""
+        layout = self.model.geometry.lay_out(batch, self.bucket)
+        tensors: Tensors = layout.tensors()
+        if not layout.images:
+            return tensors
+        entries = [batch["images"][image.number] for image in layout.images]
+        pixels = [entry[None] if entry.ndim == 3 else entry for entry in entries]
+        frozen = self.frozen
+        merged = any(image.merged for image in layout.images)
+        if merged and frozen < 2:
+            self._tell()
+            return None
+        if frozen == 0:
+            return tensors | {"images": torch.cat(pixels)}
+        brought = batch.get("features") or [None] * len(batch["images"])
+        features = self._features(pixels, [brought[image.number] for image in layout.images], frozen)
+        if frozen == 1:
+            return tensors | {"tower_features": torch.cat(features)}
+        vectors = [
+            self.model.merged_tokens(own, image.size, image.kind) if image.merged else own.flatten(0, 1)
+            for image, own in zip(layout.images, features, strict=True)
+        ]
+        return tensors | {"vectors": torch.cat(vectors)}
+
+    def _features(
+        self, pixels: list[torch.Tensor], brought: list[torch.Tensor | None], frozen: int
+    ) -> list[torch.Tensor]:
+        """What the first `frozen` modules make of each image."""
+        missing = [k for k, features in enumerate(brought) if features is None]
+        computed: dict[int, torch.Tensor] = {}
+        if missing:
+            encode = self._encode_images if frozen == 2 else self._run_tower
+            tiles = torch.cat([pixels[k] for k in missing]) if len(missing) > 1 else pixels[missing[0]]
+            together = self.mezo.run_recorded(encode, encode, {"images": tiles})
+            computed = dict(zip(missing, together.split([len(pixels[k]) for k in missing]), strict=True))
+        for k in missing if self.known is not None else ():
+            self.known.keep(pixels[k], computed[k])
+        self.misses += sum(len(pixels[k]) for k in missing)
+        self.hits += sum(len(own) for own in brought if own is not None)
+        device = self.mezo.device
+        return [computed[k] if own is None else own.to(device, non_blocking=True) for k, own in enumerate(brought)]
+
+    def _encode_images(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._evaluated(self.model.encode_images, tensors)
+
+    def _run_tower(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._evaluated(self.model.get_vision_tower(), tensors)
+
+    def _evaluated(self, function: Callable[[torch.Tensor], torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Any:
+        with evaluation_mode(self.model.get_vision_tower()), evaluation_mode(self.model.get_model().mm_projector):
+            return function(tensors["images"])
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            logger.info("videos and images that are resized run without a layout where the projector is trained")
+
+
+def image_modules(network: nn.Module) -> list[nn.Module]:
+    """Vision tower, then projector: the order in which images pass them; none in a plain language model."""
+    if not hasattr(network, "get_model"):
+        return []
+    inner = network.get_model()
+    return [m for m in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)) if m is not None]
+
+
+def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
+    """Those modules, from the first on, that are frozen: what they give depends on the images alone."""
+    return list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), image_modules(network)))
