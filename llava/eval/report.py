@@ -32,6 +32,8 @@ COLUMN_NAMES = {
     "train_on_answers_only": "answers only",
     "evaluation": "evaluated on",
     "zo_eps": "eps",
+    "zo_estimator": "estimator",
+    "zo_rule": "rule",
     "zo_num_directions": "directions",
     "zo_noise": "noise",
     "zo_weight_storage": "storage",

@@ -30,7 +30,7 @@ SETTINGS = (
     "bf16",
     "evaluation",  # no flag: the file and the metric of the accuracy after training
 )
-ZO_SETTINGS = ("zo_eps", "zo_num_directions", "zo_noise", "zo_weight_storage")
+ZO_SETTINGS = ("zo_estimator", "zo_rule", "zo_eps", "zo_num_directions", "zo_noise", "zo_weight_storage")
 METHODS = {"zo": "MeZO", "regular": "AdamW"}
 
 

@@ -4,10 +4,10 @@ Needs torch and NumPy; uses numba where it is installed. Imports nothing else of
 """
 
 from llava.mezo.config import MeZOConfig
-from llava.mezo.estimator import Direction, StepResult
+from llava.mezo.measuring import StepResult
 from llava.mezo.names import no_decay_names
 from llava.mezo.optimizer import MeZO
 from llava.mezo.perturb import Perturbation
 from llava.mezo.reuse import reuse_outputs
 
-__all__ = ["Direction", "MeZO", "MeZOConfig", "Perturbation", "StepResult", "no_decay_names", "reuse_outputs"]
+__all__ = ["MeZO", "MeZOConfig", "Perturbation", "StepResult", "no_decay_names", "reuse_outputs"]

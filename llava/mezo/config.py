@@ -5,27 +5,44 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llava.mezo.algorithms.choice import ESTIMATORS, RULES
+
 NOISES = ("gaussian", "rademacher")
 KERNELS = ("auto", "reference", "torch", "numba", "triton")
 STORAGES = ("native", "fixed16", "fp32")
 GRAPHS = ("auto", "off")
 LARGEST_SEED = 2**64 - 1
-MOST_DIRECTIONS = 4096
+MOST_DIRECTIONS, LARGEST_WINDOW = 4096, 256
 
 
 @dataclass(frozen=True)
 class MeZOConfig:
-    """How one MeZO step is taken (Malladi et al. 2023, Algorithm 1; n > 1 directions is their n-SPSA).
+    """How one step is taken; by default that of MeZO (Malladi et al. 2023, Algorithm 1).
 
     Learning rate and weight decay are not here: they belong to the optimizer's parameter groups.
     A field outside its range raises ValueError with the value given and what is allowed.
     """
 
     eps: float = 1e-3
-    """Half the distance between the two points at which the loss is taken, in units of the weights; > 0."""
+    """How far from the weights losses are taken along a direction, in units of the weights; > 0."""
 
     num_directions: int = 1
-    """Random directions per step; every one costs two forwards; 1 to 4096."""
+    """Random directions per step; every one costs two forwards with "spsa", else one; 1 to 4096."""
+
+    estimator: str = "spsa"
+    """How losses become projected gradients: "spsa", "one_point" or "fzoo", see `algorithms/`."""
+
+    rule: str = "sgd"
+    """How these become a step: "sgd", "normalized", "momentum" or "adam", see `algorithms/`."""
+
+    momentum: float = 0.9
+    """Weight of an estimate in "momentum" and "adam" against that of the step after it, from 0 to below 1."""
+
+    rms_decay: float = 0.99
+    """Share that the mean square of "normalized" keeps of what it was a step ago, from 0 to below 1."""
+
+    window: int = 20
+    """Steps that "momentum" and "adam" look back; the update computes the noise of all of them; 1 to 256."""
 
     noise: str = "gaussian"
     """Distribution of a direction's elements: "gaussian" (variance 1) or "rademacher" (-1 or +1)."""
@@ -62,6 +79,15 @@ class MeZOConfig:
         _check_number("graph_memory_gb", self.graph_memory_gb)
         if not (math.isfinite(self.graph_memory_gb) and self.graph_memory_gb > 0):
             raise ValueError(f"graph_memory_gb is {self.graph_memory_gb}; it must be a finite number above 0")
+        _check_choice("estimator", self.estimator, tuple(ESTIMATORS))
+        _check_choice("rule", self.rule, tuple(RULES))
+        for name, share in (("momentum", self.momentum), ("rms_decay", self.rms_decay)):
+            _check_number(name, share)
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is {share}; it must be at least 0 and below 1")
+        _check_integer("window", self.window, 1, LARGEST_WINDOW)
+        ESTIMATORS[self.estimator](self)  # ValueError where settings do not go together
+        RULES[self.rule](self)
 
 
 def _check_number(name: str, value: object) -> None:

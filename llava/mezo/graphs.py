@@ -195,7 +195,8 @@ def graphs_for(weights: TrainedWeights, wanted: str, gigabytes: float) -> Graphs
 
 
 def _name(key: Hashable) -> str:
-    function = getattr(key, "func", key)
+    function = key[0] if isinstance(key, tuple) else key
+    function = getattr(function, "func", function)
     return getattr(function, "__name__", str(function))
 
 

@@ -300,14 +300,15 @@ def _brief(value: object) -> str:
 def _table(journal: Journal, records: Sequence[Record]) -> Iterator[str]:
     header = journal.header
     yield f"model {header.model}, {len(header.names)} trained parameters, storage {header.storage}, eps {header.eps}"
+    yield f"estimator {header.estimator}, {header.num_directions} directions, noise {header.noise}, rule {header.rule}"
     if header.parent is not None:
         yield f"branched off after step {header.parent.steps} of its parent"
-    yield f"{'step':>7} {'applied':>7} {'loss':>12} {'projected_grad':>15}  {'learning rates'}"
+    yield f"{'step':>7} {'applied':>7} {'losses':>12}  {'learning rates'}"
     for record in records:
-        gradient = sum(d.projected_grad for d in record.directions) / len(record.directions)
         rates = " ".join(f"{rate:.4g}" for rate in record.rates)
+        losses = " ".join(f"{loss:>12.6f}" for loss in record.losses)
         applied = "yes" if record.applied else "no"
-        yield f"{record.step:>7} {applied:>7} {record.loss:>12.6f} {gradient:>15.6f}  {rates}"
+        yield f"{record.step:>7} {applied:>7} {losses}  {rates}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,9 +3,10 @@
 docs/journal_format.md describes it byte by byte. This module turns bytes into values and back; files are
 `journal.py`'s. All numbers are little-endian. A record is
 
-    u32 step    u32 flags    n x (u64 seed, f64 loss_plus, f64 loss_minus)    k x f64 learning rate    u32 checksum
+    u32 step    u32 flags    p x f64 loss    k x f64 learning rate    u32 checksum
 
-with n directions and k distinct learning rates: 44 bytes for one of each. The checksum is the CRC-32 of the record
+with p losses, in the order of the estimator's points, and k distinct learning rates: 36 bytes for two and one. Seeds
+and updates follow from the header (`algorithms/course.py`). The checksum is the CRC-32 of the record
 before it, continued from the checksum of the previous record (of the header's bytes, for the first one), so that a
 record that was changed, moved, dropped or brought in from elsewhere does not check.
 """
@@ -16,15 +17,18 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
-from llava.mezo.config import LARGEST_SEED, MOST_DIRECTIONS, NOISES, STORAGES
-from llava.mezo.estimator import Direction, update_of
+from llava.mezo.algorithms.choice import ESTIMATORS, RULES
+from llava.mezo.algorithms.course import Course, Proposal
+from llava.mezo.config import LARGEST_SEED, LARGEST_WINDOW, MOST_DIRECTIONS, NOISES, STORAGES
 from llava.mezo.kernels import Update
+from llava.mezo.measuring import update_of
 from llava.mezo.names import names_hash
-from llava.mezo.noise import NOISE_VERSION, direction_seed
+from llava.mezo.noise import NOISE_VERSION
 
 FORMAT, VERSION = "mezo-journal", NOISE_VERSION
 """The version is that of the noise, without which records mean nothing."""
@@ -32,7 +36,7 @@ APPLIED = 1
 """Flag of a step that was applied; a step with a loss that is not finite was not."""
 LARGEST_HEADER = 2**26
 CHECKSUM_BYTES = 4
-_FIXED, _DIRECTION, _RATE, _CHECKSUM = (struct.Struct(code) for code in ("<II", "<Qdd", "<d", "<I"))
+_FIXED, _NUMBER, _CHECKSUM = (struct.Struct(code) for code in ("<II", "<d", "<I"))
 
 
 class JournalError(ValueError):
@@ -78,6 +82,11 @@ class Header:
     noise: str
     eps: float
     num_directions: int
+    estimator: str
+    rule: str
+    momentum: float
+    rms_decay: float
+    window: int
     seed: int
     groups: tuple[Group, ...]
     stored: dict[str, list[str]] = field(default_factory=dict)
@@ -89,11 +98,15 @@ class Header:
         """Distinct learning rates in a record."""
         return 1 + max(group.rate for group in self.groups)
 
+    @cached_property
+    def losses(self) -> int:
+        """Losses in a record."""
+        return Course(self).losses
+
     @property
     def record_bytes(self) -> int:
         """Size of a record."""
-        body = _FIXED.size + self.num_directions * _DIRECTION.size + self.rates * _RATE.size
-        return body + _CHECKSUM.size
+        return _FIXED.size + (self.losses + self.rates) * _NUMBER.size + _CHECKSUM.size
 
     def to_bytes(self) -> bytes:
         """The file's contents."""
@@ -107,20 +120,20 @@ class Record:
 
     step: int
     applied: bool
-    directions: tuple[Direction, ...]
+    losses: tuple[float, ...]
+    """At the estimator's points, in their order."""
     rates: tuple[float, ...]
 
     @property
     def loss(self) -> float:
         """Mean of all losses of the step."""
-        return sum(d.loss_plus + d.loss_minus for d in self.directions) / (2 * len(self.directions))
+        return sum(self.losses) / len(self.losses)
 
 
 def encode(record: Record, previous: int) -> bytes:
     """The record's bytes after a record with checksum `previous`."""
     body = _FIXED.pack(record.step, APPLIED if record.applied else 0)
-    body += b"".join(_DIRECTION.pack(d.seed, d.loss_plus, d.loss_minus) for d in record.directions)
-    body += b"".join(map(_RATE.pack, record.rates))
+    body += b"".join(map(_NUMBER.pack, (*record.losses, *record.rates)))
     return body + _CHECKSUM.pack(zlib.crc32(body, previous))
 
 
@@ -133,7 +146,7 @@ def decode(header: Header, data: bytes, number: int, previous: int) -> Record:
     """Record `number` (0 for the first) from its bytes.
 
     Raises:
-        JournalError: a checksum, step, flag, seed, loss or learning rate is not what it has to be.
+        JournalError: a checksum, step, flag, loss or learning rate is not what it has to be.
     """
     body, checksum = data[: -_CHECKSUM.size], checksum_of(data)
     expected = zlib.crc32(body, previous)
@@ -143,48 +156,53 @@ def decode(header: Header, data: bytes, number: int, previous: int) -> Record:
             "or put in from another journal, or records before it are missing"
         )
     step, flags = _FIXED.unpack_from(body)
-    start = _FIXED.size
-    directions = []
-    for place in range(header.num_directions):
-        seed, plus, minus = _DIRECTION.unpack_from(body, start + place * _DIRECTION.size)
-        directions.append(Direction(seed, plus, minus, (plus - minus) / (2 * header.eps)))
-    start += header.num_directions * _DIRECTION.size
-    rates = tuple(rate for (rate,) in _RATE.iter_unpack(body[start:]))
-    record = Record(step, bool(flags & APPLIED), tuple(directions), rates)
-    _check_record(header, record, flags, number)
+    numbers = tuple(value for (value,) in _NUMBER.iter_unpack(body[_FIXED.size :]))
+    record = Record(step, bool(flags & APPLIED), numbers[: header.losses], numbers[header.losses :])
+    _check_record(record, flags, number)
     return record
 
 
-def _check_record(header: Header, record: Record, flags: int, number: int) -> None:
+def _check_record(record: Record, flags: int, number: int) -> None:
     if record.step != number:
         raise JournalError(f"record {number} is of step {record.step}")
     if flags & ~APPLIED:
         raise JournalError(f"record {number} has unknown flags {flags:#x}")
-    for place, direction in enumerate(record.directions):
-        seed = direction_seed(header.seed, record.step, place)
-        if direction.seed != seed:
-            raise JournalError(f"record {number} has seed {direction.seed}; the run's seed gives {seed}")
     if not all(math.isfinite(rate) and rate >= 0 for rate in record.rates):
         raise JournalError(f"record {number} has learning rates {record.rates}; they must be finite and at least 0")
-    if record.applied and not can_be_applied(record.directions, _update_of(header, record)):
-        raise JournalError(f"record {number} was applied with losses, or updates, that are not finite")
+    if record.applied and not all(map(math.isfinite, record.losses)):
+        raise JournalError(f"record {number} was applied with losses that are not finite")
 
 
-def can_be_applied(directions: Sequence[Direction], update: Update) -> bool:
+def can_be_applied(proposal: Proposal, update: Update) -> bool:
     """Whether all losses, and all that they make of the weights, are finite."""
-    losses = [loss for d in directions for loss in (d.loss_plus, d.loss_minus)]
     factors = [factor for group in update.coefficients for factor in group]
-    return all(map(math.isfinite, [*losses, *factors, *update.decays]))
+    return all(map(math.isfinite, [*proposal.losses, *factors, *update.decays]))
 
 
-def updates_of(header: Header, records: Sequence[Record]) -> list[Update]:
-    """What the records did to the weights, in order."""
-    return [_update_of(header, record) for record in records if record.applied]
+def updates_of(header: Header, records: Sequence[Record], course: Course) -> Iterator[Update]:
+    """What the records did to the weights, in order.
+
+    Args:
+        course: of the records before these; it takes them.
+
+    Raises:
+        JournalError: a step was applied whose update is not finite.
+    """
+    decays = [group.weight_decay for group in header.groups]
+    for record, proposal in applied_steps(records, course):
+        update = update_of(proposal.moves, [record.rates[group.rate] for group in header.groups], decays)
+        if not can_be_applied(proposal, update):
+            raise JournalError(f"record {record.step} was applied with an update that is not finite")
+        yield update
 
 
-def _update_of(header: Header, record: Record) -> Update:
-    rates = [record.rates[group.rate] for group in header.groups]
-    return update_of(record.directions, rates, [group.weight_decay for group in header.groups])
+def applied_steps(records: Sequence[Record], course: Course) -> Iterator[tuple[Record, Proposal]]:
+    """The records of steps that were applied, with what they came to; `course`, of those before, takes them."""
+    for record in records:
+        if record.applied:
+            proposal = course.propose(record.step, record.losses)
+            yield record, proposal
+            course.take(proposal)
 
 
 def parse_header(data: bytes) -> Header:
@@ -223,9 +241,9 @@ def _header(values: dict[str, Any]) -> Header:
         parent = None if values["parent"] is None else Parent(**values["parent"])
         lists = {"names": _strings(values["names"]), "dtypes": _strings(values["dtypes"])}
         shapes = tuple(_integers(shape) for shape in _list(values["shapes"]))
-        eps = _number(values["eps"])
         stored = {name: list(_strings(names)) for name, names in values["stored"].items()}
-        more = {"shapes": shapes, "groups": groups, "parent": parent, "eps": eps, "stored": stored}
+        numbers = {name: _number(values[name]) for name in ("eps", "momentum", "rms_decay")}
+        more = {"shapes": shapes, "groups": groups, "parent": parent, "stored": stored, **numbers}
         header = Header(**{**values, **lists, **more})
         _check_header(header)
     except JournalError:
@@ -262,6 +280,11 @@ def _check_header(header: Header) -> None:
         "noise": header.noise in NOISES,
         "eps": header.eps > 0 and math.isfinite(2 * header.eps),
         "num_directions": _integer(header.num_directions, 1, MOST_DIRECTIONS),
+        "estimator": header.estimator in ESTIMATORS,
+        "rule": header.rule in RULES,
+        "momentum": 0 <= header.momentum < 1,
+        "rms_decay": 0 <= header.rms_decay < 1,
+        "window": _integer(header.window, 1, LARGEST_WINDOW),
         "seed": _integer(header.seed, 0, LARGEST_SEED),
         "groups": sorted(numbers) == list(range(len(header.names)))
         and all(_integer(rate, 0, len(header.groups) - 1) for rate in rates)
@@ -274,6 +297,7 @@ def _check_header(header: Header) -> None:
     wrong = [name for name, right in wants.items() if not right]
     if wrong:
         raise JournalError(f"the header's {', '.join(wrong)} cannot be right: {_short(header, wrong[0])}")
+    Course(header)  # a ValueError for what does not go together
 
 
 def _short(header: Header, name: str) -> str:

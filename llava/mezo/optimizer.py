@@ -1,22 +1,24 @@
-"""MeZO as a `torch.optim.Optimizer`: two forwards per direction and step, no gradient, no state per parameter."""
+"""Zeroth-order steps as a `torch.optim.Optimizer`: forwards alone, no gradient, no state per parameter."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from llava.mezo.algorithms.course import Course, Proposal
 from llava.mezo.config import MeZOConfig
-from llava.mezo.estimator import Direction, Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
 from llava.mezo.fingerprint import dtype_name
 from llava.mezo.graphs import Inputs, Places, graphs_for
-from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied
+from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied, updates_of
+from llava.mezo.measuring import Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
 from llava.mezo.trained import TrainedWeights
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class MeZO(Optimizer):
-    """Memory-efficient zeroth-order SGD (Malladi et al. 2023, Algorithm 1).
+    """Memory-efficient zeroth-order steps: by default SGD (Malladi et al. 2023, Algorithm 1), see `algorithms/`.
 
         optimizer = MeZO(groups, model, MeZOConfig(eps=1e-3, seed=0))
         for step, batch in enumerate(batches):
@@ -70,6 +72,8 @@ class MeZO(Optimizer):
         self.device = parameters[0].device
         self.graphs = graphs_for(self.weights, self.config.cuda_graphs, self.config.graph_memory_gb)
         self._places, self._recorded_version = Places(model), self.weights.version
+        self.course = Course(self.config)
+        """Estimator and rule, and what they remember of the steps before."""
         self.last: StepResult | None = None
         """What the latest `step()` did; None before the first."""
         self.bad_steps = 0
@@ -98,12 +102,12 @@ class MeZO(Optimizer):
                 raise ValueError(f"{name} of group {len(self.param_groups) - 1} is {value}; it must be at least 0")
 
     def accumulate(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None = None) -> float:
-        """Measure one micro-batch of step number `step` and return the mean of its 2n losses.
+        """Measure one micro-batch of step number `step` and return the mean of its losses.
 
         Args:
             loss: takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
-                called 2 * num_directions times, each time under perturbed weights, in evaluation mode and without
-                autograd.
+                called once for each point of the estimator (twice a direction with "spsa"), each time under perturbed
+                weights, in evaluation mode and without autograd.
             inputs: tensors of the micro-batch, on any device. `loss` then takes them, on the device of the weights,
                 gives a tensor, and depends on nothing else that changes: on CUDA the forwards of a direction are
                 recorded as a graph for each shape of the inputs (give the same function each time), see `graphs.py`.
@@ -111,24 +115,25 @@ class MeZO(Optimizer):
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
         recorded = self._recorded(step)
-        if recorded is None:
-            losses = self._measure(step, loss, inputs)
-        else:
-            losses = [value for d in recorded.directions for value in (d.loss_plus, d.loss_minus)]
+        losses = self._measure(step, loss, inputs) if recorded is None else recorded.losses
         self._window.add(step, losses)
         return sum(losses) / len(losses)
 
-    def _measure(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None) -> list[float]:
+    def _measure(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None) -> Sequence[float]:
+        points = self.course.points(step)
         if inputs is None:
             with self.perturbation.attached():
-                return measure(self.config, step, self.weights, lambda: self.perturbation.run(loss, 2))
+                return measure(points, self.weights, partial(self.perturbation.run, loss))
 
-        def pair(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        def together(count: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with self.perturbation.attached():
-                losses = self.perturbation.run(lambda: loss(tensors), 2)
+                losses = self.perturbation.run(lambda: loss(tensors), count)
             return torch.stack([value.reshape(()) for value in losses])
 
-        return measure(self.config, step, self.weights, lambda: self.run_recorded(loss, pair, inputs).unbind())
+        def run(count: int) -> Sequence[torch.Tensor]:
+            return self.run_recorded((loss, count), partial(together, count), inputs).unbind()
+
+        return measure(points, self.weights, run)
 
     def run_recorded(
         self, key: Hashable, function: Callable[[Inputs], torch.Tensor], inputs: Mapping[str, torch.Tensor]
@@ -143,20 +148,23 @@ class MeZO(Optimizer):
         return self.graphs.run(key, function, inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, and the exact values of weights that are stored outside the model, by name."""
+        """As in torch.optim, what the rule remembers, and exact values of weights stored outside the model, by name."""
         stored = {name: s.state() for name, s in zip(self.names, self.storages.values(), strict=True)}
-        return super().state_dict() | {"storage": {name: state for name, state in stored.items() if state}}
+        exact = {name: state for name, state in stored.items() if state}
+        return super().state_dict() | {"storage": exact, "course": self.course.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim. ValueError: the weights were stored in another way, or are others."""
         others = dict(state_dict)
-        stored = others.pop("storage", {})
+        stored, course = others.pop("storage", {}), others.pop("course", None)
         unknown = sorted(set(stored) - set(self.names))
         if unknown:
             raise ValueError(f"the saved state has a weight {unknown[0]!r}, which is not trained now")
         super().load_state_dict(others)
         for name, storage in zip(self.names, self.storages.values(), strict=True):
             storage.load(stored.get(name, {}))
+        if course is not None:
+            self.course.load_state_dict(course)
 
     @contextmanager
     def current_weights(self) -> Iterator[None]:
@@ -206,9 +214,10 @@ class MeZO(Optimizer):
         """
         if closure is not None:
             raise ValueError("MeZO takes no closure; give the loss to accumulate(step, loss)")
-        number, directions = self._window.close(self.config, self._reduce)
+        number, losses = self._window.close(self._reduce)
         recorded = self._recorded(number)
-        record = recorded or self._record(number, directions)
+        proposal = self.course.propose(number, losses if recorded is None else recorded.losses)
+        record = recorded or self._record(number, proposal)
         if self.journal is not None:
             if number != self._next:
                 raise JournalError(f"step {number} cannot be applied to weights before step {self._next}")
@@ -217,9 +226,10 @@ class MeZO(Optimizer):
             self._next += 1
         if record.applied:
             rates = [record.rates[rate] for rate in self._rate_numbers()]
-            self.weights.update([update_of(record.directions, rates, self._decays)])
+            self.weights.update([update_of(proposal.moves, rates, self._decays)])
+            self.course.take(proposal)
         self.bad_steps = 0 if record.applied else self.bad_steps + 1
-        self.last = StepResult(number, record.directions, record.applied)
+        self.last = StepResult(number, proposal.losses, proposal.terms, record.applied)
 
     def journal_header(self, model: str, fingerprint: str, stored: dict[str, list[str]] | None = None) -> Header:
         """The header of this run's journal.
@@ -245,6 +255,11 @@ class MeZO(Optimizer):
             noise=self.config.noise,
             eps=self.config.eps,
             num_directions=self.config.num_directions,
+            estimator=self.config.estimator,
+            rule=self.config.rule,
+            momentum=self.config.momentum,
+            rms_decay=self.config.rms_decay,
+            window=self.config.window,
             seed=self.config.seed,
             groups=groups,
             stored=stored or {},
@@ -257,8 +272,11 @@ class MeZO(Optimizer):
         if self.journal is None:
             raise RuntimeError("there is no journal to catch up with")
         self._next = last
-        records = self.journal.records[:last]
-        apply_records(self.journal.header, records[first:], self.weights)
+        header, records = self.journal.header, self.journal.records[:last]
+        self.course = Course(header)
+        for _ in updates_of(header, records[:first], self.course):
+            pass  # these are in the weights
+        apply_records(header, records[first:], self.weights, self.course)
         self.bad_steps = next((k for k, record in enumerate(reversed(records)) if record.applied), len(records))
 
     def _recorded(self, step: int) -> Record | None:
@@ -266,7 +284,7 @@ class MeZO(Optimizer):
         records = [] if self.journal is None else self.journal.records
         return records[step] if step < len(records) else None
 
-    def _record(self, number: int, directions: tuple[Direction, ...]) -> Record:
+    def _record(self, number: int, proposal: Proposal) -> Record:
         """A step that was just measured."""
         groups, numbers = self._used_groups, self._rate_numbers()
         rates = tuple(float(groups[numbers.index(k)]["lr"]) for k in range(1 + max(numbers)))
@@ -276,8 +294,8 @@ class MeZO(Optimizer):
                     f"at step {number} groups with equal rates at the start have {rates[rate]} and {group['lr']}: "
                     "where a schedule treats groups differently, let their rates differ from the start"
                 )
-        update = update_of(directions, [rates[k] for k in numbers], self._decays)
-        return Record(number, can_be_applied(directions, update), directions, rates)
+        update = update_of(proposal.moves, [rates[k] for k in numbers], self._decays)
+        return Record(number, can_be_applied(proposal, update), proposal.losses, rates)
 
     @property
     def _used_groups(self) -> list[dict[str, Any]]:

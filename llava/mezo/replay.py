@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llava.mezo.algorithms.course import Course
 from llava.mezo.base_model import BaseModel
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import Journal
@@ -36,9 +37,9 @@ STEPS_AT_ONCE = 64
 """Steps that go over a part of the weights while it is in the cache."""
 
 
-def apply_records(header: Header, records: Sequence[Record], weights: TrainedWeights) -> None:
-    """Apply what `records` did to the weights, some steps in one pass over them."""
-    updates, noted = updates_of(header, records), time.monotonic()
+def apply_records(header: Header, records: Sequence[Record], weights: TrainedWeights, course: Course) -> None:
+    """Apply what `records` did to the weights, some steps in one pass over them; `course` is that of those before."""
+    updates, noted = list(updates_of(header, records, course)), time.monotonic()
     for first in range(0, len(updates), STEPS_AT_ONCE):
         weights.update(updates[first : first + STEPS_AT_ONCE])
         if time.monotonic() - noted > SECONDS_BETWEEN_NOTES:
@@ -60,6 +61,7 @@ class _Stretch:
     journal: Journal
     storages: dict[str, Storage]
     weights: TrainedWeights
+    course: Course
     step: int = 0
 
 
@@ -132,7 +134,7 @@ class Replay:
         for name in header.names:  # a weight that is stored otherwise leaves memory at once
             storages[name] = store(nn.Parameter(values.pop(name), requires_grad=False), header.storage)
         weights = TrainedWeights(list(storages.values()), header.noise, self.kernel, group_numbers(header))
-        return _Stretch(journal, storages, weights)
+        return _Stretch(journal, storages, weights, Course(header))
 
     def _advance(self, stretch: _Stretch, step: int) -> None:
         records = stretch.journal.records
@@ -140,7 +142,7 @@ class Replay:
             raise ValueError(
                 f"step {step} is asked for; the journal has {len(records)}, of which {stretch.step} are applied"
             )
-        apply_records(stretch.journal.header, records[stretch.step : step], stretch.weights)
+        apply_records(stretch.journal.header, records[stretch.step : step], stretch.weights, stretch.course)
         stretch.step = step
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.train.renamed_flags import RenamedFlags
 
@@ -153,7 +154,12 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
 
     trainer_mode: str = flag("regular", "regular: backpropagation; zo: zeroth-order (MeZO)")
     zo_eps: float = flag(1e-3, "MeZO: size of the perturbation, in units of the weights")
-    zo_num_directions: int = flag(1, "MeZO: directions a step; each costs two forwards")
+    zo_num_directions: int = flag(1, "MeZO: directions a step; each costs two forwards with spsa, else one")
+    zo_estimator: str = flag("spsa", f"MeZO: how losses become projected gradients: {', '.join(ESTIMATORS)}")
+    zo_rule: str = flag("sgd", f"MeZO: how projected gradients become a step: {', '.join(RULES)}")
+    zo_momentum: float = flag(0.9, "MeZO: weight of an estimate against the next one's, with --zo_rule momentum, adam")
+    zo_window: int = flag(20, "MeZO: steps that --zo_rule momentum and adam look back; each costs the update its noise")
+    zo_rms_decay: float = flag(0.99, "MeZO: share that the mean square of --zo_rule normalized keeps from step to step")
     zo_noise: str = flag("gaussian", f"MeZO: distribution of a direction: {', '.join(NOISES)}")
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")

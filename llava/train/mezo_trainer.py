@@ -40,7 +40,7 @@ class DivergedError(FloatingPointError):
 
 
 class MeZOTrainer(LLaVATrainer):
-    """LLaVATrainer that estimates gradients from pairs of forwards (MeZO, Malladi et al. 2023, Algorithm 1)."""
+    """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,7 +91,7 @@ class MeZOTrainer(LLaVATrainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The 2n forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
+        """The forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
 
         Returns:
             The mean loss of these forwards over the number of micro-batches in a step, as the loop expects.
@@ -121,7 +121,7 @@ class MeZOTrainer(LLaVATrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class, of forwards alone: 2 operations a token and parameter."""
         tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
-        return 2 * 2 * self.args.zo_num_directions * tokens * self._num_parameters
+        return 2 * self.mezo.course.losses * tokens * self._num_parameters
 
     @functools.cached_property
     def _num_parameters(self) -> int:
@@ -150,9 +150,9 @@ class MeZOTrainer(LLaVATrainer):
         result = self.mezo.last if "loss" in logs else None
         if result is not None:
             logs.pop("grad_norm", None)
-            last = result.directions[-1]
-            logs["projected_grad"] = last.projected_grad
-            logs["loss_plus"], logs["loss_minus"] = last.loss_plus, last.loss_minus
+            logs["projected_grad"] = result.terms[-1].projected_grad
+            if self.mezo.config.estimator == "spsa":
+                logs["loss_plus"], logs["loss_minus"] = result.losses[-2:]
             if self.mezo.journal is not None:
                 since = max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0)
                 records = self.mezo.journal.records[since : self.state.global_step]

@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +21,11 @@ from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.train.arguments import (
+    ESTIMATORS,
     GRAPHS,
     KERNELS,
     NOISES,
+    RULES,
     STORAGES,
     TRAINER_MODES,
     DataArguments,
@@ -31,7 +33,7 @@ from llava.train.arguments import (
     TrainingArguments,
 )
 from llava.train.tunable import parse_parts
-from llava.train.zo_arguments import refuse_impossible
+from llava.train.zo_arguments import mezo_config, refuse_impossible
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,8 @@ def check_run(values: Any, given: set[str]) -> None:
     """
     _one_of("trainer_mode", values.trainer_mode, TRAINER_MODES)
     _one_of("zo_noise", values.zo_noise, NOISES)
+    _one_of("zo_estimator", values.zo_estimator, ESTIMATORS)
+    _one_of("zo_rule", values.zo_rule, RULES)
     _one_of("zo_kernel", values.zo_kernel, KERNELS)
     _one_of("zo_weight_storage", values.zo_weight_storage, STORAGES)
     _one_of("zo_cuda_graphs", values.zo_cuda_graphs, GRAPHS)
@@ -150,11 +154,15 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
     refuse_impossible(values)
+    try:
+        mezo_config(values)
+    except ValueError as error:
+        raise InputError(f"the --zo_... flags do not go together: {error}") from error
     if "optim" in given and values.optim != "adamw_torch":
         raise InputError(f"--optim {values.optim} has no effect with --trainer_mode zo: leave it out")
 
 
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+def _one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     if value not in allowed:
         raise InputError(f"--{name} {value}: allowed are {', '.join(map(str, allowed))}")
 

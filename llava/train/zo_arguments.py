@@ -5,29 +5,21 @@ Used by the command line, before a model is loaded, and by MeZOTrainer.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from llava.errors import InputError
 from llava.mezo.config import MeZOConfig
 
+FLAGS = {"storage": "zo_weight_storage"}
+"""Of those settings whose flag is not `zo_` and their name."""
+
 
 def mezo_config(args: Any) -> MeZOConfig:
     """The engine's settings from the training arguments; a value out of range raises ValueError."""
-    graphs = {
-        name: getattr(args, f"zo_{name}")
-        for name in ("cuda_graphs", "graph_memory_gb")
-        if hasattr(args, f"zo_{name}")  # not in LLaVA-NeXT, whose models cannot be recorded
-    }
-    return MeZOConfig(
-        eps=args.zo_eps,
-        num_directions=args.zo_num_directions,
-        noise=args.zo_noise,
-        seed=args.zo_seed,
-        kernel=args.zo_kernel,
-        storage=args.zo_weight_storage,
-        max_bad_steps=args.zo_max_bad_steps,
-        **graphs,
-    )
+    flags = {field.name: FLAGS.get(field.name, f"zo_{field.name}") for field in fields(MeZOConfig)}
+    # LLaVA-NeXT, whose models cannot be recorded, has no flags for graphs
+    return MeZOConfig(**{name: getattr(args, flag) for name, flag in flags.items() if hasattr(args, flag)})
 
 
 def refuse_impossible(args: Any) -> None:

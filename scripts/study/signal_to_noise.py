@@ -23,8 +23,9 @@ from typing import Any
 from pictures import plot_windows
 
 from llava.errors import InputError, command
+from llava.mezo.algorithms.course import Course
 from llava.mezo.journal import Journal
-from llava.mezo.journal_format import JournalError
+from llava.mezo.journal_format import JournalError, applied_steps
 
 WINDOWS = 5
 
@@ -34,15 +35,15 @@ def windows(journal: Journal) -> list[dict[str, float]]:
 
     The fall of the loss is that from one half of the window to the other; its error is that of the two means.
     """
-    records = journal.records
-    size = len(records) // WINDOWS
+    steps = list(applied_steps(journal.records, Course(journal.header)))
+    size = len(steps) // WINDOWS
     rows = []
     for first in range(0, size * WINDOWS, size):
-        part = records[first : first + size]
-        losses = [record.loss for record in part]
+        part = steps[first : first + size]
+        losses = [record.loss for record, _ in part]
         halves = losses[: size // 2], losses[size // 2 :]
-        square = mean(direction.projected_grad**2 for record in part for direction in record.directions)
-        scale = 2 / size / mean(record.rates[0] for record in part) / square
+        square = mean(term.projected_grad**2 for _, proposal in part for term in proposal.terms)
+        scale = 2 / size / mean(record.rates[0] for record, _ in part) / square
         error = sum(variance(half) / len(half) for half in halves) ** 0.5
         share = scale * (mean(halves[0]) - mean(halves[1]))
         row = {"step": first + size, "loss": mean(losses), "rms": square**0.5, "share": share, "error": scale * error}

@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
-from llava.mezo.estimator import update_of
 from llava.mezo.head import next_token_loss
+from llava.mezo.measuring import update_of
 from llava.mezo.noise import direction_seed
 from llava.train.collator import DataCollatorForSupervisedDataset
 from llava.train.dataset import LazySupervisedDataset
@@ -75,9 +75,9 @@ class Nearest(MeZO):
     """Updates are rounded to the nearest number of the weight's dtype."""
 
     def step(self, closure: Any = None) -> None:
-        _, (direction,) = self._window.close(self.config, self._reduce)
-        ((coefficient,),) = update_of([direction], [self.param_groups[0]["lr"]], [0.0]).coefficients
-        self._add(direction.seed, coefficient)
+        proposal = self.course.propose(*self._window.close(self._reduce))
+        update = update_of(proposal.moves, [self.param_groups[0]["lr"]], [0.0])
+        self._add(update.seeds[0], update.coefficients[0][0])
 
     @torch.no_grad()
     def _add(self, seed: int, scale: float) -> None:

@@ -29,7 +29,7 @@ MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
 never written, updates of 16-bit weights are not lost, ranks share their losses, and each step is recorded in
-44 bytes (with one learning rate) from which a run resumes and replays bit for bit. The flags of before keep their
+36 bytes (with one learning rate) from which a run resumes and replays bit for bit. The flags of before keep their
 names; regular training imports nothing of this.
 """
 

@@ -141,7 +141,7 @@ def test_equals_the_reference(dtype: torch.dtype, kernel: str, noise: str, direc
         optimizer.step()
         weights, projected_grads = mezo_step(weights, twin_loss, step, config, 1e-2, weight_decay)
         assert optimizer.last is not None
-        assert [d.projected_grad for d in optimizer.last.directions] == projected_grads
+        assert [term.projected_grad for term in optimizer.last.terms] == projected_grads
     for name, p in model.named_parameters():
         assert torch.equal(p, weights[name]), name
 
@@ -166,7 +166,7 @@ def test_agrees_with_the_directional_derivative() -> None:
         optimizer.accumulate(step, lambda: functional.cross_entropy(model(IDS).double().flatten(0, 1), NEXT.flatten()))
         optimizer.step()
         assert optimizer.last is not None
-        (direction,) = optimizer.last.directions
+        (direction,) = optimizer.last.terms
         expected = autograd_direction(model, optimizer, direction.seed)
         assert direction.projected_grad == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
@@ -185,7 +185,7 @@ def test_mean_of_many_estimates_points_along_the_gradient() -> None:
         optimizer.accumulate(step, loss)
         optimizer.step()
         assert optimizer.last is not None
-        for d in optimizer.last.directions:
+        for d in optimizer.last.terms:
             z = [
                 direction_values(d.seed, number, 0, p.numel(), "gaussian")
                 for number, p in enumerate(optimizer.storages)
@@ -207,7 +207,7 @@ def test_seed_zero_is_a_seed_and_the_global_generator_plays_no_part() -> None:
         state = torch.get_rng_state()
         optimizer = train(model, range(3), config=MeZOConfig(seed=seed))
         assert torch.equal(state, torch.get_rng_state())
-        assert optimizer.last is not None and optimizer.last.directions[0].seed == direction_seed(seed, 2, 0)
+        assert optimizer.last is not None and optimizer.last.terms[0].seed == direction_seed(seed, 2, 0)
         finals.append(bits(model))
     assert same(finals[0], finals[1]) and not same(finals[0], finals[2])
 
@@ -257,7 +257,7 @@ def test_reduce_gives_the_means_over_ranks() -> None:
     optimizer.accumulate(0, lambda: loss_of(model))
     optimizer.step()
     assert optimizer.last is not None and len(seen) == 1 and len(seen[0]) == 4
-    for d, plus, minus in zip(optimizer.last.directions, seen[0][::2], seen[0][1::2], strict=True):
+    for d, plus, minus in zip(optimizer.last.terms, seen[0][::2], seen[0][1::2], strict=True):
         assert d.projected_grad == (plus + 0.25 - minus) / 2e-3
 
 

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llava.mezo import MeZO, MeZOConfig, StepResult, estimator, reuse_outputs
+from llava.mezo import MeZO, MeZOConfig, StepResult, measuring, reuse_outputs
 from llava.mezo.kernels import torch_any
 from llava.mezo.tables import PerturbedTable
 from llava.train.sparse_loss import laid_out_loss, sparse_loss
@@ -94,7 +94,7 @@ def test_a_tensor_that_is_left_behind_is_found() -> None:
 def reading_losses_alone() -> Iterator[list[int]]:
     """Nothing may wait for the device but the reading of losses; how many were read each time."""
     counts: list[int] = []
-    original = estimator.as_floats
+    original = measuring.as_floats
     with refusing_reads() as reads:
 
         def read(losses: Sequence[float | torch.Tensor]) -> list[float]:
@@ -105,7 +105,7 @@ def reading_losses_alone() -> Iterator[list[int]]:
             finally:
                 reads.allowed = False
 
-        with mock.patch.object(estimator, "as_floats", read):
+        with mock.patch.object(measuring, "as_floats", read):
             yield counts
 
 

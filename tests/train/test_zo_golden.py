@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from llava.mezo import estimator, trained
+from llava.mezo import trained
+from llava.mezo.algorithms import course
 from llava.mezo.kernels import Part, Update, Weight
 from llava.mezo.kernels.numpy_reference import NumpyTable
 from llava.train.dataset import make_supervised_data_module
@@ -88,7 +89,7 @@ def trainer_of(
         in_numbers = [trainable[name] for name in sorted(trainable)]
         given = GivenNoise({seed: [own[p] for p in in_numbers] for seed, own in drawn.items()})
         monkeypatch.setattr(trained, "kernel_for", lambda name, device_type: given)
-        monkeypatch.setattr(estimator, "direction_seed", lambda base, step, direction: case["seeds"][direction])
+        monkeypatch.setattr(course, "direction_seed", lambda base, step, direction: case["seeds"][direction])
         data = make_supervised_data_module(tokenizer, data_args)
         trainer = MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
         trainer.create_optimizer()
@@ -118,7 +119,7 @@ def test_projected_gradients(name: str, trainer_of: Callable[[dict[str, Any]], M
         batch = trainer.data_collator([trainer.train_dataset[index] for index in indices])
         trainer.training_step(trainer.model, batch)
         trainer.optimizer.step()
-        estimates += [(d.seed, d.projected_grad) for d in trainer.mezo.last.directions]
+        estimates += [(d.seed, d.projected_grad) for d in trainer.mezo.last.terms]
     assert [seed for seed, _ in estimates] == [seed for seed, _ in case["direction_grad_estimates"]]
     expected = [gradient for _, gradient in case["direction_grad_estimates"]]
     torch.testing.assert_close([gradient for _, gradient in estimates], expected, atol=1e-2, rtol=1e-3)

@@ -325,7 +325,7 @@ def kill_after(steps: int, tree: Tree, command: list[Any], records: Path, **opti
         **tree.command(*command, **options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as child:
         deadline = time.monotonic() + 300
-        while not (records.exists() and records.stat().st_size >= 44 * steps):  # bytes of a record
+        while not (records.exists() and records.stat().st_size >= 36 * steps):  # bytes of a record
             assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1][-3000:]
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)

@@ -1,40 +1,26 @@
-"""From losses to projected gradients: micro-batches, directions and ranks.
+"""The losses of a step: points, micro-batches and ranks.
 
-For every direction (SPSA, Spall 1992; n directions: n-SPSA, Malladi et al. 2023, Definition 1)
-
-    l+ = L(theta + eps z)    l- = L(theta - eps z)    projected_grad = (l+ - l-) / (2 eps)
-
-where L is the mean over the micro-batches of a step and over the data-parallel ranks. Losses are summed in float64.
+A step's loss at a point is the mean over its micro-batches and over the data-parallel ranks, summed in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from llava.mezo.config import MeZOConfig
+from llava.mezo.algorithms import Move, Point, Term
 from llava.mezo.kernels import Update, as_float32
-from llava.mezo.noise import direction_seed
 from llava.mezo.trained import TrainedWeights
 
 Loss = Callable[..., "float | torch.Tensor"]
-Pair = Callable[[], "Sequence[float | torch.Tensor]"]
+Run = Callable[[int], "Sequence[float | torch.Tensor]"]
 Reduce = Callable[[list[float]], list[float]]
 """Takes this rank's means and gives the means over all ranks, in the same order on each rank."""
 
-
-@dataclass(frozen=True)
-class Direction:
-    """One direction of a step and what was measured along it."""
-
-    seed: int
-    """64-bit seed of the direction's noise."""
-    loss_plus: float
-    loss_minus: float
-    projected_grad: float
-    """(loss_plus - loss_minus) / (2 eps): the directional derivative along z."""
+SIDE_BY_SIDE = 2
+"""Points along one direction at which weights are perturbed together."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +28,47 @@ class StepResult:
     """What a step did."""
 
     step: int
-    directions: tuple[Direction, ...]
+    losses: tuple[float, ...]
+    """At the points of the step, in their order."""
+    terms: tuple[Term, ...]
+    """What the estimator made of them."""
     applied: bool
     """False when a loss or a coefficient was not finite: the weights are as before."""
 
     @property
     def loss(self) -> float:
         """Mean of all losses of the step."""
-        return sum(d.loss_plus + d.loss_minus for d in self.directions) / (2 * len(self.directions))
+        return sum(self.losses) / len(self.losses)
 
     @property
     def projected_grad(self) -> float:
         """Mean of the projected gradients."""
-        return sum(d.projected_grad for d in self.directions) / len(self.directions)
+        return sum(term.projected_grad for term in self.terms) / len(self.terms)
 
 
-def measure(config: MeZOConfig, step: int, weights: TrainedWeights, pair: Pair) -> list[float]:
-    """The 2n losses of one micro-batch: plus and minus of direction 0, of direction 1, ...
+def measure(points: Sequence[Point], weights: TrainedWeights, run: Run) -> list[float]:
+    """The losses of one micro-batch at these points, in their order.
 
     Args:
-        pair: gives the losses at both points that `weights` was aimed at.
+        run: gives the losses at the so many points that `weights` was aimed at.
 
     The losses come to the host together, after the last forward: nothing here waits for a device before that.
     """
     losses: list[float | torch.Tensor] = []
-    for direction in range(config.num_directions):
-        weights.aim(direction_seed(config.seed, step, direction), (config.eps, -config.eps))
-        losses += pair()
+    for seed, scales in _visits(points):
+        weights.aim(seed, scales)
+        losses += run(len(scales))
     return as_floats(losses)
+
+
+def _visits(points: Sequence[Point]) -> Iterator[tuple[int, list[float]]]:
+    """Seed and scales of points that follow each other along one direction."""
+    scales: list[float] = []
+    for point, following in zip(points, [*points[1:], None], strict=True):
+        scales.append(point.scale)
+        if following is None or following.seed != point.seed or len(scales) == SIDE_BY_SIDE:
+            yield point.seed, scales
+            scales = []
 
 
 def as_floats(losses: Sequence[float | torch.Tensor]) -> list[float]:
@@ -91,30 +90,24 @@ class LossWindow:
         self.step: int | None = None
         self._batches: list[list[float]] = []
 
-    def add(self, step: int, losses: list[float]) -> None:
+    def add(self, step: int, losses: Sequence[float]) -> None:
         """Add one micro-batch. ValueError when the window belongs to another step."""
         if self.step is not None and step != self.step:
             raise ValueError(f"micro-batch of step {step} in the window of step {self.step}; call step() in between")
         self.step = step
-        self._batches.append(losses)
+        self._batches.append(list(losses))
 
-    def close(self, config: MeZOConfig, reduce: Reduce) -> tuple[int, tuple[Direction, ...]]:
-        """Step number and directions, with means over micro-batches and ranks; the window is empty afterwards."""
+    def close(self, reduce: Reduce) -> tuple[int, list[float]]:
+        """Step number and the losses at its points: means over micro-batches and ranks; the window is empty then."""
         if self.step is None:
             raise RuntimeError("step() without a loss; call accumulate(step, loss) before it")
         step, batches = self.step, self._batches
         self.step, self._batches = None, []
-        means = reduce([sum(column) / len(batches) for column in zip(*batches, strict=True)])
-        directions = []
-        for number in range(config.num_directions):
-            plus, minus = means[2 * number], means[2 * number + 1]
-            seed = direction_seed(config.seed, step, number)
-            directions.append(Direction(seed, plus, minus, (plus - minus) / (2 * config.eps)))
-        return step, tuple(directions)
+        return step, reduce([sum(column) / len(batches) for column in zip(*batches, strict=True)])
 
 
-def update_of(directions: Sequence[Direction], rates: Sequence[float], decays: Sequence[float]) -> Update:
-    """The update of a step: for each group coefficients -lr * projected_grad / n and factor 1 - lr * weight_decay.
+def update_of(moves: Sequence[Move], rates: Sequence[float], decays: Sequence[float]) -> Update:
+    """The update of a step: for each group coefficients -lr * factor and the factor 1 - lr * weight_decay.
 
     Args:
         rates, decays: learning rate and weight decay of each group.
@@ -122,10 +115,8 @@ def update_of(directions: Sequence[Direction], rates: Sequence[float], decays: S
     In float64, rounded once to float32.
     """
     return Update(
-        seeds=tuple(d.seed for d in directions),
-        coefficients=tuple(
-            tuple(as_float32(-lr * d.projected_grad / len(directions)) for d in directions) for lr in rates
-        ),
+        seeds=tuple(move.seed for move in moves),
+        coefficients=tuple(tuple(as_float32(-lr * move.factor) for move in moves) for lr in rates),
         decays=tuple(as_float32(1.0 - lr * decay) for lr, decay in zip(rates, decays, strict=True)),
     )
 

@@ -1,0 +1,38 @@
+"""One-sided differences over their own spread: FZOO (Dang et al. 2025, Algorithm 1), signs as noise.
+
+projected_grad_i = (L(theta + eps z_i) - L(theta)) / sd,  sd of the N perturbed losses        N + 1 forwards
+
+so that a step's length does not depend on the loss's scale. The paper has N = 8, eps = 1e-4, lr = 5e-5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llava.mezo.algorithms import Point, Settings, Term
+
+
+class FZOO:
+    """See `Estimator`."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.num_directions < 2:
+            raise ValueError(
+                f"the estimator fzoo takes the spread of several directions, and num_directions is "
+                f"{settings.num_directions}; it must be at least 2 (usual: 8)"
+            )
+        if settings.noise != "rademacher":
+            raise ValueError(f"the estimator fzoo is defined for the noise rademacher, and noise is {settings.noise!r}")
+        self.eps = settings.eps
+
+    def points(self, seeds: Sequence[int]) -> tuple[Point, ...]:
+        return (Point(seeds[0], 0.0), *(Point(seed, self.eps) for seed in seeds))
+
+    def terms(self, seeds: Sequence[int], losses: Sequence[float], before: Sequence[float]) -> tuple[Term, ...]:
+        here, *around = losses
+        mean = sum(around) / len(around)
+        spread = math.sqrt(sum((loss - mean) * (loss - mean) for loss in around) / (len(around) - 1))
+        return tuple(
+            Term(seed, (loss - here) / spread if spread else 0.0) for seed, loss in zip(seeds, around, strict=True)
+        )

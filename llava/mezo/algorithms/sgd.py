@@ -1,0 +1,19 @@
+"""Plain descent along the estimate (Malladi et al. 2023, Algorithm 1): factor = projected_grad / n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llava.mezo.algorithms import Move, Settings, Term
+
+
+class SGD:
+    """See `Rule`; remembers nothing."""
+
+    start = None
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def moves(self, state: None, terms: Sequence[Term]) -> tuple[None, tuple[Move, ...]]:
+        return None, tuple(Move(term.seed, term.projected_grad / len(terms)) for term in terms)
