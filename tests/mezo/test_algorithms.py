@@ -198,7 +198,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: 
 
 
 def test_normalized_steps_do_not_follow_the_size_of_the_loss() -> None:
-    """A loss ten times as large gives the same step."""
+    """A loss sixteen times as large gives the same step."""
     finals = []
     for size in (1.0, 16.0):
         model = make_model().float()
