@@ -13,37 +13,39 @@ from llava.errors import InputError
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture.
+    """One question, mostly about one picture.
 
     Args:
         name: where the set has it, without the path of the source; ends up as `source` of the record.
-        prompt: the whole human turn, with one `<image>` mark.
+        prompt: the whole human turn, with one `<image>` mark if there is a picture.
         answer: the whole reply, not empty.
         kind: the class or type that is counted.
         file: the picture, as an error message names it.
-        read: gives the picture's bytes as they are in the set.
+        read: gives the picture's bytes as they are in the set; None for a question without one.
         split: train, val or test where the set has splits of its own.
 
     Raises:
-        InputError: no answer, or not exactly one mark.
+        InputError: no answer, or not as many marks as pictures.
     """
 
     name: str
     prompt: str
     answer: str
     kind: str
-    file: str
-    read: Callable[[], bytes]
+    file: str = ""
+    read: Callable[[], bytes] | None = None
     split: str = ""
 
     def __post_init__(self) -> None:
         if not self.answer:
             raise InputError(f"{self.name}: the answer is empty")
-        if self.prompt.count(DEFAULT_IMAGE_TOKEN) != 1:
+        if self.prompt.count(DEFAULT_IMAGE_TOKEN) != (self.read is not None):
             raise InputError(f"{self.name}: its texts must not contain {DEFAULT_IMAGE_TOKEN}, which marks the picture")
 
     def picture(self) -> bytes:
-        """The picture's bytes. Raises `InputError` naming record and file."""
+        """The picture's bytes, none without one. Raises `InputError` naming record and file."""
+        if self.read is None:
+            return b""
         try:
             return self.read()
         except OSError as error:

@@ -3,6 +3,7 @@
     python -m llava.data.prepare br35h --source brain-tumor-detection --output data/br35h
     python -m llava.data.prepare we_math --output data/we_math
     python -m llava.data.prepare chartqa --source "ChartQA Dataset" --output data/chartqa
+    python -m llava.data.prepare snippets --source vaderSentiment-3.3.2.tar.gz --output data/snippets
 
 writes train.json, val.json, test.json, images/ and manifest.json. `--source` is a local copy, a folder of parquet
 files or a Hugging Face hub id; docs/data.md has the layouts. Equal sources and flags give equal bytes. Nothing is
@@ -23,7 +24,7 @@ import PIL
 
 from llava.data.items import SourceSet
 from llava.data.prepared_folder import new_folder, write_manifest, write_split
-from llava.data.public_sets import br35h, chartqa, we_math
+from llava.data.public_sets import br35h, chartqa, snippets, we_math
 from llava.data.splits import SPLITS, Divide, Sizes, balanced, grouped, published
 from llava.errors import InputError, command
 from llava.utils import setup_logging
@@ -40,12 +41,18 @@ class PublicSet:
     prompt: int  # the usual one of `prompts`, from 1
     source: str | None  # where it comes from without --source
     metric: str
+    place: str = ""  # where to find what has no hub id
 
 
 SETS = {
-    "br35h": PublicSet(br35h.load, balanced, br35h.SIZES, br35h.PROMPTS, br35h.CHOSEN_PROMPT, None, "exact"),
+    "br35h": PublicSet(
+        br35h.load, balanced, br35h.SIZES, br35h.PROMPTS, br35h.CHOSEN_PROMPT, None, "exact", br35h.PLACE
+    ),
     "we_math": PublicSet(we_math.load, grouped, we_math.SIZES, (we_math.PROMPT,), 1, we_math.HUB_ID, "choice"),
     "chartqa": PublicSet(chartqa.load, published, chartqa.SIZES, (chartqa.PROMPT,), 1, chartqa.HUB_ID, "relaxed"),
+    "snippets": PublicSet(
+        snippets.load, balanced, snippets.SIZES, (snippets.PROMPT,), 1, None, "exact", snippets.PLACE
+    ),
 }
 
 
@@ -84,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make LLaVA JSON of a public set.")
     parser.add_argument("task", help=f"one of {', '.join(SETS)}")
     parser.add_argument("--output", type=Path, required=True, help="folder to make; must not exist or be empty")
-    parser.add_argument("--source", help="folder or hub id; default: the set's hub id (br35h has none)")
+    parser.add_argument("--source", help="folder or hub id; default: the set's hub id (br35h and snippets have none)")
     parser.add_argument("--prompt", type=int, metavar="N", help="br35h: 1 to 7, which of the study's; default 5")
     parser.add_argument("--max-side", type=int, default=384, help="pixels of the longer side, at most")
     for split in SPLITS:
@@ -114,7 +121,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--prompt {number}: {task} has prompts 1 to {known}")
     source = chosen.source if arguments.source is None else arguments.source
     if source is None:
-        raise InputError(f"--source is not set: {task} is on {br35h.PLACE}; unpack it and give the folder")
+        raise InputError(f"--source is not set: {task} is {chosen.place}")
     return {
         "task": task,
         "source": source,

@@ -63,17 +63,22 @@ def write_split(folder: Path, split: str, task: str, items: Sequence[Item], max_
     Raises:
         InputError: a picture that cannot be used; its record is named.
     """
-    (folder / "images").mkdir(exist_ok=True)
+    if any(item.read is not None for item in items):
+        (folder / "images").mkdir(exist_ok=True)
     written: dict[str, str] = {}  # path by what the source's file holds
     records = []
     for number, item in enumerate(tqdm(items, desc=split, unit="record")):
+        identifier = f"{task}_{split}_{number:05d}"
+        if item.read is None:
+            records.append(_record(identifier, None, item))
+            continue
         data = item.picture()
         fingerprint = hashlib.sha256(data).hexdigest()
         if fingerprint not in written:
             written[fingerprint] = f"images/{split}_{number:05d}.png"
             png = prepared_png(data, max_side, f"{item.name}: picture {item.file}")
             (folder / written[fingerprint]).write_bytes(png)
-        records.append(_record(f"{task}_{split}_{number:05d}", written[fingerprint], item))
+        records.append(_record(identifier, written[fingerprint], item))
     content = records_text(records).encode()
     (folder / f"{split}.json").write_bytes(content)
     return {
@@ -86,9 +91,10 @@ def write_split(folder: Path, split: str, task: str, items: Sequence[Item], max_
     }
 
 
-def _record(identifier: str, image: str, item: Item) -> dict[str, Any]:
+def _record(identifier: str, image: str | None, item: Item) -> dict[str, Any]:
     turns = [{"from": "human", "value": item.prompt}, {"from": "gpt", "value": item.answer}]
-    return {"id": identifier, "image": image, "kind": [item.kind], "source": item.name, "conversations": turns}
+    picture = {} if image is None else {"image": image}
+    return {"id": identifier, **picture, "kind": [item.kind], "source": item.name, "conversations": turns}
 
 
 def images_digest(folder: Path, split: str) -> str:

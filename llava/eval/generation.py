@@ -88,7 +88,7 @@ class Answerer:
         self.template = get_template(version)
         self.image_mode = image_mode
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, questions: Sequence[Question], decoding: Decoding | None = None) -> list[str]:
         """One stripped answer per question, without end marks.
 

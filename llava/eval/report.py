@@ -30,12 +30,16 @@ COLUMN_NAMES = {
     "gradient_accumulation_steps": "accumulation",
     "max_steps": "steps",
     "train_on_answers_only": "answers only",
+    "stratify_answers": "order",
     "evaluation": "evaluated on",
     "zo_eps": "eps",
+    "zo_objective": "objective",
     "zo_estimator": "estimator",
     "zo_rule": "rule",
     "zo_num_directions": "directions",
     "zo_noise": "noise",
+    "zo_tensor_scales": "scales",
+    "zo_batch_growth": "growth",
     "zo_weight_storage": "storage",
 }
 DIVERGED = 10.0  # times the minimum

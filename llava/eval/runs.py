@@ -27,10 +27,21 @@ SETTINGS = (
     "max_steps",
     "weight_decay",
     "train_on_answers_only",
+    "stratify_answers",
     "bf16",
     "evaluation",  # no flag: the file and the metric of the accuracy after training
 )
-ZO_SETTINGS = ("zo_estimator", "zo_rule", "zo_eps", "zo_num_directions", "zo_noise", "zo_weight_storage")
+ZO_SETTINGS = (
+    "zo_objective",
+    "zo_estimator",
+    "zo_rule",
+    "zo_eps",
+    "zo_num_directions",
+    "zo_noise",
+    "zo_tensor_scales",
+    "zo_batch_growth",
+    "zo_weight_storage",
+)
 METHODS = {"zo": "MeZO", "regular": "AdamW"}
 
 

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
+from llava.mezo.algorithms.course import Course
+from llava.mezo.noise import DISTRIBUTIONS
+from llava.mezo.tensor_sizes import KINDS, read_patterns
 
-NOISES = ("gaussian", "rademacher")
+NOISES = tuple(DISTRIBUTIONS)
 KERNELS = ("auto", "reference", "torch", "numba", "triton")
 STORAGES = ("native", "fixed16", "fp32")
 GRAPHS = ("auto", "off")
 LARGEST_SEED = 2**64 - 1
-MOST_DIRECTIONS, LARGEST_WINDOW = 4096, 256
+MOST_DIRECTIONS, LARGEST_WINDOW, LARGEST_RANK = 4096, 256, 64
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,31 @@ class MeZOConfig:
     """Random directions per step; every one costs two forwards with "spsa", else one; 1 to 4096."""
 
     estimator: str = "spsa"
-    """How losses become projected gradients: "spsa", "one_point" or "fzoo", see `algorithms/`."""
+    """How losses become projected gradients: "spsa" or another of `algorithms/`."""
 
     rule: str = "sgd"
-    """How these become a step: "sgd", "normalized", "momentum" or "adam", see `algorithms/`."""
+    """How these become a step: "sgd" or another of `algorithms/`."""
 
     momentum: float = 0.9
-    """Weight of an estimate in "momentum" and "adam" against that of the step after it, from 0 to below 1."""
+    """Weight of a step in "momentum", "adam" and "adamu" against that of the step after it, from 0 to below 1."""
 
     rms_decay: float = 0.99
     """Share that the mean square of "normalized" keeps of what it was a step ago, from 0 to below 1."""
 
     window: int = 20
-    """Steps that "momentum" and "adam" look back; the update computes the noise of all of them; 1 to 256."""
+    """Steps that "momentum", "adam" and "adamu" look back, and whose noise is computed again; 1 to 256."""
+
+    anchor_steps: int = 5
+    """Steps from one anchor of "svrg" to the next, whose noise is computed again; 1 to 256."""
+
+    rank: int = 4
+    """Of the directions of "lowrank"; 1 to 64."""
+
+    basis_steps: int = 50
+    """Steps for which "lowrank" keeps one of the two factors; at least 1."""
+
+    tensor_scales: str = "none"
+    """How large the noise of each weight is: "none", "norms", "rms" or a JSON file, see `tensor_sizes.py`."""
 
     noise: str = "gaussian"
     """Distribution of a direction's elements: "gaussian" (variance 1) or "rademacher" (-1 or +1)."""
@@ -86,8 +101,18 @@ class MeZOConfig:
             if not 0 <= share < 1:
                 raise ValueError(f"{name} is {share}; it must be at least 0 and below 1")
         _check_integer("window", self.window, 1, LARGEST_WINDOW)
+        _check_integer("anchor_steps", self.anchor_steps, 1, LARGEST_WINDOW)
+        _check_integer("rank", self.rank, 1, LARGEST_RANK)
+        _check_integer("basis_steps", self.basis_steps, 1, None)
+        if self.tensor_scales not in KINDS:
+            read_patterns(self.tensor_scales)
+        if self.estimator == "lowrank" and self.kernel in ("numba", "triton"):
+            raise ValueError(
+                f"kernel {self.kernel!r} has no directions of low rank, which the estimator lowrank takes; choose "
+                "'auto' or 'torch'"
+            )
         ESTIMATORS[self.estimator](self)  # ValueError where settings do not go together
-        RULES[self.rule](self)
+        Course(self)
 
 
 def _check_number(name: str, value: object) -> None:

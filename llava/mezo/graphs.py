@@ -183,7 +183,7 @@ def graphs_for(weights: TrainedWeights, wanted: str, gigabytes: float) -> Graphs
     devices = list(weights.tables)
     if wanted == "off" or all(device.type != "cuda" for device in devices):
         return None
-    kernels = {kernel_for(weights.kernel, device.type).name for device in devices}
+    kernels = {kernel_for(weights.kernel, device.type, weights.noise).name for device in devices}
     if len(devices) > 1 or kernels != {"triton"}:
         logger.warning(
             "mezo: no CUDA graphs, which take one device and the triton kernel; trained weights are on %s, kernel %s",

@@ -24,7 +24,7 @@ from typing import Any
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course, Proposal
-from llava.mezo.config import LARGEST_SEED, LARGEST_WINDOW, MOST_DIRECTIONS, NOISES, STORAGES
+from llava.mezo.config import LARGEST_RANK, LARGEST_SEED, LARGEST_WINDOW, MOST_DIRECTIONS, NOISES, STORAGES
 from llava.mezo.kernels import Update
 from llava.mezo.measuring import update_of
 from llava.mezo.names import names_hash
@@ -87,6 +87,11 @@ class Header:
     momentum: float
     rms_decay: float
     window: int
+    anchor_steps: int
+    rank: int
+    basis_steps: int
+    sizes: tuple[float, ...]
+    """Of each parameter's noise; empty: 1."""
     seed: int
     groups: tuple[Group, ...]
     stored: dict[str, list[str]] = field(default_factory=dict)
@@ -101,7 +106,7 @@ class Header:
     @cached_property
     def losses(self) -> int:
         """Losses in a record."""
-        return Course(self).losses
+        return Course(self).num_losses
 
     @property
     def record_bytes(self) -> int:
@@ -243,7 +248,8 @@ def _header(values: dict[str, Any]) -> Header:
         shapes = tuple(_integers(shape) for shape in _list(values["shapes"]))
         stored = {name: list(_strings(names)) for name, names in values["stored"].items()}
         numbers = {name: _number(values[name]) for name in ("eps", "momentum", "rms_decay")}
-        more = {"shapes": shapes, "groups": groups, "parent": parent, "stored": stored, **numbers}
+        sizes = tuple(map(_number, _list(values["sizes"])))
+        more = {"sizes": sizes, "shapes": shapes, "groups": groups, "parent": parent, "stored": stored, **numbers}
         header = Header(**{**values, **lists, **more})
         _check_header(header)
     except JournalError:
@@ -285,6 +291,10 @@ def _check_header(header: Header) -> None:
         "momentum": 0 <= header.momentum < 1,
         "rms_decay": 0 <= header.rms_decay < 1,
         "window": _integer(header.window, 1, LARGEST_WINDOW),
+        "anchor_steps": _integer(header.anchor_steps, 1, LARGEST_WINDOW),
+        "rank": _integer(header.rank, 1, LARGEST_RANK),
+        "basis_steps": _integer(header.basis_steps, 1, LARGEST_SEED),
+        "sizes": not header.sizes or (len(header.sizes) == len(header.names) and min(header.sizes) > 0),
         "seed": _integer(header.seed, 0, LARGEST_SEED),
         "groups": sorted(numbers) == list(range(len(header.names)))
         and all(_integer(rate, 0, len(header.groups) - 1) for rate in rates)

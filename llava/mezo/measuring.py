@@ -46,29 +46,32 @@ class StepResult:
         return sum(term.projected_grad for term in self.terms) / len(self.terms)
 
 
-def measure(points: Sequence[Point], weights: TrainedWeights, run: Run) -> list[float]:
+def measure(points: Sequence[Point], weights: TrainedWeights, run: Run, undone: Sequence[Update] = ()) -> list[float]:
     """The losses of one micro-batch at these points, in their order.
 
     Args:
         run: gives the losses at the so many points that `weights` was aimed at.
+        undone: what lies between the anchor and the weights, the latest first.
 
     The losses come to the host together, after the last forward: nothing here waits for a device before that.
     """
     losses: list[float | torch.Tensor] = []
-    for seed, scales in _visits(points):
-        weights.aim(seed, scales)
-        losses += run(len(scales))
+    for together in _visits(points):
+        weights.aim(together, undone if together[0].anchored else ())
+        losses += run(len(together))
     return as_floats(losses)
 
 
-def _visits(points: Sequence[Point]) -> Iterator[tuple[int, list[float]]]:
-    """Seed and scales of points that follow each other along one direction."""
-    scales: list[float] = []
-    for point, following in zip(points, [*points[1:], None], strict=True):
-        scales.append(point.scale)
-        if following is None or following.seed != point.seed or len(scales) == SIDE_BY_SIDE:
-            yield point.seed, scales
-            scales = []
+def _visits(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """Points that follow each other along one direction."""
+    together: list[Point] = []
+    for point in points:
+        alike = together and (together[0].seeds, together[0].anchored) == (point.seeds, point.anchored)
+        if together and not (alike and len(together) < SIDE_BY_SIDE):
+            yield together
+            together = []
+        together.append(point)
+    yield together
 
 
 def as_floats(losses: Sequence[float | torch.Tensor]) -> list[float]:
@@ -89,21 +92,54 @@ class LossWindow:
     def __init__(self) -> None:
         self.step: int | None = None
         self._batches: list[list[float]] = []
+        self._weights: list[float] = []
 
-    def add(self, step: int, losses: Sequence[float]) -> None:
-        """Add one micro-batch. ValueError when the window belongs to another step."""
+    def __len__(self) -> int:
+        """Micro-batches so far."""
+        return len(self._batches)
+
+    def add(self, step: int, losses: Sequence[float], weight: float = 1.0) -> None:
+        """Add one micro-batch, of so much weight in the mean. ValueError when the window belongs to another step."""
         if self.step is not None and step != self.step:
             raise ValueError(f"micro-batch of step {step} in the window of step {self.step}; call step() in between")
         self.step = step
         self._batches.append(list(losses))
+        self._weights.append(weight)
 
     def close(self, reduce: Reduce) -> tuple[int, list[float]]:
         """Step number and the losses at its points: means over micro-batches and ranks; the window is empty then."""
+        step, batches, weights = self._taken()
+        total = sum(weights)
+        means = [
+            sum(w * x for w, x in zip(weights, column, strict=True)) / total for column in zip(*batches, strict=True)
+        ]
+        return step, reduce(means)
+
+    def close_apart(self, reduce: Reduce, first: int, count: int) -> tuple[int, list[float]]:
+        """As `close` without a mean: micro-batch k of this rank is number first + k of `count`, each measured once.
+
+        RuntimeError: some were not.
+        """
+        step, batches, _ = self._taken()
+        size = len(batches[0])
+        own = slice(first * size, (first + len(batches)) * size)
+        values, known = [0.0] * (count * size), [0.0] * (count * size)
+        if len(values[own]) == len(batches) * size:
+            values[own], known[own] = [x for batch in batches for x in batch], [1.0] * (len(batches) * size)
+        found = reduce(values + known)
+        values, known = found[: count * size], found[count * size :]
+        if not all(known):
+            raise RuntimeError(
+                f"step {step} needs {count} examples, each in a micro-batch to itself, and this rank had {len(batches)}"
+            )
+        return step, [value / share for value, share in zip(values, known, strict=True)]
+
+    def _taken(self) -> tuple[int, list[list[float]], list[float]]:
         if self.step is None:
             raise RuntimeError("step() without a loss; call accumulate(step, loss) before it")
-        step, batches = self.step, self._batches
-        self.step, self._batches = None, []
-        return step, reduce([sum(column) / len(batches) for column in zip(*batches, strict=True)])
+        step, batches, weights = self.step, self._batches, self._weights
+        self.step, self._batches, self._weights = None, [], []
+        return step, batches, weights
 
 
 def update_of(moves: Sequence[Move], rates: Sequence[float], decays: Sequence[float]) -> Update:
@@ -134,3 +170,11 @@ def mean_over_ranks(device: torch.device) -> Reduce:
         return averaged
 
     return reduce
+
+
+def rank_and_ranks() -> tuple[int, int]:
+    """This process's number in torch.distributed's default group, and their number; (0, 1) without one."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()

@@ -16,6 +16,8 @@ rounds that pass BigCrush) with
     0  the direction z
     1  the bits of stochastic rounding (seed of the step's first direction)
     2  seeds of directions, derived from the run's seed (`direction_seed`)
+    3  A of a direction of low rank
+    4  B of one, whose key has only the upper half of the seed
 
 Elements are numbered in the contiguous order of the full tensor. Element e lies in tile e // 2048; with i = e % 2048
 its block is 256 * tile + i % 256, its 32-bit word i // 512, its half (i // 256) % 2 (0 = low 16 bits). One block thus
@@ -24,6 +26,9 @@ gives eight 16-bit numbers u which are 256 elements apart, so that kernels store
     gaussian    z = T[u & 255] + T[u >> 8] in float32, with the 256 quantiles of the normal distribution in T, scaled
                 so that the sum has variance 1 (`quantiles`); a table of 1 KB, which every processor keeps at hand
     rademacher  z = +1 where u >= 32768, else -1
+    lowrank-R   for a tensor of at least two dimensions, as a matrix with a row for each index of the first:
+                z[i, j] = (A[i, 0] B[j, 0] + ... + A[i, R-1] B[j, R-1]) / sqrt(R), gaussian A (element R i + k) and B
+                (element R j + k), every operation rounded to float32, from the left; for others gaussian
 
 The sum has mean 0 exactly, variance 1 to 3e-9, kurtosis 2.96, no number beyond 4.09, and a distribution function
 within 0.002 of the normal one. Everything below is the readable NumPy reference; the kernels in `kernels/` are tested
@@ -39,8 +44,6 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from llava.mezo.config import NOISES
-
 Words = npt.NDArray[np.uint32]
 
 NOISE_VERSION = 2
@@ -53,6 +56,10 @@ QUANTILES = 256
 STREAM_DIRECTION = 0
 STREAM_ROUNDING = 1
 STREAM_SEED = 2
+STREAM_ROWS = 3
+STREAM_COLUMNS = 4
+
+LOW_RANK = "lowrank"
 
 PHILOX_ROUNDS = 7
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -130,6 +137,35 @@ def direction_values(seed: int, tensor: int, start: int, count: int, noise: str)
     return z
 
 
+def low_rank_values(
+    seed: int, tensor: int, first_row: int, rows: int, columns: int, rank: int
+) -> npt.NDArray[np.float32]:
+    """z of low rank for some rows of a matrix, float32 [rows, columns]."""
+    a = _gaussian(random_bits(seed, tensor, STREAM_ROWS, first_row * rank, rows * rank)).reshape(rows, rank)
+    b = _gaussian(random_bits(upper_half(seed), tensor, STREAM_COLUMNS, 0, columns * rank)).reshape(columns, rank)
+    z = np.multiply.outer(a[:, 0], b[:, 0])
+    for k in range(1, rank):
+        z = z + np.multiply.outer(a[:, k], b[:, k])
+    scaled: npt.NDArray[np.float32] = z * np.float32(rank_scale(rank))
+    return scaled
+
+
+def rank_of(noise: str) -> int:
+    """R of lowrank-R; 0 for another noise."""
+    name, _, rank = noise.partition("-")
+    return int(rank) if name == LOW_RANK else 0
+
+
+def rank_scale(rank: int) -> float:
+    """1 / sqrt(rank), rounded to float32."""
+    return float(np.float32(1 / math.sqrt(rank)))
+
+
+def upper_half(seed: int) -> int:
+    """The seed with zeros for its lower 32 bits."""
+    return seed & ~LOW32
+
+
 def _gaussian(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     table = quantiles()
     z: npt.NDArray[np.float32] = table[bits & 255] + table[bits >> 8]
@@ -141,7 +177,7 @@ def _rademacher(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     return z
 
 
-DISTRIBUTIONS = dict(zip(NOISES, (_gaussian, _rademacher), strict=True))
+DISTRIBUTIONS = {"gaussian": _gaussian, "rademacher": _rademacher}
 """What makes an element of z of 16 random bits, by name."""
 
 

@@ -13,14 +13,26 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from llava.mezo.algorithms import Point
 from llava.mezo.algorithms.course import Course, Proposal
 from llava.mezo.config import MeZOConfig
 from llava.mezo.fingerprint import dtype_name
 from llava.mezo.graphs import Inputs, Places, graphs_for
 from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied, updates_of
-from llava.mezo.measuring import Loss, LossWindow, Reduce, StepResult, mean_over_ranks, measure, update_of
+from llava.mezo.kernels import Update
+from llava.mezo.measuring import (
+    Loss,
+    LossWindow,
+    Reduce,
+    StepResult,
+    mean_over_ranks,
+    measure,
+    rank_and_ranks,
+    update_of,
+)
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
+from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import Storage, store
 
@@ -43,7 +55,9 @@ class MeZO(Optimizer):
     and decay are read at each `step()`, so schedulers work as usual. Build it once: parameters are numbered here.
 
     `reduce` turns this rank's mean losses into the mean over ranks; by default torch.distributed's default group is
-    used once it is initialised. ValueError: a parameter that is not in the model, is frozen, or cannot be trained.
+    used once it is initialised. `sizes`: of each parameter's noise, in the order of `names`; by default what
+    `config.tensor_scales` makes of the weights as they are. ValueError: a parameter that is not in the model, is
+    frozen, or cannot be trained.
     """
 
     def __init__(
@@ -52,6 +66,7 @@ class MeZO(Optimizer):
         model: nn.Module,
         config: MeZOConfig | None = None,
         reduce: Reduce | None = None,
+        sizes: Sequence[float] | None = None,
         *,
         lr: float = 1e-6,
         weight_decay: float = 0.0,
@@ -64,16 +79,20 @@ class MeZO(Optimizer):
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
         self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
-        group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
-        self.weights = TrainedWeights(
-            list(self.storages.values()), self.config.noise, self.config.kernel, [group_of[p] for p in chosen]
-        )
-        self.perturbation = Perturbation(model, list(chosen), self.weights)
-        self.device = parameters[0].device
-        self.graphs = graphs_for(self.weights, self.config.cuda_graphs, self.config.graph_memory_gb)
-        self._places, self._recorded_version = Places(model), self.weights.version
+        self.sizes: tuple[float, ...] = ()
+        """Of each trained parameter's noise, where they differ, see `tensor_sizes.py`."""
         self.course = Course(self.config)
         """Estimator and rule, and what they remember of the steps before."""
+        if sizes is None:
+            sizes = tensor_sizes(self.config.tensor_scales, dict(zip(self.names, chosen, strict=True)))
+        self.set_sizes(sizes)
+        self.perturbation = Perturbation(model, list(chosen), self.weights)
+        self.device = parameters[0].device
+        wanted = "off" if self.course.estimator.several_seeds else self.config.cuda_graphs
+        self.graphs = graphs_for(self.weights, wanted, self.config.graph_memory_gb)
+        self._places, self._recorded_version = Places(model), self.weights.version
+        self._latest: tuple[Update, ...] = ()
+        """Updates since the estimator's anchor, the latest first."""
         self.last: StepResult | None = None
         """What the latest `step()` did; None before the first."""
         self.bad_steps = 0
@@ -91,6 +110,17 @@ class MeZO(Optimizer):
         """sha256 of `names`, for records of a run."""
         return names_hash(self.names)
 
+    def set_sizes(self, sizes: Sequence[float]) -> None:
+        """Let the noise of each parameter have this size; empty: 1."""
+        group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
+        groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
+        self.sizes = tuple(sizes)
+        self.weights = TrainedWeights(list(self.storages.values()), noise, self.config.kernel, groups, self.sizes)
+        if hasattr(self, "perturbation"):
+            self.perturbation.weights = self.weights
+            if self.graphs is not None:
+                self.graphs.clear()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch.optim; ValueError once the parameters are numbered, or for values out of range."""
         if hasattr(self, "storages"):
@@ -101,7 +131,14 @@ class MeZO(Optimizer):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} of group {len(self.param_groups) - 1} is {value}; it must be at least 0")
 
-    def accumulate(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None = None) -> float:
+    def accumulate(
+        self,
+        step: int,
+        loss: Loss,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        weight: float = 1.0,
+        keep: bool = False,
+    ) -> float:
         """Measure one micro-batch of step number `step` and return the mean of its losses.
 
         Args:
@@ -111,19 +148,53 @@ class MeZO(Optimizer):
             inputs: tensors of the micro-batch, on any device. `loss` then takes them, on the device of the weights,
                 gives a tensor, and depends on nothing else that changes: on CUDA the forwards of a direction are
                 recorded as a graph for each shape of the inputs (give the same function each time), see `graphs.py`.
+            weight: of the micro-batch in the mean, where they differ in size.
+            keep: `loss` runs the model many times (it generates): perturbed weights are then kept for all of it, which
+                takes the memory of the trained weights once more.
+
+        RuntimeError: more micro-batches than the estimator can use.
         """
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
-        recorded = self._recorded(step)
-        losses = self._measure(step, loss, inputs) if recorded is None else recorded.losses
-        self._window.add(step, losses)
+        recorded, count = self._recorded(step), len(self._window)
+        if self.course.estimator.adaptive and count:
+            raise RuntimeError(f"the estimator {self.config.estimator} takes one micro-batch a step")
+        losses = self._measure(step, loss, inputs, count, keep) if recorded is None else recorded.losses
+        self._window.add(step, losses, weight)
         return sum(losses) / len(losses)
 
-    def _measure(self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None) -> Sequence[float]:
-        points = self.course.points(step)
+    def _measure(
+        self, step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None, number: int, keep: bool
+    ) -> Sequence[float]:
+        """The losses of micro-batch `number` of this rank."""
+        estimator = self.course.estimator
+        example = self._first_example + number if estimator.per_example else None
+        if example is not None and example >= self.config.num_directions:
+            raise RuntimeError(
+                f"step {step} has more than {self.config.num_directions} examples (num_directions), each of which has "
+                "a direction to itself"
+            )
+        losses = self._losses_at(self.course.points(step, example), loss, inputs, keep)
+        if not estimator.adaptive:
+            return losses
+        known = self._reduce(losses)
+        return [*known, *self._reduce(self._losses_at(self.course.further_points(step, known), loss, inputs, keep))]
+
+    @property
+    def _first_example(self) -> int:
+        """Number of this rank's first among the examples of a step."""
+        rank, ranks = rank_and_ranks()
+        return rank * (self.config.num_directions // ranks)
+
+    def _losses_at(
+        self, points: Sequence[Point], loss: Loss, inputs: Mapping[str, torch.Tensor] | None, keep: bool
+    ) -> list[float]:
+        undone = self._latest[: self.course.undone]
+        if any(decay != 1.0 for update in undone for decay in update.decays):
+            raise ValueError(f"the estimator {self.config.estimator} cannot take back weight decay; set it to 0")
         if inputs is None:
             with self.perturbation.attached():
-                return measure(points, self.weights, partial(self.perturbation.run, loss))
+                return measure(points, self.weights, partial(self.perturbation.run, loss, keep=keep), undone)
 
         def together(count: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with self.perturbation.attached():
@@ -133,7 +204,7 @@ class MeZO(Optimizer):
         def run(count: int) -> Sequence[torch.Tensor]:
             return self.run_recorded((loss, count), partial(together, count), inputs).unbind()
 
-        return measure(points, self.weights, run)
+        return measure(points, self.weights, run, undone)
 
     def run_recorded(
         self, key: Hashable, function: Callable[[Inputs], torch.Tensor], inputs: Mapping[str, torch.Tensor]
@@ -151,12 +222,15 @@ class MeZO(Optimizer):
         """As in torch.optim, what the rule remembers, and exact values of weights stored outside the model, by name."""
         stored = {name: s.state() for name, s in zip(self.names, self.storages.values(), strict=True)}
         exact = {name: state for name, state in stored.items() if state}
-        return super().state_dict() | {"storage": exact, "course": self.course.state_dict()}
+        latest = [(update.seeds, update.coefficients, update.decays) for update in self._latest]
+        course = {"course": self.course.state_dict(), "latest": latest, "sizes": self.sizes}
+        return super().state_dict() | {"storage": exact} | course
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim. ValueError: the weights were stored in another way, or are others."""
         others = dict(state_dict)
         stored, course = others.pop("storage", {}), others.pop("course", None)
+        latest, sizes = others.pop("latest", ()), others.pop("sizes", ())
         unknown = sorted(set(stored) - set(self.names))
         if unknown:
             raise ValueError(f"the saved state has a weight {unknown[0]!r}, which is not trained now")
@@ -165,6 +239,9 @@ class MeZO(Optimizer):
             storage.load(stored.get(name, {}))
         if course is not None:
             self.course.load_state_dict(course)
+            if tuple(sizes) != self.sizes:
+                self.set_sizes(sizes)
+            self._latest = tuple(Update(seeds, coefficients, decays) for seeds, coefficients, decays in latest)
 
     @contextmanager
     def current_weights(self) -> Iterator[None]:
@@ -214,7 +291,7 @@ class MeZO(Optimizer):
         """
         if closure is not None:
             raise ValueError("MeZO takes no closure; give the loss to accumulate(step, loss)")
-        number, losses = self._window.close(self._reduce)
+        number, losses = self._closed()
         recorded = self._recorded(number)
         proposal = self.course.propose(number, losses if recorded is None else recorded.losses)
         record = recorded or self._record(number, proposal)
@@ -226,10 +303,19 @@ class MeZO(Optimizer):
             self._next += 1
         if record.applied:
             rates = [record.rates[rate] for rate in self._rate_numbers()]
-            self.weights.update([update_of(proposal.moves, rates, self._decays)])
+            update = update_of(proposal.moves, rates, self._decays)
+            self.weights.update([update])
             self.course.take(proposal)
+            self._latest = (update, *self._latest)[: self.course.undone]
         self.bad_steps = 0 if record.applied else self.bad_steps + 1
         self.last = StepResult(number, proposal.losses, proposal.terms, record.applied)
+
+    def _closed(self) -> tuple[int, Sequence[float]]:
+        """Number and losses of the step that ends."""
+        recorded = None if self._window.step is None else self._recorded(self._window.step)
+        if recorded is None and self.course.estimator.per_example:
+            return self._window.close_apart(self._reduce, self._first_example, self.config.num_directions)
+        return self._window.close((lambda known: known) if self.course.estimator.adaptive else self._reduce)
 
     def journal_header(self, model: str, fingerprint: str, stored: dict[str, list[str]] | None = None) -> Header:
         """The header of this run's journal.
@@ -260,6 +346,10 @@ class MeZO(Optimizer):
             momentum=self.config.momentum,
             rms_decay=self.config.rms_decay,
             window=self.config.window,
+            anchor_steps=self.config.anchor_steps,
+            rank=self.config.rank,
+            basis_steps=self.config.basis_steps,
+            sizes=self.sizes,
             seed=self.config.seed,
             groups=groups,
             stored=stored or {},
@@ -277,6 +367,8 @@ class MeZO(Optimizer):
         for _ in updates_of(header, records[:first], self.course):
             pass  # these are in the weights
         apply_records(header, records[first:], self.weights, self.course)
+        if self.course.undone:
+            self._latest = tuple(updates_of(header, records, Course(header)))[: -self.course.undone - 1 : -1]
         self.bad_steps = next((k for k, record in enumerate(reversed(records)) if record.applied), len(records))
 
     def _recorded(self, step: int) -> Record | None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.mezo.algorithms import Point
 from llava.mezo.passes import Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
@@ -38,7 +39,7 @@ class Perturbation:
     """Perturbed passes through `model` for `parameters`, whose places in the list are their numbers in `weights`.
 
         with perturbation.attached():
-            perturbation.weights.aim(seed, (+eps, -eps))
+            perturbation.weights.aim((Point.along(seed, eps), Point.along(seed, -eps)))
             plus, minus = perturbation.run(loss, 2)
 
     `attached` puts the model into evaluation mode without autograd and installs the stand-ins; `run` calls a function
@@ -54,6 +55,7 @@ class Perturbation:
         self._split: set[nn.Module] = set()
         self._hooks = ExitStack()
         self._reads = 0
+        self._keep = False
         self._warned = False
         self._arrange()  # refuses now what could not work later
 
@@ -107,19 +109,28 @@ class Perturbation:
             stack.enter_context(evaluation_mode(self.model))
             yield self
 
-    def run(self, function: Callable[[], Any], points: int) -> list[Any]:
+    def run(self, function: Callable[[], Any], points: int, keep: bool = False) -> list[Any]:
         """What `function` gives at each of so many points that `weights.aim` was given; only while attached.
 
         On a GPU two calls run side by side, see `passes.py`.
+
+        Args:
+            keep: copies are kept for all forwards of a call, as one has many (generation): the memory of all trained
+                weights for the time it saves. Calls run one after the other then.
         """
-        with self._pass():
-            return self._passes.run(function, points, {device.type for device in self.weights.tables})
+        self._keep = keep
+        try:
+            with self._pass():
+                devices = set() if keep else {device.type for device in self.weights.tables}
+                return self._passes.run(function, points, devices)
+        finally:
+            self._keep = False
 
     @contextmanager
     def at(self, seed: int, scale: float) -> Iterator[None]:
         """Parameters read as weight + scale * z(seed). Only while attached."""
         with self._pass():
-            self.weights.aim(seed, (scale,))
+            self.weights.aim((Point.along(seed, scale),))
             with self._passes.single(0):
                 yield
 
@@ -144,6 +155,10 @@ class Perturbation:
         if lane is None or number is None:
             return parameter
         self._reads += 1
+        if self._keep:
+            if number not in lane.copies:
+                lane.copies |= self._fetch_alone(number)
+            return lane.copies[number]
         running = next((unit for unit in self._units_of.get(number, ()) if lane.depth.get(unit)), None)
         if running is not None:
             if number not in lane.copies:
@@ -226,7 +241,7 @@ class Perturbation:
             return forward(*args, **kwargs)
         finally:
             lane = self._passes.current
-            if lane is not None:
+            if lane is not None and not self._keep:
                 for parameter in self._owners[module].values():
                     lane.copies.pop(self.numbers[parameter], None)
 

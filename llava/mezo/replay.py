@@ -133,8 +133,10 @@ class Replay:
         storages = {}
         for name in header.names:  # a weight that is stored otherwise leaves memory at once
             storages[name] = store(nn.Parameter(values.pop(name), requires_grad=False), header.storage)
-        weights = TrainedWeights(list(storages.values()), header.noise, self.kernel, group_numbers(header))
-        return _Stretch(journal, storages, weights, Course(header))
+        course = Course(header)
+        noise, groups = course.estimator.kernel_noise, group_numbers(header)
+        weights = TrainedWeights(list(storages.values()), noise, self.kernel, groups, header.sizes)
+        return _Stretch(journal, storages, weights, course)
 
     def _advance(self, stretch: _Stretch, step: int) -> None:
         records = stretch.journal.records

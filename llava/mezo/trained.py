@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from llava.mezo.kernels import Part, Piece, Update, Weight, WeightTable
+from llava.mezo.algorithms import Point
+from llava.mezo.kernels import Aim, Part, Piece, Update, Weight, WeightTable, as_float32
 from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.scratch import Memory, ScratchPool
 from llava.mezo.weights import Storage
@@ -39,18 +40,28 @@ class TrainedWeights:
     """The trained weights in the order of their numbers, which select their noise.
 
     Args:
-        groups: of each weight, which of an update's coefficients are its own; default: all the first.
+        groups: of each weight, which of an update's coefficients, and of a point's scales, are its own; default: all
+            the first.
+        sizes: of each weight, a factor of its noise; default: 1.
     """
 
     def __init__(
-        self, storages: Sequence[Storage], noise: str, kernel: str, groups: Sequence[int] | None = None
+        self,
+        storages: Sequence[Storage],
+        noise: str,
+        kernel: str,
+        groups: Sequence[int] | None = None,
+        sizes: Sequence[float] = (),
     ) -> None:
         self.storages = list(storages)
         self.noise = noise
         self.kernel = kernel
         self.groups = list(groups) if groups is not None else [0] * len(self.storages)
+        self._pairs = list(zip(self.groups, sizes or [1.0] * len(self.groups), strict=True))
+        self._classes = list(dict.fromkeys(self._pairs))
+        """Group and size of the noise of weights that are treated alike, which are a group to kernels."""
         self.pool = ScratchPool()
-        self._aim: tuple[int, tuple[float, ...]] = (0, (0.0,))
+        self._aim = Aim.along(0, (0.0,), len(self._classes))
         self.version = 0
         """Grows whenever a weight has moved to other memory."""
         self._build()
@@ -60,16 +71,17 @@ class TrainedWeights:
         self._addresses = self._current_addresses()
         self._place: dict[int, tuple[torch.device, int]] = {}
         weights: dict[torch.device, list[Weight]] = {}
-        for number, (storage, group) in enumerate(zip(self.storages, self.groups, strict=True)):
+        for number, (storage, pair) in enumerate(zip(self.storages, self._pairs, strict=True)):
             there = weights.setdefault(storage.device, [])
             self._place[number] = storage.device, len(there)
-            there.append(Weight(storage.value, number, storage.dtype, group, storage.grid))
+            there.append(Weight(storage.value, number, storage.dtype, self._classes.index(pair), storage.grid))
         self.tables: dict[torch.device, WeightTable] = {
-            device: kernel_for(self.kernel, device.type).table(some, self.noise) for device, some in weights.items()
+            device: kernel_for(self.kernel, device.type, self.noise).table(some, self.noise)
+            for device, some in weights.items()
         }
         self._spans: dict[tuple[int, int, int], Part] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
-        self.aim(*self._aim)
+        self._aim_tables()
 
     def refresh(self) -> None:
         """Prepare anew if a weight has moved to other memory."""
@@ -79,11 +91,26 @@ class TrainedWeights:
     def _current_addresses(self) -> list[int]:
         return [storage.address for storage in self.storages]
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        """Copies at point k are weight + scales[k] * z(seed) from now on; one or two scales."""
-        self._aim = seed, tuple(scales)
+    def aim(self, points: Sequence[Point], undone: Sequence[Update] = ()) -> None:
+        """Copies are made at these points, one or two with the same seeds, from now on.
+
+        Args:
+            undone: updates, of no decay, that are taken back for them, the latest first.
+        """
+        seeds = [seed for update in undone for seed in update.seeds]
+        groups = range(1 + max(self.groups))
+        back = [[-c for update in undone for c in update.coefficients[group]] for group in groups]
+        scales = [[(*back[group], *point.scales) for group in groups] for point in points]
+        self._aim = Aim((*seeds, *points[0].seeds), tuple(map(self._of_classes, scales)))
+        self._aim_tables()
+
+    def _aim_tables(self) -> None:
         for table in self.tables.values():
-            table.aim(seed, scales)
+            table.aim(self._aim)
+
+    def _of_classes(self, of_groups: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+        """Factors of noise, one a pair, of each class from those of each group."""
+        return tuple(tuple(as_float32(factor * size) for factor in of_groups[group]) for group, size in self._classes)
 
     def unit(self, numbers: Sequence[int]) -> Unit:
         """Weights to be perturbed together."""
@@ -147,8 +174,12 @@ class TrainedWeights:
     def update(self, updates: Sequence[Update]) -> None:
         """Change all weights by one update after the other; see `kernels/__init__.py` for the arithmetic."""
         self.refresh()
+        by_class = [
+            Update(u.seeds, self._of_classes(u.coefficients), tuple(u.decays[group] for group, _ in self._classes))
+            for u in updates
+        ]
         for table in self.tables.values():
-            table.update(updates)
+            table.update(by_class)
 
     def _memory(
         self, part: Part, device: torch.device, points: Sequence[int], memory_of: Memory

@@ -17,6 +17,7 @@ from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.train.renamed_flags import RenamedFlags
 
 TRAINER_MODES = ("regular", "zo")
+STRATIFY = ("auto", "off")
 
 
 def flag(default: Any, help: str) -> Any:
@@ -149,17 +150,41 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     group_by_varlen: bool = flag(False, "sampler: batches of similar length, varlen flavour")
     group_by_modality_length: bool = flag(False, "sampler: batches of one modality and similar length")
     group_by_modality_length_auto: bool = flag(False, "sampler: modality and length, automatic flavour")
+    stratify_answers: str = flag(
+        "off",
+        "this tree: auto: every answer that comes more than once is spread evenly over an epoch, alone or with "
+        "group_by_modality_length; off: random order",
+    )
     verbose_logging: bool = flag(False, "log all arguments")
     attn_implementation: str = flag("flash_attention_2", "flash_attention_2, sdpa or eager")
 
     trainer_mode: str = flag("regular", "regular: backpropagation; zo: zeroth-order (MeZO)")
     zo_eps: float = flag(1e-3, "MeZO: size of the perturbation, in units of the weights")
-    zo_num_directions: int = flag(1, "MeZO: directions a step; each costs two forwards with spsa, else one")
+    zo_objective: str = flag(
+        "loss",
+        "MeZO: what is to become better: loss; accuracy (of single tokens); exact_match or f1 of generated answers, or "
+        "of these a MODULE:FUNCTION(predictions, references, records)",
+    )
+    zo_num_directions: int = flag(1, "MeZO: directions a step; forwards by estimator, see docs/mezo.md")
     zo_estimator: str = flag("spsa", f"MeZO: how losses become projected gradients: {', '.join(ESTIMATORS)}")
     zo_rule: str = flag("sgd", f"MeZO: how projected gradients become a step: {', '.join(RULES)}")
-    zo_momentum: float = flag(0.9, "MeZO: weight of an estimate against the next one's, with --zo_rule momentum, adam")
-    zo_window: int = flag(20, "MeZO: steps that --zo_rule momentum and adam look back; each costs the update its noise")
+    zo_momentum: float = flag(0.9, "MeZO: weight of a step against the next one, with --zo_rule momentum, adam, adamu")
+    zo_window: int = flag(20, "MeZO: steps that --zo_rule momentum, adam and adamu look back; each costs its noise")
     zo_rms_decay: float = flag(0.99, "MeZO: share that the mean square of --zo_rule normalized keeps from step to step")
+    zo_anchor_steps: int = flag(5, "MeZO: steps from one anchor of --zo_estimator svrg to the next")
+    zo_anchor_batches: int = flag(1, "MeZO: a step at an anchor has the records of so many steps; needs --max_steps")
+    zo_rank: int = flag(4, "MeZO: rank of the directions of --zo_estimator lowrank")
+    zo_basis_steps: int = flag(50, "MeZO: steps for which --zo_estimator lowrank keeps one of its factors")
+    zo_tensor_scales: str = flag(
+        "none",
+        "MeZO: how large the noise of each weight is: none (1), norms or rms (in proportion to these of the weight "
+        "before the run), or a JSON file of patterns of names and sizes",
+    )
+    zo_batch_growth: str | None = flag(
+        None,
+        "MeZO: records a step by the share of all records, as 0:4,0.3:20, over all processes; taken in parts of "
+        "--per_device_train_batch_size; needs --max_steps",
+    )
     zo_noise: str = flag("gaussian", f"MeZO: distribution of a direction: {', '.join(NOISES)}")
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")

@@ -18,7 +18,7 @@ from llava.train.encoding import Encoded
 from llava.train.media import Entry, dummy_entry, has_media, image_entry, open_image, processor_side
 from llava.train.preprocess import cut_length
 from llava.train.sample_maker import SampleMaker
-from llava.train.turns import naming, record_name, record_turns
+from llava.train.turns import ANSWER, naming, record_name, record_turns
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         """Words in all turns; negative for samples without image or video, unless `early_mix_text`."""
         mixed = bool(getattr(self.data_args, "early_mix_text", False))
         return [words if mixed or has_media(record) else -words for words, record in self._words()]
+
+    @property
+    def answers(self) -> list[str]:
+        """What the model is to say in each record, all turns together."""
+        return ["\n".join(t["value"] for t in record_turns(r) if t["from"] == ANSWER) for r in self.list_data_dict]
 
     def process_image(
         self, image_file: str, overwrite_image_aspect_ratio: str | None = None

@@ -24,7 +24,11 @@ from llava.train.samplers import (
     get_variable_length_grouped_indices,
     split_to_even_chunks,
 )
+from llava.train.stratified import StratifiedSampler, can_be_spread
 from llava.train.tunable import adapter_only
+
+ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
+"""Flags whose order leaves nothing to answers."""
 
 __all__ = [
     "LLaVATrainer",
@@ -71,12 +75,24 @@ class LLaVATrainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        grouped = self._grouped_sampler(dataset)
+        grouped = self._stratified_sampler(dataset) or self._grouped_sampler(dataset)
         if grouped is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochSampler(grouped, seed)
         given = () if train_dataset is None else (train_dataset,)  # transformers 4.40 takes none
         return super()._get_train_sampler(*given)
+
+    def _stratified_sampler(self, dataset: Any) -> StratifiedSampler | None:
+        """Every answer evenly spread, if the flags allow it and answers come more than once."""
+        args = self.args
+        if args.stratify_answers == "off" or any(getattr(args, flag) for flag in ORDERED_BY_LENGTH):
+            return None
+        answers = getattr(dataset, "answers", None)
+        if answers is None or not can_be_spread(answers):
+            return None
+        lengths = dataset.modality_lengths if args.group_by_modality_length else None
+        world_size = args.world_size * args.gradient_accumulation_steps
+        return StratifiedSampler(answers, lengths, args.train_batch_size, world_size)
 
     def _grouped_sampler(self, dataset: Any) -> LengthGroupedSampler | None:
         """The sampler that the flags ask for, in LLaVA-NeXT's order of precedence; None for none."""

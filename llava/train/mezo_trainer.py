@@ -12,24 +12,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import TrainerCallback
 
+from llava.errors import InputError
 from llava.mezo import MeZO, no_decay_names, reuse_outputs
+from llava.mezo.head import cross_entropy, token_errors
 from llava.mezo.journal_format import JournalError
 from llava.mezo.kernels.choice import kernel_for
 from llava.train.epoch_sampler import EpochSampler
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import laid_out_loss, plain_head, sparse_loss
+from llava.train.step_batches import Growth, MicroBatches, StepSampler, Together, parts_of
 from llava.train.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
 from llava.train.unsaved import load_unsaved, save_unsaved
-from llava.train.zo_arguments import mezo_config, refuse_impossible
+from llava.train.zo_arguments import anchor_batches, mezo_config, refuse_impossible
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
@@ -52,8 +56,12 @@ class MeZOTrainer(LLaVATrainer):
         self._log_step = 0
         self.known_features: KnownFeatures | None = None
         """Features of images that were encoded before, for models that lay batches out."""
+        self.objective: Callable[[nn.Module, dict[str, Any]], float] | None = None
+        """Takes the place of the loss: of a model, and a batch, for which it runs the model many times."""
+        self._measure = token_errors if getattr(self.args, "zo_objective", "loss") == "accuracy" else cross_entropy
         self._step_inputs: StepInputs | None = None
         self._network: tuple[nn.Module, nn.Module] | None = None
+        self._plan_batches()
         self.run_journal: RunJournal | None = None
         if getattr(self.args, "zo_journal", False):
             from llava.train.zo_journal import RunJournal
@@ -70,13 +78,46 @@ class MeZOTrainer(LLaVATrainer):
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.accelerator.device_placement = False  # layouts are made of batches as the data loader gives them
 
+    def _plan_batches(self) -> None:
+        """Steps of unequal size, or in parts, if the flags ask for them."""
+        args, config = self.args, mezo_config(self.args)
+        growth, anchor = getattr(args, "zo_batch_growth", None), anchor_batches(args)
+        self._rows_of_steps: list[int] | None = None
+        usual = args.train_batch_size * args.world_size
+        if growth is not None or anchor > 1:
+            stages = Growth(((0.0, usual),)) if growth is None else Growth.parse(growth)
+            rows = stages.rows(args.max_steps)
+            odd = [n for n in rows if n % args.world_size]
+            if odd:
+                raise InputError(
+                    f"a step of {odd[0]} records cannot be shared out to {args.world_size} processes evenly"
+                )
+            self._rows_of_steps = [n if k % config.anchor_steps else n * anchor for k, n in enumerate(rows)]
+        if config.estimator == "per_example":
+            self.data_collator = MicroBatches(self.data_collator, 1)
+        elif self._rows_of_steps is not None:
+            self.data_collator = MicroBatches(self.data_collator, args.train_batch_size)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As the base class, or with as many records a step as are planned."""
+        if self._rows_of_steps is None:
+            return super().get_train_dataloader()
+        dataset, size = self.train_dataset, self._train_batch_size
+        self.train_dataset, self._train_batch_size = Together(dataset), 1
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self._train_batch_size = dataset, size
+
     def _get_train_sampler(self, *given: Any) -> Sampler[int] | None:
         """As the base class, in an order that does not depend on what was drawn before: a resumed run has it again."""
-        sampler = super()._get_train_sampler(*given)
+        rows, sampler = self._rows_of_steps, super()._get_train_sampler(*given)
         seedable = isinstance(sampler, RandomSampler) and getattr(self.accelerator, "use_seedable_sampler", False)
-        if sampler is None or seedable or isinstance(sampler, EpochSampler):
+        if sampler is None or (seedable and rows is None):
             return sampler
-        return EpochSampler(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        if not isinstance(sampler, EpochSampler):
+            sampler = EpochSampler(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return sampler if rows is None else StepSampler(sampler, rows, self.args.world_size)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """A `MeZO` over the groups of the base trainer: same learning rates, no decay on norms and biases."""
@@ -85,7 +126,8 @@ class MeZOTrainer(LLaVATrainer):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             exempt = no_decay_names(self.model)
             self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
-            self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args))
+            sizes = None if self.run_journal is None else self.run_journal.sizes
+            self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, mezo_config(self.args), sizes=sizes)
             if self.run_journal is not None and self.run_journal.prepared:  # else nobody trains yet
                 self.optimizer.journal = self.run_journal.open()
         return self.optimizer
@@ -98,16 +140,23 @@ class MeZOTrainer(LLaVATrainer):
         """
         if self._log_time is None:
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
-        network = self._unwrapped(model)
-        tensors = self._laid_out(network, inputs)
-        if tensors is not None:
-            loss = self.mezo.accumulate(self.state.global_step, self._laid_out_loss, tensors)
-        else:
-            inputs = with_pixels_as_weights(network, self._prepare_inputs(inputs))
-            with reuse_outputs(frozen_image_modules(network)):
-                loss = self.mezo.accumulate(self.state.global_step, lambda: self.step_loss(network, inputs))
+        network, parts = self._unwrapped(model), parts_of(inputs)
+        losses = [rows * self._accumulate(network, part, rows) for part, rows in parts]
+        loss = sum(losses) / sum(rows for _, rows in parts)
         window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         return torch.tensor(loss / window, device=self.args.device)
+
+    def _accumulate(self, network: nn.Module, inputs: dict[str, Any], rows: int) -> float:
+        """The forwards of one micro-batch; their mean loss."""
+        step, objective = self.state.global_step, self.objective
+        if objective is not None:
+            return self.mezo.accumulate(step, lambda: objective(network, inputs), weight=rows, keep=True)
+        tensors = self._laid_out(network, inputs)
+        if tensors is not None:
+            return self.mezo.accumulate(step, self._laid_out_loss, tensors, weight=rows)
+        inputs = with_pixels_as_weights(network, self._prepare_inputs(inputs))
+        with reuse_outputs(frozen_image_modules(network)):
+            return self.mezo.accumulate(step, lambda: self.step_loss(network, inputs), weight=rows)
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         """The model without accelerate's wrapper, which would run the forward under autocast; looked for once."""
@@ -120,8 +169,8 @@ class MeZOTrainer(LLaVATrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class, of forwards alone: 2 operations a token and parameter."""
-        tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
-        return 2 * self.mezo.course.losses * tokens * self._num_parameters
+        tokens = sum(part["input_ids"].numel() for part, _ in parts_of(inputs) if "input_ids" in part)
+        return 2 * self.mezo.course.num_losses * tokens * self._num_parameters
 
     @functools.cached_property
     def _num_parameters(self) -> int:
@@ -134,13 +183,17 @@ class MeZOTrainer(LLaVATrainer):
             return None
         if self._step_inputs is None or self._step_inputs.model is not base:
             self._step_inputs = StepInputs(base, self.mezo, self.args.zo_length_bucket, self.known_features)
-            self._laid_out_loss = functools.partial(laid_out_loss, base)
+            self._laid_out_loss = functools.partial(laid_out_loss, base, measure=self._measure)
         return self._step_inputs(inputs)
 
     def step_loss(self, network: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """The loss of one forward; without logits where the model is a language model that allows it."""
-        loss = sparse_loss(network, inputs)
-        return self.compute_loss(network, dict(inputs)) if loss is None else loss
+        loss = sparse_loss(network, inputs, self._measure)
+        if loss is not None:
+            return loss
+        if self._measure is token_errors:
+            raise InputError(f"--zo_objective accuracy: {type(network).__name__} has no plain output head to ask")
+        return self.compute_loss(network, dict(inputs))
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """Adds the last step's projected gradient and losses, and the seconds a step took since the last log.
@@ -214,6 +267,8 @@ class MeZOTrainer(LLaVATrainer):
             DivergedError: it had to stop because the loss is not finite.
             InputError: the journal does not fit this run, is damaged, or cannot be written.
         """
+        if getattr(self.args, "zo_objective", "loss") not in ("loss", "accuracy") and self.objective is None:
+            raise InputError(f"--zo_objective {self.args.zo_objective}: set the trainer's `objective` to a function")
         try:
             if resume_from_checkpoint is True:
                 start = start_of(Path(self.args.output_dir))

@@ -27,11 +27,13 @@ from llava.train.arguments import (
     NOISES,
     RULES,
     STORAGES,
+    STRATIFY,
     TRAINER_MODES,
     DataArguments,
     ModelArguments,
     TrainingArguments,
 )
+from llava.train.objectives import score_of
 from llava.train.tunable import parse_parts
 from llava.train.zo_arguments import mezo_config, refuse_impossible
 
@@ -125,6 +127,7 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("zo_weight_storage", values.zo_weight_storage, STORAGES)
     _one_of("zo_cuda_graphs", values.zo_cuda_graphs, GRAPHS)
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
+    _one_of("stratify_answers", values.stratify_answers, STRATIFY)
     _one_of("bits", values.bits, (4, 8, 16))
     if values.model_max_length < 1:
         raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
@@ -154,6 +157,7 @@ def _check_zeroth_order(values: Any, given: set[str]) -> None:
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
     refuse_impossible(values)
+    score_of(values.zo_objective)
     try:
         mezo_config(values)
     except ValueError as error:

@@ -37,8 +37,8 @@ def get_length_grouped_indices(
     lengths: Lengths, batch_size: int, world_size: int, generator: Generator = None
 ) -> list[int]:
     """A random order, cut into megabatches; each is sorted by length and dealt evenly to the w batches."""
-    megabatches = _slices(_randperm(len(lengths), generator), batch_size * world_size)
-    return [i for megabatch in megabatches for i in _deal(megabatch, lengths, world_size)]
+    megabatches = slices(_randperm(len(lengths), generator), batch_size * world_size)
+    return [i for megabatch in megabatches for i in deal(megabatch, lengths, world_size)]
 
 
 def get_length_grouped_indices_auto_single(
@@ -47,7 +47,7 @@ def get_length_grouped_indices_auto_single(
     """Megabatches of similar length from large random pools, the longest sample first, in shuffled order."""
     megabatch_size = batch_size * world_size
     pooled = _pooled_order(lengths, megabatch_size, generator)
-    megabatches = [_deal(megabatch, lengths, world_size) for megabatch in _slices(pooled, megabatch_size)]
+    megabatches = [deal(megabatch, lengths, world_size) for megabatch in slices(pooled, megabatch_size)]
     return [i for k in _randperm(len(megabatches), generator) for i in megabatches[k]]
 
 
@@ -80,9 +80,9 @@ def get_variable_length_grouped_indices(
     megabatch_size = batch_size * world_size
     ranks = _randperm(len(lengths), generator)
     by_length = _longest_first(range(len(lengths)), lengths)
-    pools = _slices(by_length, megabatch_mult * megabatch_size)
+    pools = slices(by_length, megabatch_mult * megabatch_size)
     shuffled = [i for pool in pools for i in _longest_first(pool, ranks)]
-    megabatches = _slices(shuffled, megabatch_size)
+    megabatches = slices(shuffled, megabatch_size)
     return [i for k in _randperm(len(megabatches), generator) for i in megabatches[k]]
 
 
@@ -114,7 +114,7 @@ class LengthGroupedSampler(Sampler[int]):
         if lengths is None:
             raise InputError("LengthGroupedSampler needs the lengths of the samples")
         if group_by_modality or group_by_modality_auto:
-            _check_lengths(lengths)
+            check_lengths(lengths)
         self.batch_size = batch_size
         self.world_size = world_size
         self.lengths = list(lengths)
@@ -127,7 +127,7 @@ class LengthGroupedSampler(Sampler[int]):
     def __len__(self) -> int:
         if not self.group_by_modality_auto:
             return len(self.lengths)
-        parts = _modalities(self.lengths)
+        parts = modalities(self.lengths)
         if len(parts) == 1:
             return len(self.lengths)
         megabatch_size = self.batch_size * self.world_size
@@ -153,8 +153,8 @@ def _by_modality(
     strict_generator: bool,
 ) -> tuple[list[int], list[int]]:
     """(order of the complete megabatches, indices of the two that were set aside)."""
-    _check_lengths(lengths)
-    parts = _modalities(lengths)
+    check_lengths(lengths)
+    parts = modalities(lengths)
     if len(parts) == 1:
         return within(lengths, batch_size, world_size, generator), []
     inner = generator if strict_generator else None
@@ -162,20 +162,20 @@ def _by_modality(
     leftovers: list[int] = []
     for part in parts:
         order = within([abs(lengths[i]) for i in part], batch_size, world_size, inner)
-        *megabatches, last = _slices([part[k] for k in order], batch_size * world_size)
+        *megabatches, last = slices([part[k] for k in order], batch_size * world_size)
         complete += megabatches
         leftovers += last
     return [i for k in _randperm(len(complete), generator) for i in complete[k]], leftovers
 
 
-def _modalities(lengths: Lengths) -> list[list[int]]:
+def modalities(lengths: Lengths) -> list[list[int]]:
     """Indices of the positive lengths, then of the negative ones; a part without members is left out."""
     positive = [i for i, length in enumerate(lengths) if length > 0]
     negative = [i for i, length in enumerate(lengths) if length < 0]
     return [part for part in (positive, negative) if part]
 
 
-def _check_lengths(lengths: Lengths) -> None:
+def check_lengths(lengths: Lengths) -> None:
     empty = [i for i, length in enumerate(lengths) if length == 0]
     if empty:
         raise InputError(
@@ -188,13 +188,13 @@ def _pooled_order(lengths: Lengths, megabatch_size: int, generator: Generator) -
     """The length-grouped order of transformers' Trainer: sorted random pools, the longest sample in front."""
     factor = max(1, min(len(lengths) // (4 * megabatch_size), 50))
     order = _randperm(len(lengths), generator)
-    pools = [_longest_first(pool, lengths) for pool in _slices(order, factor * megabatch_size)]
+    pools = [_longest_first(pool, lengths) for pool in slices(order, factor * megabatch_size)]
     longest = max(range(len(pools)), key=lambda k: lengths[pools[k][0]])
     pools[0][0], pools[longest][0] = pools[longest][0], pools[0][0]
     return [i for pool in pools for i in pool]
 
 
-def _deal(megabatch: Sequence[int], lengths: Lengths, world_size: int) -> list[int]:
+def deal(megabatch: Sequence[int], lengths: Lengths, world_size: int) -> list[int]:
     chunks = split_to_even_chunks(_longest_first(megabatch, lengths), lengths, world_size)
     return [i for chunk in chunks for i in chunk]
 
@@ -203,7 +203,7 @@ def _longest_first(indices: Sequence[int], lengths: Lengths) -> list[int]:
     return sorted(indices, key=lambda i: lengths[i], reverse=True)
 
 
-def _slices(indices: Sequence[int], size: int) -> list[list[int]]:
+def slices(indices: Sequence[int], size: int) -> list[list[int]]:
     return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 

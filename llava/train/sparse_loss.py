@@ -6,38 +6,43 @@ LLaVA-NeXT's models and transformers' have in common since 4.40.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava.mezo.head import cross_entropy, next_token_loss
+from llava.mezo.head import cross_entropy, supervised
+
+Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""`cross_entropy` or `token_errors` of `llava.mezo.head`."""
 
 
-def sparse_loss(network: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def sparse_loss(network: nn.Module, inputs: Mapping[str, Any], measure: Measure = cross_entropy) -> torch.Tensor | None:
     """Mean next-token loss of a batch, as `network(**inputs).loss` gives it; None if the model is of another kind.
 
     Args:
         network: a LLaVA model or a causal language model of transformers, also inside PEFT's wrapper.
         inputs: what the collator gives: `input_ids`, `labels`, `attention_mask`, with images also those.
+        measure: what is taken of hidden states, head and supervised tokens.
     """
     model = network.get_base_model() if hasattr(network, "get_base_model") else network
     head = plain_head(model)
     if head is None or inputs.get("labels") is None:
         return None
-    hidden, labels = last_hidden(model, inputs)
-    return next_token_loss(hidden, head.weight, labels)
+    states, targets = supervised(*last_hidden(model, inputs))
+    return measure(states, head.weight, targets)
 
 
-def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Measure = cross_entropy) -> torch.Tensor:
     """The same of a batch whose layout was worked out on the host; nothing here waits for the device.
 
     Args:
         model: a LLaVA model of this tree, whose head is plain, without PEFT's wrapper.
         tensors: as for its `laid_out_states`.
+        measure: as for `sparse_loss`.
     """
-    return cross_entropy(model.laid_out_states(tensors), plain_head(model).weight, tensors["targets"])
+    return measure(model.laid_out_states(tensors), plain_head(model).weight, tensors["targets"])
 
 
 def plain_head(model: nn.Module) -> nn.Module | None:

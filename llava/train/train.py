@@ -44,6 +44,7 @@ from llava.train.dataset import LazySupervisedDataset, make_supervised_data_modu
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.lora import add_lora, find_all_linear_names
 from llava.train.memory import peak_memory_bytes
+from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
 from llava.train.parsing import parse_arguments
 from llava.train.preflight import check_paths
 from llava.train.preprocess import (
@@ -128,6 +129,10 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         data["data_collator"].find_features = None if known is None else known.find
     elif training_args.mm_feature_cache is not None:
         cache = feature_cache.install(model, *where)
+    score = score_of(training_args.zo_objective) if training_args.trainer_mode == "zo" else None
+    if score is not None:
+        data["train_dataset"] = WithRecords(data["train_dataset"])
+        data["data_collator"] = CollateWithRecords(data["data_collator"])
     times, stop = StepTimes(), StopOnSignal(save=not journaled)
     callbacks = [ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop]
     trainer = trainer_class(training_args.trainer_mode)(
@@ -136,6 +141,10 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     trainer.run_arguments = arguments
     if known is not None:
         trainer.known_features = known
+    if score is not None:
+        trainer.objective = GeneratedScore(
+            score, tokenizer, getattr(data_args, "image_processor", None), model_args.version, data_args.image_folder
+        )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     try:

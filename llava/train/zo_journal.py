@@ -32,8 +32,10 @@ from llava.mezo.locking import FolderLock
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
+from llava.mezo.tensor_sizes import tensor_sizes
 from llava.train import state
 from llava.train.resume_points import JOURNAL_FOLDER, full_checkpoint, has_optimizer, resume_points, steps_of
+from llava.train.zo_arguments import mezo_config
 
 if TYPE_CHECKING:
     from llava.train.mezo_trainer import MeZOTrainer
@@ -56,6 +58,8 @@ class RunJournal:
         self.parent_steps = 0
         self.stored: dict[str, list[str]] = {}
         self.fingerprint = ""
+        self.sizes: tuple[float, ...] | None = None
+        """Of the trained weights' noise, from the base model."""
         self.lock: FolderLock | None = None
         self.prepared = False
 
@@ -101,6 +105,7 @@ class RunJournal:
         elif self.branch is not None:
             self._start_from(self.branch)
         self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
+        self.sizes = tensor_sizes(mezo_config(self.trainer.args).tensor_scales, trained)
         self.prepared = True
         return None if resume and str(resume) == str(self.folder) else resume
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from llava.mezo.config import KERNELS
-from llava.mezo.kernels import Grid, Piece, Update, Weight
+from llava.mezo.kernels import Aim, Grid, Piece, Update, Weight
 from llava.mezo.kernels.choice import kernel_for
 
 ROWS, WIDTH = 32_768, 896
@@ -67,7 +67,7 @@ def measure(name: str, device: torch.device, repeats: int, noise: str = "gaussia
         value = values.mul_(8000).to(kind) if grid else values.mul_(0.02).to(kind)
         table = kernel.table([Weight(value, 0, torch.bfloat16 if grid else kind, 0, grid)], noise)
         part = table.part([Piece(0, 0, value.numel())])
-        table.aim(1, (1e-3, -1e-3))
+        table.aim(Aim.along(1, (1e-3, -1e-3)))
         copies = {point: torch.empty(part.size, dtype=torch.uint8, device=device) for point in (0, 1)}
         one, step = {0: copies[0]}, [Update((1,), ((1e-9,),), (1.0,))]
         functions: dict[str, Callable[[], object]] = {

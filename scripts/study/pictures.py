@@ -53,6 +53,23 @@ def plot_memory(methods: Mapping[str, Mapping[str, float]], path: str | Path, ti
     figure.savefig(path)
 
 
+def plot_progress(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, title: str, best: float | None = None
+) -> None:
+    """Draw accuracy in % against thousands of sample-forwards, a line a label; `best` is that of backpropagation."""
+    figure, axes = empty_figure()
+    for number, (label, points) in enumerate(curves.items()):
+        forwards, accuracies = zip(*points, strict=True)
+        style = ("-", "--", ":")[number // 10 % 3]  # as many colours are there
+        axes.plot([n / 1000 for n in forwards], accuracies, style, marker="o", markersize=3, label=label)
+    if best is not None:
+        axes.axhline(best, color="black", linewidth=1, linestyle="--", label="AdamW")
+    axes.set(xlabel="sample-forwards, thousands", ylabel="accuracy, %", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path)
+
+
 def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
     """Draw, for each run, `loss`, `rms` of the projected gradient, and signal's `share` ± `error`, over `step`."""
     names = {"loss": "training loss", "rms": "rms of projected gradient", "share": "signal's share of its square, %"}

@@ -44,9 +44,14 @@ class Run:
     @property
     def name(self) -> str:
         """What the run's folder is called; runs of one pool that differ have different names."""
-        flags = [f"{SHORT.get(flag, flag.strip('-'))}{value}" for flag, value in self.flags.items()]
+        flags = [f"{SHORT.get(flag, flag.strip('-'))}{_last_part(value)}" for flag, value in self.flags.items()]
         words = [self.task.name, self.method, self.parts, *flags, f"s{self.seed}"]
         return "-".join(words if self.split == "test" else [*words, self.split])
+
+
+def _last_part(value: str) -> str:
+    """Of a file, its name."""
+    return value.rsplit("/", 1)[-1]
 
 
 def usual_run(

@@ -176,14 +176,18 @@ class Pool:
         """The answers of the model before training, made once for all runs."""
         answers = self.folder.parent / "zero_shot" / f"{task.name}-{split}" / "eval_before.jsonl"
         answers.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "llava.eval.accuracy", "--model-path", model_of(self.options)]
-        words += ["--data", str(task.file(split)), "--image-folder", str(task.images), "--output", str(answers)]
-        words += ["--metric", METRIC, "--batch-size", "16", "--version", "qwen_1_5"]
+        words = self.evaluation(task, split, answers)
         if not _read(answers.with_suffix(".json")).get("complete"):
             code = subprocess.run(words).returncode
             if code:
                 sys.exit(code)  # it has said why
         return answers
+
+    def evaluation(self, task: Task, split: str, answers: Path) -> list[str]:
+        """The words of a command that evaluates the model before training; flags that follow may name another."""
+        words = [sys.executable, "-m", "llava.eval.accuracy", "--model-path", model_of(self.options)]
+        words += ["--data", str(task.file(split)), "--image-folder", str(task.images), "--output", str(answers)]
+        return [*words, "--metric", METRIC, "--batch-size", "16", "--version", "qwen_1_5"]
 
     def _copy_zero_shot(self, run: Run, folder: Path) -> None:
         answers = self.zero_shot(run.task, run.split)

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
+from llava.mezo.algorithms import Point
 from llava.mezo.head import next_token_loss
 from llava.mezo.measuring import update_of
 from llava.mezo.noise import direction_seed
@@ -81,7 +82,7 @@ class Nearest(MeZO):
 
     @torch.no_grad()
     def _add(self, seed: int, scale: float) -> None:
-        self.weights.aim(seed, (scale,))
+        self.weights.aim((Point.along(seed, scale),))
         for number, parameter in enumerate(self.storages):
             (copies,) = self.weights.perturbed((number,), (0,))
             parameter.copy_(copies[number])

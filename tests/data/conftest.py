@@ -144,3 +144,15 @@ def parquet(tables: Callable[[str, int], object], tmp_path: Path) -> Callable[[s
         return folder.parent
 
     return make
+
+
+@pytest.fixture()
+def make_snippets(tmp_path: Path) -> Callable[[int], Path]:
+    """Writes a folder with `each` sentences of either kind."""
+
+    def make(each: int) -> Path:
+        lines = [f"{k}\t{1.5 if k % 2 else -2.25}\tSentence number {k}.\r\n" for k in range(2 * each)]
+        write(tmp_path / "sentences" / "movieReviewSnippets_GroundTruth.txt", "".join(lines).encode())
+        return tmp_path / "sentences"
+
+    return make

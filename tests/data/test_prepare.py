@@ -51,11 +51,12 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
 
 
 @pytest.fixture()
-def source(request, make_br35h, make_we_math, make_chartqa) -> Path:
+def source(request, make_br35h, make_we_math, make_chartqa, make_snippets) -> Path:
     makers = {
         "br35h": lambda: make_br35h(12),
         "we_math": lambda: make_we_math(30, 2),
         "chartqa": lambda: make_chartqa(12),
+        "snippets": lambda: make_snippets(12),
     }
     return makers[request.param]()
 
@@ -89,12 +90,12 @@ def test_a_prepared_folder_can_be_read_and_verified(task, source, tmp_path, caps
         assert part["kinds"] == Counter(r["kind"][0] for r in records)
         assert part["answers"]["most_common"] == Counter(r["conversations"][1]["value"] for r in records)
         assert part["sha256"] == hashlib.sha256((output / f"{split}.json").read_bytes()).hexdigest()
-        pictures = sorted({r["image"] for r in records})
+        pictures = sorted({r["image"] for r in records if "image" in r})
         lines = [f"{hashlib.sha256((output / p).read_bytes()).hexdigest()}  {p}\n" for p in pictures]
         assert part["images"] == len(pictures)
         assert part["images_sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
-        assert {Image.open(output / p).size for p in pictures} == {(20, 15)}
-    metric = {"br35h": "", "we_math": "EVAL_METRIC=choice ", "chartqa": "EVAL_METRIC=relaxed "}[task]
+        assert {Image.open(output / p).size for p in pictures} == ({(20, 15)} if task != "snippets" else set())
+    metric = {"we_math": "EVAL_METRIC=choice ", "chartqa": "EVAL_METRIC=relaxed "}.get(task, "")
     told = capsys.readouterr().out
     assert f"{output}/train.json: 8 records" in told
     assert (
@@ -104,7 +105,7 @@ def test_a_prepared_folder_can_be_read_and_verified(task, source, tmp_path, caps
     assert sorted(p.name for p in output.parent.iterdir()) == ["out"]
 
 
-@TASKS
+@pytest.mark.parametrize(("task", "source"), [(t, t) for t in ("br35h", "we_math", "chartqa")], indirect=["source"])
 def test_pictures_are_shared_within_a_split_alone(task, source, tmp_path):
     run(task, source, tmp_path / "out", *sizes(10, 4, 6))
     seen: Counter[bytes] = Counter(p.read_bytes() for p in (tmp_path / "out" / "images").iterdir())
@@ -147,7 +148,7 @@ def test_without_a_source_the_hub_is_asked(tables, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["xray"], "xray: unknown set; choose one of br35h, we_math, chartqa"),
+        (["xray"], "xray: unknown set; choose one of br35h, we_math, chartqa, snippets"),
         (["br35h"], "--source is not set: br35h is on kaggle.com/datasets/ahmedhamada0/brain-tumor-detection"),
         (["br35h", "--prompt", "0"], "--prompt 0: br35h has prompts 1 to 7"),
         (["br35h", "--prompt", "8"], "--prompt 8: br35h has prompts 1 to 7"),

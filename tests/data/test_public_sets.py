@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
-from llava.data.public_sets import br35h, chartqa, we_math
+from llava.data.public_sets import br35h, chartqa, snippets, we_math
 from llava.errors import InputError
 
 WE_MATH = [
@@ -244,3 +247,47 @@ def test_a_bad_chart_record_is_named(make_chartqa):
     (folder / "val" / "val_augmented.json").write_text(json.dumps([{"imgname": "a.png", "query": "q", "label": ""}]))
     with pytest.raises(InputError, match=r"^val_augmented.json, record 0: `label` must be a text that is not empty"):
         chartqa.load(str(folder), chartqa.PROMPT, 0)
+
+
+SENTENCES = "1\t2.5\tA fine film.\r\n2\t-3.1\tDull, and long.\r\n3\t0.2\tSo so.\r\n4\t1.9\tA fine film.\r\n"
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "archive in an archive"])
+def test_sentences_are_found_in_the_archive_of_the_package(form: str, tmp_path: Path) -> None:
+    def packed(name: str, data: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        return buffer.getvalue()
+
+    source = tmp_path / "source"
+    if form == "folder":
+        (source / "below").mkdir(parents=True)
+        (source / "below" / snippets.FILE).write_bytes(SENTENCES.encode())
+    else:
+        inner = packed(f"hutto_ICWSM_2014/{snippets.FILE}", SENTENCES.encode())
+        source.write_bytes(inner if form == "archive" else packed("p/additional/hutto_ICWSM_2014.tar.gz", inner))
+    found = snippets.load(str(source), snippets.PROMPT, 0)
+    assert [(item.prompt, item.answer) for item in found.items] == [
+        ("A fine film. It was", "great"),
+        ("Dull, and long. It was", "terrible"),
+    ]
+    assert found.records == 4
+    assert found.left_out == {"ratings near zero": 1, "copies of an earlier sentence": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no archive", "is no tar archive"), (None, "no such file or folder")],
+)
+def test_other_sources_of_sentences_are_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    if content is not None:
+        source.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        snippets.load(str(source), snippets.PROMPT, 0)
+    (tmp_path / snippets.FILE).write_text("1\tgood\tA film.\n")
+    with pytest.raises(InputError, match=f"{snippets.FILE}:1: expected number, rating and sentence"):
+        snippets.load(str(tmp_path), snippets.PROMPT, 0)

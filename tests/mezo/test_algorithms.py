@@ -17,12 +17,11 @@ from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
-from llava.mezo.algorithms.course import Course
 from llava.mezo.fingerprint import fingerprint
 from llava.mezo.journal import Journal
 from llava.mezo.journal_format import JournalError
-from llava.mezo.noise import direction_seed, direction_values
-from llava.mezo.reference import Weights, perturbed, stored
+from llava.mezo.noise import direction_seed, direction_values, low_rank_values
+from llava.mezo.reference import Weights, stored
 from llava.mezo.replay import Replay
 
 STEPS, BAD = 9, 4
@@ -36,12 +35,14 @@ def configs() -> list[MeZOConfig]:
     for estimator, rule, directions, noise in itertools.product(ESTIMATORS, RULES, (1, 3), ("gaussian", "rademacher")):
         options: dict[str, Any] = {"estimator": estimator, "rule": rule, "num_directions": directions, "noise": noise}
         try:
-            found.append(MeZOConfig(eps=1e-2, seed=3, window=3, momentum=0.8, rms_decay=0.7, **options))
+            found.append(MeZOConfig(**COMMON, **options))
         except ValueError:
             continue
     return found
 
 
+COMMON: dict[str, Any] = {"eps": 1e-2, "seed": 3, "window": 3, "momentum": 0.8, "rms_decay": 0.7}
+COMMON |= {"anchor_steps": 3, "rank": 2, "basis_steps": 2}
 CONFIGS = configs()
 each_config = pytest.mark.parametrize(
     "config", CONFIGS, ids=lambda c: f"{c.estimator}-{c.rule}-{c.num_directions}-{c.noise}"
@@ -57,22 +58,24 @@ def trained(model: nn.Module) -> Weights:
     return {name: p.detach().clone() for name, p in sorted(model.named_parameters())}
 
 
-def loss_of(model: nn.Module, step: int) -> torch.Tensor:
+def loss_of(model: nn.Module, step: int, example: int | None = None) -> torch.Tensor:
     if step == BAD:
         return torch.tensor(float("nan"))
-    rows = slice(step % 4, None, 4)
+    rows = slice(step % 4, None, 4) if example is None else slice(step % 4 + example, step % 4 + example + 1)
     return (model(X[rows].bfloat16()).float() - Y[rows]).square().mean()
 
 
 def make_optimizer(model: nn.Module, config: MeZOConfig) -> MeZO:
-    return MeZO(model.parameters(), model, config, lr=3e-3)
+    return MeZO(model.parameters(), model, config, lr=plain_algorithms.LR)
 
 
 def run(optimizer: MeZO, model: nn.Module, steps: range) -> list[Weights]:
     """The weights after each step."""
     found = []
+    examples = range(optimizer.config.num_directions) if optimizer.course.estimator.per_example else [None]
     for step in steps:
-        optimizer.accumulate(step, lambda step=step: loss_of(model, step))
+        for example in examples:
+            optimizer.accumulate(step, lambda step=step, example=example: loss_of(model, step, example))
         optimizer.step()
         found.append(trained(model))
     return found
@@ -83,29 +86,32 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def test_there_are_many_combinations() -> None:
-    assert len(CONFIGS) >= 20
-    assert {(c.estimator, c.rule) for c in CONFIGS} >= set(itertools.product(("spsa", "one_point"), RULES))
-    assert {c.rule for c in CONFIGS if c.estimator == "fzoo"} == {"sgd", "normalized", "momentum"}
+    linear = {"sgd", "normalized", "momentum"}
+    rules = {name: {c.rule for c in CONFIGS if c.estimator == name} for name in ESTIMATORS}
+    assert rules == dict.fromkeys(ESTIMATORS, linear) | {"spsa": set(RULES), "one_point": linear | {"adam"}}
 
 
 @each_config
 def test_it_equals_plain_code(config: MeZOConfig) -> None:
-    estimate, rule = getattr(plain_algorithms, config.estimator), getattr(plain_algorithms, config.rule)
+    rule = getattr(plain_algorithms, config.rule)
+    estimate = getattr(plain_algorithms, "adamu_estimate" if config.rule == "adamu" else config.estimator)
     model, twin = make_model(), make_model()
     optimizer = make_optimizer(model, config)
-    weights, history, before = trained(model), [], []
+    weights: Weights = trained(model)
+    past: list[plain_algorithms.Past] = []
     for step in range(STEPS):
 
-        def loss_at(seed: int, scale: float, weights: Weights = weights, step: int = step) -> float:
-            twin.load_state_dict(perturbed(weights, seed, scale, config.noise))
-            return float(loss_of(twin, step))
+        def loss_at(
+            *pairs: tuple[int, float], example: int | None = None, weights: Weights = weights, step: int = step
+        ) -> float:
+            twin.load_state_dict(added(weights, pairs, config))
+            return float(loss_of(twin, step, example))
 
-        seeds = [direction_seed(config.seed, step, k) for k in range(config.num_directions)]
-        losses, grads = estimate(loss_at, seeds, config, before)
+        losses, grads = estimate(loss_at, seeds_of(config, step), config, past)
         if step != BAD:
-            history.append(grads)
-            before = losses
-            weights = moved(weights, rule(history, config), config.noise)
+            history = [*(one.grads for one in past), grads]
+            past.append(plain_algorithms.Past(losses, grads, rule(history, config)))
+            weights = moved(weights, past[-1].moves, config)
         (after,) = run(optimizer, model, range(step, step + 1))
         assert optimizer.last is not None and optimizer.last.applied == (step != BAD)
         if step != BAD:
@@ -114,13 +120,42 @@ def test_it_equals_plain_code(config: MeZOConfig) -> None:
         assert same(after, weights), step
 
 
-def moved(weights: Weights, factors: list[tuple[int, float]], noise: str) -> Weights:
+def seeds_of(config: MeZOConfig, step: int) -> list[int]:
+    seeds = [direction_seed(config.seed, step, k) for k in range(config.num_directions)]
+    if config.estimator != "lowrank":
+        return seeds
+    upper = [direction_seed(config.seed, step // config.basis_steps, k) for k in range(config.num_directions)]
+    return [high >> 32 << 32 | low % 2**32 for high, low in zip(upper, seeds, strict=True)]
+
+
+def z_of(seed: int, number: int, weight: torch.Tensor, config: MeZOConfig) -> np.ndarray:
+    """Flat."""
+    if config.estimator == "lowrank" and weight.dim() == 2:
+        return low_rank_values(seed, number, 0, *weight.shape, config.rank).reshape(-1)
+    return direction_values(seed, number, 0, weight.numel(), config.noise)
+
+
+def plus_noise(u: np.ndarray, pairs: Any, number: int, weight: torch.Tensor, config: MeZOConfig) -> np.ndarray:
+    for seed, factor in pairs:
+        u = u + np.float32(factor) * z_of(seed, number, weight, config)
+    return u
+
+
+def added(weights: Weights, pairs: Any, config: MeZOConfig) -> Weights:
     result = {}
     for number, name in enumerate(sorted(weights)):
         weight = weights[name]
-        u = weight.float().numpy().reshape(-1).copy()
-        for seed, factor in factors:
-            u = u + np.float32(-3e-3 * factor) * direction_values(seed, number, 0, u.size, noise)
+        u = plus_noise(weight.float().numpy().reshape(-1), pairs, number, weight, config)
+        result[name] = torch.from_numpy(u).reshape(weight.shape).to(weight.dtype)
+    return result
+
+
+def moved(weights: Weights, factors: list[tuple[int, float]], config: MeZOConfig) -> Weights:
+    result = {}
+    for number, name in enumerate(sorted(weights)):
+        weight = weights[name]
+        pairs = [(seed, -plain_algorithms.LR * factor) for seed, factor in factors]
+        u = plus_noise(weight.float().numpy().reshape(-1), pairs, number, weight, config)
         result[name] = stored(u, factors[0][0], number, weight.dtype).reshape(weight.shape)
     return result
 
@@ -162,31 +197,46 @@ def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZ
 
 @each_config
 def test_losses_are_taken_as_often_as_the_points_say(config: MeZOConfig) -> None:
+    """At the first step, and at one between two anchors."""
     model, calls = make_model(), []
     optimizer = make_optimizer(model, config)
+    n = config.num_directions
+    expected = {"spsa": 2 * n, "one_point": n, "fzoo": 1 + n, "per_example": 2 * n, "guided": n + 2, "lowrank": 2 * n}
+    expected |= {"svrg": 2 * n}
+    for step in range(2):
+        calls.clear()
+        for example in range(n if config.estimator == "per_example" else 1):
 
-    def loss() -> torch.Tensor:
-        calls.append(1)
-        return loss_of(model, 0)
+            def loss(step: int = step, example: int = example) -> torch.Tensor:
+                calls.append(1)
+                return loss_of(model, step, example)
 
-    optimizer.accumulate(0, loss)
-    expected = {
-        "spsa": 2 * config.num_directions,
-        "one_point": config.num_directions,
-        "fzoo": 1 + config.num_directions,
-    }
-    assert len(calls) == Course(config).losses == expected[config.estimator]
+            optimizer.accumulate(step, loss)
+        optimizer.step()
+        assert len(calls) == expected[config.estimator]
+        expected["svrg"] = 4 * n
+    assert optimizer.last is not None and len(optimizer.last.losses) == expected[config.estimator]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": "spsa2"}, "estimator is 'spsa2'; it must be one of spsa, one_point, fzoo"),
+        ({"estimator": "spsa2"}, "estimator is 'spsa2'; it must be one of spsa, one_point, fzoo, per_example"),
         ({"rule": "adamw"}, "rule is 'adamw'; it must be one of sgd, normalized, momentum, adam"),
         ({"estimator": "fzoo", "noise": "rademacher"}, "num_directions is 1; it must be at least 2"),
         ({"estimator": "fzoo", "num_directions": 8}, "noise is 'gaussian'"),
         ({"rule": "adam"}, "noise is 'gaussian'"),
         ({"rule": "adam", "noise": "rademacher", "num_directions": 2}, "num_directions 2"),
+        ({"rule": "adam", "noise": "rademacher", "estimator": "svrg"}, "must be spsa or one_point"),
+        ({"rule": "adamu", "num_directions": 2}, "num_directions is 2; it must be 1"),
+        ({"rule": "adamu", "estimator": "guided", "num_directions": 4}, "estimator is 'guided'; leave it out"),
+        ({"estimator": "guided"}, "at least 2"),
+        ({"estimator": "per_example"}, "at least 2"),
+        ({"estimator": "lowrank", "noise": "rademacher"}, "gaussian factors"),
+        ({"anchor_steps": 0}, "anchor_steps is 0"),
+        ({"rank": 65}, "rank is 65"),
+        ({"basis_steps": 0}, "basis_steps is 0"),
+        ({"tensor_scales": "large"}, "one of none, norms, rms or a JSON file"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"rms_decay": -0.1}, "rms_decay is -0.1"),
         ({"window": 0}, "window is 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava.mezo.kernels import Grid, Kernel, Piece, Update, Weight, WeightTable, as_float32
+from llava.mezo.kernels import Aim, Grid, Kernel, Piece, Update, Weight, WeightTable, as_float32
 from llava.mezo.kernels.agreement import disagreements, random_case, results, same_bits
-from llava.mezo.kernels.choice import load
+from llava.mezo.kernels.choice import kernel_for, load
 from llava.mezo.kernels.numpy_reference import stochastic_bfloat16, stochastic_float16, stochastic_on_grid
-from llava.mezo.noise import TILE
+from llava.mezo.noise import TILE, low_rank_values
 
 pytest.importorskip("numba")
 
@@ -39,11 +40,11 @@ def test_kernels_agree(number: int) -> None:
 
 def test_the_comparison_can_fail() -> None:
     """Another seed is noticed."""
-    case = next(case for case in map(random_case, range(100)) if case.scales[0] > 0 and len(case.updates) > 1)
+    case = next(case for case in map(random_case, range(100)) if case.aim.scales[0][0][0] > 0 and len(case.updates) > 1)
     expected = dict(results(REFERENCE, case, CPU))
     kept = {name: tensor.clone() for name, tensor in expected.items()}
     table = REFERENCE.table(case.weights, case.noise)
-    table.aim(case.seed + 1, case.scales)
+    table.aim(replace(case.aim, seeds=tuple(seed ^ 1 for seed in case.aim.seeds)))
     part = table.part(case.pieces)
     memory = {0: torch.zeros(part.size, dtype=torch.uint8)}
     table.perturb(part, memory)
@@ -56,7 +57,7 @@ def perturbed(
     """Copies of the pieces, by default of the whole; the weight's number is 1."""
     table = kernel.table([Weight(value, 1, target)], "gaussian")
     part = table.part(pieces or [Piece(0, 0, value.numel())])
-    table.aim(seed, (scale,))
+    table.aim(Aim.along(seed, (scale,)))
     memory = torch.empty(part.size, dtype=torch.uint8)
     table.perturb(part, {0: memory})
     return part.views(memory)
@@ -77,11 +78,11 @@ def test_two_points_are_those_of_two_passes(name: str) -> None:
     table = load(name, "cpu").table([Weight(value, 1, torch.bfloat16), Weight(other, 5, torch.bfloat16)], "gaussian")
     part = table.part([Piece(0, 0, 3000), Piece(1, 0, 70)])
     together = {point: torch.empty(part.size, dtype=torch.uint8) for point in (0, 1)}
-    table.aim(4, (1e-2, -1e-2))
+    table.aim(Aim.along(4, (1e-2, -1e-2)))
     table.perturb(part, together)
     for point, scale in enumerate((1e-2, -1e-2)):
         alone = torch.empty(part.size, dtype=torch.uint8)
-        table.aim(4, (scale,))
+        table.aim(Aim.along(4, (scale,)))
         table.perturb(part, {0: alone})
         for one, both in zip(part.views(alone), part.views(together[point]), strict=True):
             assert torch.equal(one, both)
@@ -248,3 +249,44 @@ def test_stochastic_rounding_keeps_what_fits(dtype: torch.dtype, function: Calla
     values = all_patterns(dtype)
     got = function(values.float().numpy(), np.full(65536, r, dtype=np.uint16))
     assert same_bits(torch.from_numpy(got.view(np.int16)).view(dtype), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directions_of_low_rank(dtype: torch.dtype) -> None:
+    """Whole, in parts, by rows, at two points of two pairs, and in updates: the torch kernel's are NumPy's."""
+    torch.manual_seed(0)
+    values = [torch.randn(37, 130), torch.randn(50), torch.randn(6, 5, 4)]
+    scales = ((0.1, -0.2), (-0.1, 0.3))
+    aim = Aim((2**40 + 7, 2**40 + 9), tuple((tuple(map(as_float32, pair)),) for pair in scales))
+    pieces = [Piece(0, 0, 37 * 130), Piece(1, 3, 20), Piece(2, 0, 120), Piece(0, 259, 1000)]
+    results = []
+    for name in ("reference", "torch"):
+        weights = [Weight(value.to(dtype, copy=True), number, dtype) for number, value in enumerate(values)]
+        table = load(name, "cpu").table(weights, "lowrank-3")
+        table.aim(aim)
+        part = table.part(pieces)
+        memory = {point: torch.zeros(part.size, dtype=torch.uint8) for point in (0, 1)}
+        table.perturb(part, memory)
+        rows = {point: torch.zeros(4, 130, dtype=dtype) for point in (0, 1)}
+        table.look_up(0, torch.tensor([36, 0, 5, 5]), rows)
+        table.update([Update((11, 12), ((0.01, -0.02),), (1.0,))])
+        views = [view.clone() for copy in memory.values() for view in part.views(copy)]
+        assert torch.equal(views[3], views[0][259:1259])
+        assert torch.equal(rows[0], views[0].view(37, 130)[[36, 0, 5, 5]])
+        results.append([*views, *rows.values(), *(weight.value for weight in weights)])
+    for one, other in zip(*results, strict=True):
+        assert same_bits(one, other)
+
+
+def test_a_direction_of_low_rank_is_a_product() -> None:
+    """z has that rank, variance 1 an element, and one factor in common with seeds of the same upper half."""
+    z, other = (low_rank_values(seed, 3, 0, 300, 200, 2).astype(np.float64) for seed in (2**40 + 7, 2**40 + 9))
+    assert np.linalg.matrix_rank(z, tol=1e-3) == 2
+    assert np.linalg.matrix_rank(np.concatenate([z, other]), tol=1e-3) == 2
+    assert abs(z.var() - 1) < 0.2
+
+
+def test_kernels_without_directions_of_low_rank_are_refused() -> None:
+    with pytest.raises(ValueError, match="kernel 'numba' has no directions of low rank"):
+        kernel_for("numba", "cpu", "lowrank-2")
+    assert kernel_for("auto", "cpu", "lowrank-2").name == "torch"

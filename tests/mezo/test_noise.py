@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llava.mezo.kernels import Piece, Weight
+from llava.mezo.kernels import Aim, Piece, Weight
 from llava.mezo.kernels.choice import fastest, kernel_for
 from llava.mezo.noise import (
     DISTRIBUTIONS,
@@ -164,7 +164,7 @@ def test_global_generators_are_not_touched() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr]
     for name in ("reference", "torch", "auto"):
         table = kernel_for(name, "cpu").table([Weight(torch.ones(5000), 0, torch.float32)], "gaussian")
-        table.aim(direction_seed(0, 0, 0), (1e-3,))
+        table.aim(Aim.along(direction_seed(0, 0, 0), (1e-3,)))
         part = table.part([Piece(0, 0, 5000)])
         table.perturb(part, {0: torch.empty(part.size, dtype=torch.uint8)})
     assert torch.equal(before[0], torch.get_rng_state())

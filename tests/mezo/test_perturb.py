@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from llava.mezo import passes, units
+from llava.mezo.algorithms import Point
 from llava.mezo.kernels import Update
 from llava.mezo.noise import direction_values
 from llava.mezo.perturb import Perturbation
@@ -285,7 +286,7 @@ class TestSideBySide:
 
     def pair(self, perturbation: Perturbation, *args: Any) -> list[Any]:
         with perturbation.attached():
-            perturbation.weights.aim(SEED, (SCALE, -SCALE))
+            perturbation.weights.aim((Point.along(SEED, SCALE), Point.along(SEED, -SCALE)))
             return perturbation.run(lambda: perturbation.model(*args), 2)
 
     def counted(self, perturbation: Perturbation) -> list[tuple[Any, ...]]:

@@ -16,6 +16,8 @@ from llava.errors import InputError
 STUDY = Path(__file__).parents[2] / "scripts" / "study"
 sys.path.insert(0, str(STUDY))
 
+import algorithms  # noqa: E402
+import order  # noqa: E402
 import planned_run  # noqa: E402
 import prompts  # noqa: E402
 import rate_and_eps  # noqa: E402
@@ -246,3 +248,39 @@ def test_the_grid_starts_in_the_middle_and_finds_the_best(options, task, started
     lines = rate_and_eps.best_and_maps({task: runs}, pool, options)
     assert "| scan | 50.0 | 75.0 | 1e-4 | 1e-3 |" in lines
     assert (options.output / "rate_and_eps_scan.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("mezo", 5000), ("one_point", 10000), ("fzoo", 1111), ("guided", 1666), ("grown", 2200)]
+)
+def test_candidates_have_equal_sample_forwards(name, steps):
+    assert algorithms.CANDIDATES[name].steps(5000) == steps
+
+
+def test_a_candidate_is_judged_at_its_best_rate(options, task, started, monkeypatch):
+    """On the test set with every seed, once all of its rates have been tried on the validation set."""
+    options.sizes = Path("sizes.json")
+    candidate = algorithms.CANDIDATES["sized"]
+    runs = algorithms.searched(candidate, task, options)
+    assert list(runs) == ["8e-4", "4e-4", "1.6e-3"]
+    assert all(run.split == "val" and run.flags["--zo_tensor_scales"] == "sizes.json" for run in runs.values())
+    pool = run_pool.Pool(options)
+    found = {"8e-4": 0.5, "4e-4": 0.7}
+    monkeypatch.setattr(pool, "accuracy", lambda run: found.get(run.flags["--learning_rate"]))
+    assert algorithms.best_rate(runs, pool) is None
+    found["1.6e-3"] = 0.6
+    finals = list(algorithms.final_runs([(candidate, task)], [runs], pool, options))
+    assert [(run.seed, run.split, run.flags["--learning_rate"]) for run in finals] == [
+        (0, "test", "4e-4"),
+        (1, "test", "4e-4"),
+    ]
+
+
+def test_orders_are_compared_in_pairs(options, task, monkeypatch):
+    monkeypatch.setattr(order, "chosen_tasks", lambda options: [task])
+    found = order.pairs(options)
+    assert [(a.seed, b.seed) for a, b in found["scan"]] == [(0, 0), (1, 1)]
+    pool = run_pool.Pool(options)
+    values = {("off", 0): 0.5, ("auto", 0): 0.6, ("off", 1): 0.5, ("auto", 1): 0.52}
+    monkeypatch.setattr(pool, "accuracy", lambda run: values[run.flags["--stratify_answers"], run.seed])
+    assert order.differences(found, pool)[-1] == "| scan | 2 | +10.0, +2.0 | +6.0 ± 4.0 |"

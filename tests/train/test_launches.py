@@ -92,7 +92,7 @@ def counted_step(
 ) -> tuple[Counter, nn.Module, int]:
     """A step of one direction; the counter, the model and how many weights were trained."""
     counter = Counter()
-    monkeypatch.setattr(trained, "kernel_for", lambda name, device_type: counter)
+    monkeypatch.setattr(trained, "kernel_for", lambda name, device_type, noise: counter)
     monkeypatch.setattr(passes, "SIDE_BY_SIDE_ON", {"cpu"})  # as on a GPU
     monkeypatch.setattr(units, "LARGE_LAYER", 0)  # as if it were as wide as 0.5b, too
     model = model_of(dtype, parts)

@@ -35,6 +35,8 @@ ZO = {
     "zo_cuda_graphs": "auto",
     "zo_graph_memory_gb": 4.0,
     "zo_journal": False,
+    "zo_estimator": "spsa",
+    "zo_batch_growth": None,
 }
 
 
@@ -206,6 +208,25 @@ def steps_of(trainer: Any) -> list[dict[str, float]]:
 def test_flags_that_it_cannot_honour_are_refused(mezo: Make) -> None:
     with pytest.raises(ValueError, match=r"--auto_find_batch_size .*excludes --trainer_mode zo"):
         mezo(auto_find_batch_size=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"zo_batch_growth": "0:2,0.5:4", "max_steps": 6}, [1, 1, 1, 1, 2, 2]),
+        ({"zo_estimator": "per_example", "dataloader_drop_last": True, "max_steps": 3}, [2, 2, 2]),
+    ],
+)
+def test_a_step_in_parts(changes: dict[str, Any], parts: list[int], mezo: Make) -> None:
+    """Both points of each part, over as many records as are planned, none twice in an epoch."""
+    model, records = make_model(), make_records()
+    trainer = mezo(model=model, records=records, per_device_train_batch_size=2, **changes)
+    trainer.train()
+    assert len(model.losses) == 2 * sum(parts)
+    rows = 2 if changes.get("zo_batch_growth") else 1
+    used = records.asked[: rows * sum(parts)]  # a loader may be a batch ahead
+    assert len(used) == rows * sum(parts) == len(set(used))
+    assert len(steps_of(trainer)) == len(parts)
 
 
 def test_a_step_is_algorithm_1_over_the_window(mezo: Make) -> None:

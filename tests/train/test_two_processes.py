@@ -79,6 +79,31 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     assert all(torch.equal(again[name], one[name]) for name in one)
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"zo_batch_growth": "0:2"}, (1, 1)),
+        ({"zo_estimator": "per_example", "dataloader_drop_last": True}, (1, 2)),
+        ({"zo_estimator": "guided", "zo_num_directions": 3, "zo_rule": "normalized"}, None),
+    ],
+    ids=["growth", "per_example", "guided"],
+)
+def test_steps_in_parts_and_in_two_rounds(
+    changes: dict[str, Any], rows: tuple[int, int] | None, small_run: Flags, tmp_path: Path
+) -> None:
+    """The records of a step are shared out; where one process does the same, it ends the same."""
+    two = small_run(**changes, per_device_train_batch_size=rows[0] if rows else 1, output_dir=tmp_path / "two")
+    run_on_two(two)
+    if rows is None:  # its last points follow from losses of both, which one process would have to take at once
+        run_on_two(small_run(**changes, output_dir=tmp_path / "one"))
+    else:
+        train(argv=small_run(**changes, per_device_train_batch_size=rows[1], output_dir=tmp_path / "one"))
+    journals = [tmp_path / name / "mezo_journal" / "records.bin" for name in ("two", "one")]
+    assert len({journal.read_bytes() for journal in journals}) == 1
+    both = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[1])
+
+
 def run_on_two(words: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "llava" / "train" / "train_mem.py"), *words]

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from llava.mezo import trained
-from llava.mezo.algorithms import course
+from llava.mezo import algorithms, trained
 from llava.mezo.kernels import Part, Update, Weight
 from llava.mezo.kernels.numpy_reference import NumpyTable
 from llava.train.dataset import make_supervised_data_module
@@ -57,7 +56,8 @@ class GivenNoise(NumpyTable):
 
     def _whole(self, index: int, point: int) -> torch.Tensor:
         weight = self.weights[index]
-        return torch.add(weight.value, self.z[self.seed][weight.number], alpha=self.scales[point])
+        (seed,), (scale,) = self.aimed.seeds, self.aimed.scales[point][weight.group]
+        return torch.add(weight.value, self.z[seed][weight.number], alpha=scale)
 
 
 @pytest.fixture()
@@ -88,8 +88,8 @@ def trainer_of(
         drawn = {seed: _draw(seed, in_order) for seed in case["seeds"]}
         in_numbers = [trainable[name] for name in sorted(trainable)]
         given = GivenNoise({seed: [own[p] for p in in_numbers] for seed, own in drawn.items()})
-        monkeypatch.setattr(trained, "kernel_for", lambda name, device_type: given)
-        monkeypatch.setattr(course, "direction_seed", lambda base, step, direction: case["seeds"][direction])
+        monkeypatch.setattr(trained, "kernel_for", lambda name, device_type, noise: given)
+        monkeypatch.setattr(algorithms, "direction_seed", lambda base, step, direction: case["seeds"][direction])
         data = make_supervised_data_module(tokenizer, data_args)
         trainer = MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
         trainer.create_optimizer()

@@ -143,6 +143,42 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
     assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zo_estimator": "one_point", "zo_rule": "normalized"},
+        {"zo_estimator": "fzoo", "zo_noise": "rademacher", "zo_num_directions": 3},
+        {"zo_estimator": "per_example", "dataloader_drop_last": True},
+        {"zo_estimator": "guided", "zo_num_directions": 3},
+        {"zo_estimator": "lowrank", "zo_basis_steps": 2, "zo_rule": "momentum"},
+        {"zo_estimator": "svrg", "zo_anchor_steps": 3, "zo_anchor_batches": 2},
+        {"zo_rule": "adam", "zo_noise": "rademacher", "zo_window": 3},
+        {"zo_rule": "adamu", "zo_window": 3},
+        {"zo_tensor_scales": "rms", "zo_batch_growth": "0:2,0.5:4", "lr_scheduler_type": "linear", "warmup_steps": 2},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_algorithm_is_resumed_and_replayed(
+    changes: dict[str, Any], flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"weight_decay": 0.0, **changes}
+    train(argv=flags(**changes, output_dir=tmp_path / "whole"))
+    kill(5, "before the update")
+    with pytest.raises(Killed):
+        train(argv=flags(**changes))
+    monkeypatch.undo()
+    train(argv=flags(**changes))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert not same(weights(tmp_path / "out"), weights(base))
+    words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
+    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
+    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
+    branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:4", "output_dir": tmp_path / "branch"}
+    train(argv=flags(**branch, max_steps=1))
+    assert replay([*words[:3], str(tmp_path / "branch" / "mezo_journal"), "--output-dir", str(tmp_path / "b")]) == 0
+    assert same(weights(tmp_path / "b"), weights(tmp_path / "branch"))
+
+
 @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
 def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, base: Path, tmp_path: Path) -> None:
     train(argv=flags(save_strategy="steps", save_steps=3, zo_weight_storage=storage))

@@ -115,6 +115,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
         "llava/train/resume_points.py",
         "llava/train/sparse_loss.py",
         "llava/train/state.py",
+        "llava/train/step_batches.py",
         "llava/train/step_inputs.py",
         "llava/train/unsaved.py",
         "llava/train/zo_arguments.py",

@@ -29,7 +29,7 @@ PROMPTS = (
 )
 SIZES = {"train": 1000, "val": 500, "test": 1000}
 ANSWERS = {"yes": "Yes", "no": "No"}  # by folder
-PLACE = "kaggle.com/datasets/ahmedhamada0/brain-tumor-detection"
+PLACE = "on kaggle.com/datasets/ahmedhamada0/brain-tumor-detection; unpack it and give the folder"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 

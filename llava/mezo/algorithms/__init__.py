@@ -4,21 +4,31 @@
                 terms(...)    what these losses say: the gradient is about the mean of projected_grad * z(seed)
     rule        moves(...)    theta <- theta - lr * sum of factor * z(seed), linear in the noise
 
-Both are pure: no model, no file, no random state. A rule's memory is folded over the steps that were applied
+Both are pure: no model, no file, no random state. What they remember is folded over the steps that were applied
 (`course.py`), so that a journal, which has the losses, gives it back. One file each; `choice.py` has them by name.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from llava.mezo.noise import direction_seed
+
 
 class Point(NamedTuple):
-    """Where a loss is taken: weights + scale * z(seed)."""
+    """Where a loss is taken: weights + sum of scale * z(seed)."""
 
-    seed: int
-    scale: float
+    seeds: tuple[int, ...]
+    scales: tuple[float, ...]
+    anchored: bool = False
+    """The weights are those at the estimator's anchor, see `Estimator.undone`."""
+
+    @classmethod
+    def along(cls, seed: int, scale: float) -> Point:
+        """weights + scale * z(seed)"""
+        return cls((seed,), (scale,))
 
 
 class Term(NamedTuple):
@@ -57,27 +67,68 @@ class Settings(Protocol):
     def rms_decay(self) -> float: ...
     @property
     def window(self) -> int: ...
+    @property
+    def anchor_steps(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def basis_steps(self) -> int: ...
 
 
-class Estimator(Protocol):
-    """Made of settings; refuses those that it cannot honour by ValueError."""
+class Estimator(ABC):
+    """Made of settings; refuses those that it cannot honour by ValueError. Remembers numbers and tuples of these."""
 
-    def points(self, seeds: Sequence[int]) -> tuple[Point, ...]:
-        """Points of a step whose directions have these seeds; two in a row with one seed are perturbed together."""
+    start: Any = None
+    """What it remembers before the first step."""
+    num_losses: int
+    """Of a step, as the journal keeps them."""
+    several_seeds = False
+    """Whether points are along more than one direction, or away from the weights; then nothing is recorded."""
+    adaptive = False
+    """Whether there are further points; then a step has one micro-batch."""
+    per_example = False
+    """Whether each micro-batch is one example, with the step's direction of its number to itself."""
 
-    def terms(self, seeds: Sequence[int], losses: Sequence[float], before: Sequence[float]) -> tuple[Term, ...]:
-        """What the losses at the points say.
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.eps = settings.eps
 
-        Args:
-            before: losses of the last step that was applied; none before the first.
-        """
+    def seed(self, step: int, direction: int) -> int:
+        """Of a direction of a step."""
+        return direction_seed(self.settings.seed, step, direction)
+
+    @abstractmethod
+    def points(self, memory: Any, seeds: Sequence[int]) -> tuple[Point, ...]:
+        """Where to take losses, the directions having these seeds. Two in a row with equal seeds are made together."""
+
+    def further_points(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Point, ...]:
+        """Where to take more, now that these are known."""
+        return ()
+
+    @property
+    def kernel_noise(self) -> str:
+        """The noise as kernels know it."""
+        return self.settings.noise
+
+    def undone(self, memory: Any) -> int:
+        """How many of the last updates points that are `anchored` lie behind."""
+        return 0
+
+    @abstractmethod
+    def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
+        """What is remembered after the step, and what the losses at its points say."""
 
 
-class Rule(Protocol):
-    """Made of settings, too; `state` is what it remembers: numbers and tuples of these."""
+class Rule(ABC):
+    """Made of settings, too, with a memory of the same kind."""
 
-    start: Any
-    """The state before the first step."""
+    start: Any = None
+    estimator: type[Estimator] | None = None
+    """Takes the place of the estimator "spsa" where the rule has its own directions."""
 
-    def moves(self, state: Any, terms: Sequence[Term]) -> tuple[Any, tuple[Move, ...]]:
-        """The state after the step, and the step; the newest seed comes first."""
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def moves(self, memory: Any, terms: Sequence[Term]) -> tuple[Any, tuple[Move, ...]]:
+        """What is remembered after the step, and the step; the newest seed comes first."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Settings, Term
+from llava.mezo.algorithms import Move, Rule, Settings, Term
 from llava.mezo.algorithms.momentum import Estimates, Momentum
 
 BETA2, SMALL = 0.999, 1e-8
@@ -21,12 +21,18 @@ BETA2, SMALL = 0.999, 1e-8
 State = tuple[Estimates, float, int]
 
 
-class Adam:
+class Adam(Rule):
     """See `Rule`; remembers the last estimates, v and the number of steps."""
 
     start: State = (Momentum.start, 0.0, 0)
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        if settings.estimator not in ("spsa", "one_point"):
+            raise ValueError(
+                "the rule adam takes one estimate along one direction, and estimator is "
+                f"{settings.estimator!r}; it must be spsa or one_point"
+            )
         if settings.noise != "rademacher" or settings.num_directions != 1:
             raise ValueError(
                 "the rule adam needs the noise rademacher and one direction, where the square of an estimate is the "
@@ -34,8 +40,8 @@ class Adam:
             )
         self.momentum = Momentum(settings)
 
-    def moves(self, state: State, terms: Sequence[Term]) -> tuple[State, tuple[Move, ...]]:
-        estimates, v, steps = state
+    def moves(self, memory: State, terms: Sequence[Term]) -> tuple[State, tuple[Move, ...]]:
+        estimates, v, steps = memory
         estimates, moves = self.momentum.moves(estimates, terms)
         v = BETA2 * v + (1 - BETA2) * terms[0].projected_grad * terms[0].projected_grad
         size = math.sqrt(v / (1 - BETA2 ** (steps + 1))) + SMALL

@@ -8,7 +8,6 @@ from typing import Any
 
 from llava.mezo.algorithms import Move, Point, Settings, Term
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
-from llava.mezo.noise import direction_seed
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class Proposal:
     losses: tuple[float, ...]
     terms: tuple[Term, ...]
     moves: tuple[Move, ...]
-    state: Any
-    """The rule's, if the step is applied."""
+    memories: tuple[Any, Any]
+    """Of the estimator and the rule, if the step is applied."""
 
 
 class Course:
@@ -31,38 +30,48 @@ class Course:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.estimator = ESTIMATORS[settings.estimator](settings)
         self.rule = RULES[settings.rule](settings)
-        self._state = self.rule.start
-        self._before: tuple[float, ...] = ()
+        self.estimator = (self.rule.estimator or ESTIMATORS[settings.estimator])(settings)
+        self._memories: tuple[Any, Any] = (self.estimator.start, self.rule.start)
 
     def seeds(self, step: int) -> list[int]:
         """Of the step's directions."""
-        return [direction_seed(self.settings.seed, step, k) for k in range(self.settings.num_directions)]
+        return [self.estimator.seed(step, k) for k in range(self.settings.num_directions)]
 
     @property
-    def losses(self) -> int:
-        """How many a step has."""
-        return len(self.points(0))
+    def num_losses(self) -> int:
+        """How many a step has in a record."""
+        return self.estimator.num_losses
 
-    def points(self, step: int) -> tuple[Point, ...]:
-        """Where the losses of a step are taken."""
-        return self.estimator.points(self.seeds(step))
+    @property
+    def undone(self) -> int:
+        """How many of the last updates points that are `anchored` lie behind."""
+        return self.estimator.undone(self._memories[0])
+
+    def points(self, step: int, example: int | None = None) -> tuple[Point, ...]:
+        """Where the first losses of a step are taken, or those of one example, which has a direction to itself."""
+        seeds = self.seeds(step)
+        return self.estimator.points(self._memories[0], seeds if example is None else seeds[example : example + 1])
+
+    def further_points(self, step: int, losses: Sequence[float]) -> tuple[Point, ...]:
+        """Where more are taken, now that these are known."""
+        return self.estimator.further_points(self._memories[0], self.seeds(step), losses)
 
     def propose(self, step: int, losses: Sequence[float]) -> Proposal:
         """What a step would do, after those that were taken."""
-        terms = self.estimator.terms(self.seeds(step), losses, self._before)
-        state, moves = self.rule.moves(self._state, terms)
-        return Proposal(tuple(losses), terms, moves, state)
+        full = (*losses, *losses)[: self.num_losses]  # at an anchor's own step both halves would be the same
+        memory, terms = self.estimator.terms(self._memories[0], self.seeds(step), full)
+        after, moves = self.rule.moves(self._memories[1], terms)
+        return Proposal(full, terms, moves, (memory, after))
 
     def take(self, proposal: Proposal) -> None:
         """The step is applied. One that is not leaves no trace."""
-        self._state, self._before = proposal.state, proposal.losses
+        self._memories = proposal.memories
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, as plain values."""
-        return {"rule": self._state, "before": self._before}
+        return {"estimator": self._memories[0], "rule": self._memories[1]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._state, self._before = state["rule"], tuple(state["before"])
+        self._memories = state["estimator"], state["rule"]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from llava.mezo.algorithms import Point, Settings, Term
+from llava.mezo.algorithms import Estimator, Point, Settings, Term
 
 
-class FZOO:
-    """See `Estimator`."""
+class FZOO(Estimator):
+    """See `Estimator`; remembers nothing."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         if settings.num_directions < 2:
             raise ValueError(
                 f"the estimator fzoo takes the spread of several directions, and num_directions is "
@@ -24,15 +26,15 @@ class FZOO:
             )
         if settings.noise != "rademacher":
             raise ValueError(f"the estimator fzoo is defined for the noise rademacher, and noise is {settings.noise!r}")
-        self.eps = settings.eps
+        self.num_losses = 1 + settings.num_directions
 
-    def points(self, seeds: Sequence[int]) -> tuple[Point, ...]:
-        return (Point(seeds[0], 0.0), *(Point(seed, self.eps) for seed in seeds))
+    def points(self, memory: Any, seeds: Sequence[int]) -> tuple[Point, ...]:
+        return (Point.along(seeds[0], 0.0), *(Point.along(seed, self.eps) for seed in seeds))
 
-    def terms(self, seeds: Sequence[int], losses: Sequence[float], before: Sequence[float]) -> tuple[Term, ...]:
+    def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         here, *around = losses
         mean = sum(around) / len(around)
         spread = math.sqrt(sum((loss - mean) * (loss - mean) for loss in around) / (len(around) - 1))
-        return tuple(
+        return None, tuple(
             Term(seed, (loss - here) / spread if spread else 0.0) for seed, loss in zip(seeds, around, strict=True)
         )

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Settings, Term
+from llava.mezo.algorithms import Move, Rule, Settings, Term
 
 Estimates = tuple[tuple[Term, ...], ...]
 """Of the last steps, newest first."""
 
 
-class Momentum:
+class Momentum(Rule):
     """See `Rule`; remembers the last estimates."""
 
     start: Estimates = ()
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         self.beta = settings.momentum
         self.window = settings.window
 
-    def moves(self, state: Estimates, terms: Sequence[Term]) -> tuple[Estimates, tuple[Move, ...]]:
-        estimates = (tuple(terms), *state)[: self.window]
+    def moves(self, memory: Estimates, terms: Sequence[Term]) -> tuple[Estimates, tuple[Move, ...]]:
+        estimates = (tuple(terms), *memory)[: self.window]
         weights = [self.beta**age for age in range(len(estimates))]
         total = sum(weights)
         return estimates, tuple(

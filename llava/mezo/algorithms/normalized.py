@@ -12,23 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Settings, Term
+from llava.mezo.algorithms import Move, Rule, Settings, Term
 
 CLIP = 3.0
 
 State = tuple[float, int]
 
 
-class Normalized:
+class Normalized(Rule):
     """See `Rule`; remembers v and the number of steps."""
 
     start: State = (0.0, 0)
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         self.beta = settings.rms_decay
 
-    def moves(self, state: State, terms: Sequence[Term]) -> tuple[State, tuple[Move, ...]]:
-        v, steps = state
+    def moves(self, memory: State, terms: Sequence[Term]) -> tuple[State, tuple[Move, ...]]:
+        v, steps = memory
         limit = CLIP * math.sqrt(v / (1 - self.beta**steps)) if steps else math.inf
         clipped = [max(-limit, min(limit, term.projected_grad)) for term in terms]
         v = self.beta * v + (1 - self.beta) * sum(c * c for c in clipped) / len(clipped)

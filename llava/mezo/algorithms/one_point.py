@@ -8,21 +8,27 @@ The first step has nothing to compare with and moves nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from llava.mezo.algorithms import Point, Settings, Term
+from llava.mezo.algorithms import Estimator, Point, Settings, Term
 
 
-class OnePoint:
-    """See `Estimator`."""
+class OnePoint(Estimator):
+    """See `Estimator`; remembers the last losses."""
+
+    start: tuple[float, ...] = ()
 
     def __init__(self, settings: Settings) -> None:
-        self.eps = settings.eps
+        super().__init__(settings)
+        self.num_losses = settings.num_directions
 
-    def points(self, seeds: Sequence[int]) -> tuple[Point, ...]:
-        return tuple(Point(seed, self.eps) for seed in seeds)
+    def points(self, memory: Any, seeds: Sequence[int]) -> tuple[Point, ...]:
+        return tuple(Point.along(seed, self.eps) for seed in seeds)
 
-    def terms(self, seeds: Sequence[int], losses: Sequence[float], before: Sequence[float]) -> tuple[Term, ...]:
-        earlier = before or losses
-        return tuple(
+    def terms(
+        self, memory: tuple[float, ...], seeds: Sequence[int], losses: Sequence[float]
+    ) -> tuple[Any, tuple[Term, ...]]:
+        earlier = memory or losses
+        return tuple(losses), tuple(
             Term(seed, (loss - last) / self.eps) for seed, loss, last in zip(seeds, losses, earlier, strict=True)
         )

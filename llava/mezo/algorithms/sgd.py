@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Settings, Term
+from llava.mezo.algorithms import Move, Rule, Term
 
 
-class SGD:
+class SGD(Rule):
     """See `Rule`; remembers nothing."""
 
-    start = None
-
-    def __init__(self, settings: Settings) -> None:
-        pass
-
-    def moves(self, state: None, terms: Sequence[Term]) -> tuple[None, tuple[Move, ...]]:
+    def moves(self, memory: None, terms: Sequence[Term]) -> tuple[None, tuple[Move, ...]]:
         return None, tuple(Move(term.seed, term.projected_grad / len(terms)) for term in terms)

@@ -6,21 +6,23 @@ projected_grad = (L(theta + eps z) - L(theta - eps z)) / (2 eps)        2n forwa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from llava.mezo.algorithms import Point, Settings, Term
+from llava.mezo.algorithms import Estimator, Point, Settings, Term
 
 
-class SPSA:
-    """See `Estimator`."""
+class SPSA(Estimator):
+    """See `Estimator`; remembers nothing."""
 
     def __init__(self, settings: Settings) -> None:
-        self.eps = settings.eps
+        super().__init__(settings)
+        self.num_losses = 2 * settings.num_directions
 
-    def points(self, seeds: Sequence[int]) -> tuple[Point, ...]:
-        return tuple(Point(seed, scale) for seed in seeds for scale in (self.eps, -self.eps))
+    def points(self, memory: Any, seeds: Sequence[int]) -> tuple[Point, ...]:
+        return tuple(Point.along(seed, scale) for seed in seeds for scale in (self.eps, -self.eps))
 
-    def terms(self, seeds: Sequence[int], losses: Sequence[float], before: Sequence[float]) -> tuple[Term, ...]:
+    def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         pairs = zip(losses[::2], losses[1::2], strict=True)
-        return tuple(
+        return None, tuple(
             Term(seed, (plus - minus) / (2 * self.eps)) for seed, (plus, minus) in zip(seeds, pairs, strict=True)
         )

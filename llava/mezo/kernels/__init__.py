@@ -4,9 +4,8 @@ Exact arithmetic
 ----------------
 Every kernel computes precisely this in float32, each operation rounded to nearest even, none fused:
 
-    perturb    out = R( fl(w + fl(s * z)) )
-               w the stored weight (16-bit weights widen exactly), s = float32(scale), R = rounding to nearest even
-               into the dtype of `out`
+    perturb    u = w;  for the pairs (seed, s) of the point in order  u = fl(u + fl(s * z));  out = R(u)
+               w the stored weight (16-bit weights widen exactly), R = rounding to nearest even into the dtype of `out`
     update     u = w;  u = fl(u * decay);  then for the pairs (seed, c) of the step in order  u = fl(u + fl(c * z))
                float32 weights store u; bfloat16 and float16 weights store S(u, r); integers on a grid store G(u, r)
     S(u, r)    stochastic rounding with the element's 16 bits r of stream 1 (seed of the step's first pair): to the bit
@@ -68,11 +67,31 @@ class Weight:
     dtype: torch.dtype
     """Of its perturbed copies; of `SUPPORTED_DTYPES`."""
     group: int = 0
-    """Which of an update's coefficients are its own."""
+    """Which of an update's coefficients, and of a point's scales, are its own."""
     grid: Grid | None = None
     """Of the full tensor's rows."""
     first: int = 0
     """Number of the value's first element in the full tensor."""
+
+    @property
+    def columns(self) -> int:
+        """Elements for each index of the first dimension; 0 where there is but one dimension."""
+        return self.value[0].numel() if self.value.dim() > 1 and len(self.value) else 0
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Points at which perturbed copies are made: w + sum over pairs of scale * z(seed). One or two."""
+
+    seeds: tuple[int, ...]
+    """Of each pair, the same at all points; at least one."""
+    scales: tuple[tuple[tuple[float, ...], ...], ...]
+    """For each point and group, one a pair; float32 numbers (`as_float32`)."""
+
+    @classmethod
+    def along(cls, seed: int, scales: Sequence[float], groups: int = 1) -> Aim:
+        """Points w + scale * z(seed), the same for all groups."""
+        return cls((seed,), tuple(((as_float32(scale),),) * groups for scale in scales))
 
 
 @dataclass(frozen=True)
@@ -132,11 +151,11 @@ class WeightTable(Protocol):
     def part(self, pieces: Sequence[Piece]) -> Part:
         """Prepare pieces for `perturb`."""
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        """Point k is w + scales[k] * z(seed) from now on; one or two scales."""
+    def aim(self, aim: Aim) -> None:
+        """Its points are those of `copies` from now on."""
 
     def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
-        """Write R(w + scale * z) of all pieces, at their offsets, into `copies` (uint8 [part.size])."""
+        """Write all pieces at these points, at their offsets, into `copies` (uint8 [part.size])."""
 
     def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
         """As `perturb` for rows `rows` [n] (int64) of a matrix [V, D], into `copies` [n, D] of the weight's dtype.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llava.mezo.kernels import SUPPORTED_DTYPES, Grid, Kernel, Piece, Update, Weight, as_float32
+from llava.mezo.kernels import SUPPORTED_DTYPES, Aim, Grid, Kernel, Piece, Update, Weight, as_float32
 from llava.mezo.kernels.numpy_reference import NumpyKernel
 from llava.mezo.noise import TILE
 
@@ -29,8 +29,7 @@ class Case:
 
     weights: list[Weight]
     noise: str
-    seed: int
-    scales: tuple[float, float]
+    aim: Aim
     pieces: list[Piece]
     rows: list[torch.Tensor]
     updates: list[Update]
@@ -53,11 +52,19 @@ def random_case(number: int, small: bool = False) -> Case:
     return Case(
         weights=weights,
         noise=str(random.choice(["gaussian", "rademacher"])),
-        seed=_seed(random),
-        scales=(as_float32(random.choice(SCALES)), as_float32(random.choice(SCALES))),
+        aim=_aim(random),
         pieces=pieces,
         rows=[torch.from_numpy(random.integers(0, len(w.value), int(random.integers(0, 8)))) for w in weights],
         updates=[_update(random) for _ in range(int(random.integers(1, 4)))],
+    )
+
+
+def _aim(random: np.random.Generator) -> Aim:
+    """Two points, of two groups, mostly along one direction."""
+    pairs = int(random.choice([1, 1, 1, 3]))
+    scales = random.choice(SCALES, (2, 2, pairs))
+    return Aim(
+        tuple(_seed(random) for _ in range(pairs)), tuple(tuple(tuple(map(as_float32, g)) for g in p) for p in scales)
     )
 
 
@@ -95,7 +102,7 @@ def results(kernel: Kernel, case: Case, device: torch.device) -> Iterator[tuple[
     """What a kernel makes of a case, as (name, tensor on the CPU)."""
     weights = [_moved(weight, device) for weight in case.weights]
     table = kernel.table(weights, case.noise)
-    table.aim(case.seed, case.scales)
+    table.aim(case.aim)
     part = table.part(case.pieces)
     for points in ((0, 1), (0,), (1,)):
         memory = {point: torch.zeros(part.size, dtype=torch.uint8, device=device) for point in points}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from llava.mezo.kernels import Kernel
+from llava.mezo.noise import rank_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,27 +47,32 @@ class _Entry:
     load: Callable[[], Kernel]
     devices: tuple[str, ...] | None
     """Device types it runs on; None: all."""
+    low_rank: bool
+    """Whether it has directions of low rank."""
 
 
 _TABLE = {
-    "reference": _Entry(_load_reference, ("cpu",)),
-    "torch": _Entry(_load_torch, None),
-    "numba": _Entry(_load_numba, ("cpu",)),
-    "triton": _Entry(_load_triton, ("cuda",)),
+    "reference": _Entry(_load_reference, ("cpu",), True),
+    "torch": _Entry(_load_torch, None, True),
+    "numba": _Entry(_load_numba, ("cpu",), False),
+    "triton": _Entry(_load_triton, ("cuda",), False),
 }
 
 
 @cache
-def kernel_for(name: str, device_type: str) -> Kernel:
+def kernel_for(name: str, device_type: str, noise: str = "gaussian") -> Kernel:
     """The kernel called `name` ("auto" included) for tensors on a device of this type ("cpu", "cuda", ...).
 
     Raises:
-        ValueError: it is unknown, does not run on this type of device, or is not installed.
+        ValueError: it is unknown, does not run on this type of device, lacks the noise, or is not installed.
     """
     if name == "auto":
-        name = fastest(device_type)
+        name = "torch" if rank_of(noise) else fastest(device_type)
         logger.info("mezo: %s kernel for tensors on %s", name, device_type)
-    return load(name, device_type)
+    kernel = load(name, device_type)
+    if rank_of(noise) and not _TABLE[name].low_rank:
+        raise ValueError(f"kernel {name!r} has no directions of low rank; choose kernel 'auto' or 'torch'")
+    return kernel
 
 
 def load(name: str, device_type: str) -> Kernel:

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from llava.mezo.kernels import (
     LARGEST_ON_GRID,
     PARTS_OF_A_STEP,
+    Aim,
     Part,
     Piece,
     Update,
@@ -94,19 +95,18 @@ class NumbaTable:
         self.weights = list(weights)
         self._all = self._addresses([Piece(k, 0, weight.value.numel()) for k, weight in enumerate(weights)])
         self._distribution = quantiles(), noise == "gaussian"
-        self.aim(0, (0.0,))
 
     def part(self, pieces: Sequence[Piece]) -> Part:
         offsets = laid_out(self.weights, pieces).offsets
         return laid_out(self.weights, pieces, Addresses.of(self.weights, pieces, offsets))
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        self._key = tuple(map(np.uint32, split64(seed)))
-        self._scales = np.array(scales, dtype=np.float32)
+    def aim(self, aim: Aim) -> None:
+        self._keys = np.array([split64(seed) for seed in aim.seeds], dtype=np.uint32)
+        self._scales = np.array(aim.scales, dtype=np.float32)
 
     def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
         addresses: Addresses = part.prepared
-        arguments = addresses.columns, addresses.owners, *self._points(copies), *self._key, *self._distribution
+        arguments = addresses.columns, addresses.owners, *self._points(copies), *self._distribution
         _share(_perturb, len(addresses.owners), *arguments)
 
     def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
@@ -116,7 +116,7 @@ class NumbaTable:
             return
         numbers = np.ascontiguousarray(rows.numpy())
         row = self._all.columns[index]
-        arguments = row, numbers, width, *self._points(copies), *self._key, *self._distribution
+        arguments = row, numbers, width, *self._points(copies), *self._distribution
         _share(_look_up, len(numbers), *arguments)
 
     def update(self, updates: Sequence[Update]) -> None:
@@ -130,10 +130,10 @@ class NumbaTable:
     def _addresses(self, pieces: Sequence[Piece]) -> Addresses:
         return Addresses.of(self.weights, pieces, [0] * len(pieces))
 
-    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Addresses of the copies, and the scale of each."""
+    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[npt.NDArray[Any], ...]:
+        """Addresses of the copies, keys of the pairs, and scales [copy, group, pair]."""
         addresses = np.array([memory.data_ptr() for memory in copies.values()], dtype=np.int64)
-        return addresses, self._scales[list(copies)]
+        return addresses, self._keys, self._scales[list(copies)]
 
 
 def _share(function: Any, tiles: int, *arguments: Any) -> None:
@@ -373,9 +373,9 @@ def _store_stochastic(u, r, row, shift, start):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _scratch():  # type: ignore[no-untyped-def]
-    """Philox words, z, float32 values and float32 sums of one tile."""
+    """Philox words, z, float32 values and float32 values at two points of one tile."""
     words = np.empty((4, BLOCKS_PER_TILE), np.uint32)
-    return words, np.empty(TILE, np.float32), np.empty(TILE, np.uint32), np.empty(TILE, np.float32)
+    return words, np.empty(TILE, np.float32), np.empty(TILE, np.uint32), np.empty((2, TILE), np.float32)
 
 
 @_compiled
@@ -386,18 +386,26 @@ def _within(row, tile):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _store_copies(u, z, sums, copies, place, scales, kind):  # type: ignore[no-untyped-def]
-    """The elements at each point, `place` bytes from the beginning of its copies."""
+def _store_copies(  # type: ignore[no-untyped-def]
+    row, tile, inside, u, scratch, copies, place, keys, scales, table, gaussian
+):
+    """Elements from number `inside` of a tile on, at each point, `place` bytes from the beginning of its copies."""
+    words, z, sums = scratch
     values = u.view(np.float32)
+    for pair in range(keys.shape[0]):
+        _direction_tile(tile, np.uint32(row[NUMBER]), keys[pair, 0], keys[pair, 1], table, gaussian, words, z)
+        here = z[inside : inside + values.size]
+        for k in range(copies.size):
+            scale, at = scales[k, row[GROUP], pair], sums[k]
+            so_far = at if pair else values
+            for i in range(values.size):
+                at[i] = so_far[i] + scale * here[i]
     for k in range(copies.size):
-        scale = scales[k]
-        for i in range(values.size):
-            sums[i] = values[i] + scale * z[i]
-        _store_nearest(sums[: values.size].view(np.uint32), copies[k] + place, kind)
+        _store_nearest(sums[k, : values.size].view(np.uint32), copies[k] + place, row[TARGET])
 
 
 @_compiled
-def _perturb(first, last, columns, owners, copies, scales, k0, k1, table, gaussian):  # type: ignore[no-untyped-def]
+def _perturb(first, last, columns, owners, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Tiles first ... last of a part."""
     words, z, u, sums = _scratch()
     for position in range(first, last):
@@ -405,16 +413,13 @@ def _perturb(first, last, columns, owners, copies, scales, k0, k1, table, gaussi
         tile = row[START] // TILE + position - row[POSITION]
         start, size = _within(row, tile)
         shift, inside = start - row[START], start % TILE
-        _direction_tile(tile, np.uint32(row[NUMBER]), k0, k1, table, gaussian, words, z)
         _load(row, shift, start, size, u)
         place = row[OFFSET] + shift * (4 if row[TARGET] == FLOAT32 else 2)
-        _store_copies(u[:size], z[inside : inside + size], sums, copies, place, scales, row[TARGET])
+        _store_copies(row, tile, inside, u[:size], (words, z, sums), copies, place, keys, scales, table, gaussian)
 
 
 @_compiled
-def _look_up(  # type: ignore[no-untyped-def]
-    first, last, row, numbers, row_width, copies, scales, k0, k1, table, gaussian
-):
+def _look_up(first, last, row, numbers, row_width, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Rows first ... last of those that were asked for."""
     words, z, u, sums = _scratch()
     for number in range(first, last):
@@ -423,10 +428,9 @@ def _look_up(  # type: ignore[no-untyped-def]
             start = max(begin, tile * TILE)
             size = min(begin + row_width, (tile + 1) * TILE) - start
             inside = start % TILE
-            _direction_tile(tile, np.uint32(row[NUMBER]), k0, k1, table, gaussian, words, z)
             _load(row, start - row[START], start, size, u)
             place = (number * row_width + start - begin) * (4 if row[TARGET] == FLOAT32 else 2)
-            _store_copies(u[:size], z[inside : inside + size], sums, copies, place, scales, row[TARGET])
+            _store_copies(row, tile, inside, u[:size], (words, z, sums), copies, place, keys, scales, table, gaussian)
 
 
 @_compiled

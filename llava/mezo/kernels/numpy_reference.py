@@ -11,6 +11,7 @@ import torch
 from llava.mezo.kernels import (
     LARGEST_ON_GRID,
     PARTS_OF_A_STEP,
+    Aim,
     Grid,
     Part,
     Piece,
@@ -19,7 +20,7 @@ from llava.mezo.kernels import (
     check_rows,
     laid_out,
 )
-from llava.mezo.noise import STREAM_ROUNDING, direction_values, random_bits
+from llava.mezo.noise import STREAM_ROUNDING, direction_values, low_rank_values, random_bits, rank_of
 
 Floats = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.uint16]
@@ -40,13 +41,12 @@ class NumpyTable:
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)
         self.noise = noise
-        self.aim(0, (0.0,))
 
     def part(self, pieces: Sequence[Piece]) -> Part:
         return laid_out(self.weights, pieces)
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        self.seed, self.scales = seed, scales
+    def aim(self, aim: Aim) -> None:
+        self.aimed = aim
 
     def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
         for point, memory in copies.items():
@@ -67,13 +67,14 @@ class NumpyTable:
                     update_weight(weight, update, self.noise)
 
     def _perturbed(self, point: int, piece: Piece) -> torch.Tensor:
-        """w + scale * z in float32, flat."""
+        """The values at the point in float32, flat."""
         weight = self.weights[piece.index]
         first, stop = weight.first + piece.start, piece.start + piece.count
-        z = direction_values(self.seed, weight.number, first, piece.count, self.noise)
         with np.errstate(all="ignore"):
-            w = widened(weight.value.view(-1)[piece.start : stop]) * steps_of(weight.grid, first, piece.count)
-            return torch.from_numpy(w + np.float32(self.scales[point]) * z)
+            u = widened(weight.value.view(-1)[piece.start : stop]) * steps_of(weight.grid, first, piece.count)
+            for seed, scale in zip(self.aimed.seeds, self.aimed.scales[point][weight.group], strict=True):
+                u = u + np.float32(scale) * direction(seed, weight, first, piece.count, self.noise)
+        return torch.from_numpy(u)
 
 
 def update_weight(weight: Weight, update: Update, noise: str) -> None:
@@ -83,7 +84,7 @@ def update_weight(weight: Weight, update: Update, noise: str) -> None:
     with np.errstate(all="ignore"):
         u = widened(value) * steps * np.float32(update.decays[weight.group])
         for seed, coefficient in zip(update.seeds, update.coefficients[weight.group], strict=True):
-            u = u + np.float32(coefficient) * direction_values(seed, weight.number, first, count, noise)
+            u = u + np.float32(coefficient) * direction(seed, weight, first, count, noise)
     if value.dtype == torch.float32:
         value.copy_(torch.from_numpy(u).view(value.shape))
         return
@@ -93,6 +94,18 @@ def update_weight(weight: Weight, update: Update, noise: str) -> None:
         return
     stored = ROUND[value.dtype](u, r)
     value.copy_(torch.from_numpy(stored.view(np.int16)).view(value.dtype).view(value.shape))
+
+
+def direction(seed: int, weight: Weight, first: int, count: int, noise: str) -> Floats:
+    """z of elements of the full tensor."""
+    rank, columns = rank_of(noise), weight.columns
+    if not rank:
+        return direction_values(seed, weight.number, first, count, noise)
+    if not columns:
+        return direction_values(seed, weight.number, first, count, "gaussian")
+    row, end = first // columns, -(-(first + count) // columns)
+    z = low_rank_values(seed, weight.number, row, end - row, columns, rank)
+    return z.reshape(-1)[first - row * columns :][:count]
 
 
 def widened(value: torch.Tensor) -> Floats:

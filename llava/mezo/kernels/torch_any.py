@@ -10,11 +10,11 @@ import torch
 from llava.mezo.kernels import (
     LARGEST_ON_GRID,
     PARTS_OF_A_STEP,
+    Aim,
     Part,
     Piece,
     Update,
     Weight,
-    as_float32,
     check_rows,
     laid_out,
 )
@@ -24,11 +24,16 @@ from llava.mezo.noise import (
     PHILOX_MULTIPLIERS,
     PHILOX_ROUNDS,
     PHILOX_WEYL,
+    STREAM_COLUMNS,
     STREAM_DIRECTION,
     STREAM_ROUNDING,
+    STREAM_ROWS,
     TILE,
     quantiles,
+    rank_of,
+    rank_scale,
     split64,
+    upper_half,
 )
 
 CHUNK = 256 * TILE
@@ -49,24 +54,24 @@ class TorchTable:
 
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)
-        self.distribution = _DISTRIBUTIONS[noise]
-        self.aim(0, (0.0,))
+        self.rank = rank_of(noise)
+        self.distribution = _gaussian if self.rank else _DISTRIBUTIONS[noise]
 
     def part(self, pieces: Sequence[Piece]) -> Part:
         return laid_out(self.weights, pieces)
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        self.seed, self.scales = seed, [as_float32(scale) for scale in scales]
+    def aim(self, aim: Aim) -> None:
+        self.aimed = aim
 
     def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
         views = {point: part.views(memory) for point, memory in copies.items()}
         for number, piece in enumerate(part.pieces):
             weight = self.weights[piece.index]
             for chunk in _chunks(weight, piece):
-                w, z = _values(weight, chunk), self._direction(self.seed, weight, chunk)
+                directions = [self._direction(seed, weight, chunk) for seed in self.aimed.seeds]
                 here = slice(chunk.start - piece.start, chunk.start - piece.start + chunk.count)
                 for point, copy in views.items():
-                    copy[number][here] = w + z * self.scales[point]
+                    copy[number][here] = self._at(point, weight, _values(weight, chunk), directions)
 
     def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
         weight = self.weights[index]
@@ -80,12 +85,19 @@ class TorchTable:
             there = ((asked >= 0) & (asked < height))[:, None]
             chosen = asked.clamp(0, height - 1)
             element = weight.first + chosen[:, None] * width + inside
-            z = self.distribution(_bits_of(self.seed, weight.number, STREAM_DIRECTION, element))
+            directions = [self._of_rows(seed, weight, chosen, element) for seed in self.aimed.seeds]
             w = weight.value[chosen].float()
             if weight.grid is not None:
                 w = w * weight.grid.steps[element // weight.grid.width]
             for point, out in copies.items():
-                out[first : first + step] = torch.where(there, w + z * self.scales[point], torch.nan)
+                values = self._at(point, weight, w, directions)
+                out[first : first + step] = torch.where(there, values, torch.nan)
+
+    def _at(self, point: int, weight: Weight, values: torch.Tensor, directions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """float32 values at the point of those at the weights."""
+        for z, scale in zip(directions, self.aimed.scales[point][weight.group], strict=True):
+            values = values + z * scale
+        return values
 
     def update(self, updates: Sequence[Update]) -> None:
         for weight in self.weights:
@@ -107,7 +119,29 @@ class TorchTable:
         weight.value.view(-1)[chunk.start : chunk.start + chunk.count] = u
 
     def _direction(self, seed: int, weight: Weight, chunk: Piece) -> torch.Tensor:
-        return self.distribution(_bits(seed, weight, STREAM_DIRECTION, chunk))
+        if not (self.rank and weight.columns):
+            return self.distribution(_bits(seed, weight, STREAM_DIRECTION, chunk))
+        first = weight.first + chunk.start
+        row, end = first // weight.columns, -(-(first + chunk.count) // weight.columns)
+        rows = torch.arange(row, end, device=weight.value.device)
+        return self._low_rank(seed, weight, rows).view(-1)[first - row * weight.columns :][: chunk.count]
+
+    def _of_rows(self, seed: int, weight: Weight, rows: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
+        """z of rows of a matrix, whose elements have these numbers."""
+        if self.rank:
+            return self._low_rank(seed, weight, rows + weight.first // weight.columns)
+        return self.distribution(_bits_of(seed, weight.number, STREAM_DIRECTION, element))
+
+    def _low_rank(self, seed: int, weight: Weight, rows: torch.Tensor) -> torch.Tensor:
+        """z of these rows [n] of the full matrix, [n, columns]."""
+        numbers = torch.arange(self.rank * weight.columns, device=rows.device)
+        inside = numbers[: self.rank]
+        a = _gaussian(_bits_of(seed, weight.number, STREAM_ROWS, rows[:, None] * self.rank + inside))
+        b = _gaussian(_bits_of(upper_half(seed), weight.number, STREAM_COLUMNS, numbers)).view(-1, self.rank)
+        z = a[:, :1] * b[:, 0]
+        for k in range(1, self.rank):
+            z = z + a[:, k : k + 1] * b[:, k]
+        return z * rank_scale(self.rank)
 
 
 def _chunks(weight: Weight, piece: Piece) -> Iterator[Piece]:

@@ -3,6 +3,7 @@
 Stored weights are handled as bit patterns, so that stochastic rounding is the one written down in
 `kernels/__init__.py`; `enable_fp_fusion=False` keeps multiplications and additions apart. Whatever changes from step to
 step (seed, scales, coefficients, decay) is read from device memory, so that launches can be captured in a CUDA graph.
+Points of several pairs, which few estimators have, are made by `torch_any.py`.
 With TRITON_INTERPRET=1 the same code runs on CPU tensors, which is how it is tested without a GPU.
 """
 
@@ -25,9 +26,10 @@ import triton.language as tl
 if int(triton.__version__.split(".")[0]) < 3:
     raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Part, Piece, Update, Weight, laid_out
+from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Aim, Part, Piece, Update, Weight, laid_out
 from llava.mezo.kernels import addresses as table
 from llava.mezo.kernels.addresses import Addresses, PackedUpdates
+from llava.mezo.kernels.torch_any import TorchTable
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
     PHILOX_MULTIPLIERS,
@@ -87,8 +89,11 @@ class TritonTable:
         self.device = self.weights[0].value.device
         self.gaussian = noise == "gaussian"
         self._constants = _constants(self.device)
-        self._point = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self._seed, self._scales = self._point[:1], self._point[1:].view(torch.float32)
+        groups = 1 + max(weight.group for weight in self.weights)
+        self._point = torch.zeros(1 + groups, dtype=torch.int64, device=self.device)
+        self._seed, self._scales = self._point[:1], self._point[1:].view(torch.float32)  # [group, point]
+        self._several = TorchTable(weights, noise)
+        self._pairs = 1
         whole = [Piece(k, 0, weight.value.numel()) for k, weight in enumerate(self.weights)]
         self._all = self._launches(whole, [0] * len(whole))
         self._single = [self._launches([piece], [0]) for piece in whole]
@@ -96,12 +101,22 @@ class TritonTable:
     def part(self, pieces: Sequence[Piece]) -> Part:
         return laid_out(self.weights, pieces, self._launches(pieces, laid_out(self.weights, pieces).offsets))
 
-    def aim(self, seed: int, scales: Sequence[float]) -> None:
-        numbers = np.array([*scales, 0.0][:2], dtype=np.float32)
-        packed = np.concatenate([np.array([seed], dtype=np.uint64).view(np.int64), numbers.view(np.int64)])
+    def aim(self, aim: Aim) -> None:
+        self._pairs = len(aim.seeds)
+        self._several.aim(aim)
+        if self._pairs > 1:
+            return
+        scales = np.zeros((len(self._point) - 1, 2), dtype=np.float32)
+        for point, of_groups in enumerate(aim.scales):
+            scales[:, point] = [scale for (scale,) in of_groups[: len(scales)]]
+        seed = np.array(aim.seeds, dtype=np.uint64).view(np.int64)
+        packed = np.concatenate([seed, scales.view(np.int64).reshape(-1)])
         self._point.copy_(torch.from_numpy(packed), non_blocking=True)
 
     def perturb(self, part: Part, copies: Mapping[int, torch.Tensor]) -> None:
+        if self._pairs > 1:
+            self._several.perturb(part, copies)
+            return
         scales, first, second = self._points(copies)
         with _on(self.device):
             for launch in part.prepared:
@@ -122,6 +137,9 @@ class TritonTable:
     def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
         height, width = self.weights[index].value.shape
         if rows.numel() == 0 or width == 0:
+            return
+        if self._pairs > 1:
+            self._several.look_up(index, rows, copies)
             return
         scales, first, second = self._points(copies)
         (launch,) = self._single[index]
@@ -173,7 +191,7 @@ class TritonTable:
         return launch_all
 
     def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scales, and copies as addresses of bytes; a single one twice."""
+        """Scales (of a group, two on from those of the group before), and copies as addresses of bytes; one twice."""
         first = next(iter(copies))
         memory = [copy.view(-1).view(torch.uint8) for copy in copies.values()]
         return self._scales[first:], memory[0], memory[-1]
@@ -379,6 +397,7 @@ def _perturb_tile(  # type: ignore[no-untyped-def]
 
     `address` is that of element 0, `place` that of element `start` within a copy, in elements.
     """
+    scales += 2 * tl.load(row + GROUP)
     for k in tl.static_range(8):
         element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
         bits = _loaded(address, element, start, stop, MASKED, KIND, ALIGNED)
@@ -434,6 +453,7 @@ def perturb_rows(  # type: ignore[no-untyped-def]
     tile = start // _TILE + tl.program_id(1)
     words = _philox(tile, tl.load(seed), tl.load(columns + NUMBER), _DIRECTION, constants)
     address = tl.load(columns + ADDRESS) - tl.load(columns + START) * (4 if KIND == FLOAT32 else 2)
+    scales += 2 * tl.load(columns + GROUP)
     for k in tl.static_range(8):
         element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
         bits = _loaded(address, element, start, start + width, True, KIND, False)

