@@ -188,7 +188,7 @@ class Study:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            return float(loss)
+            return float(loss.detach())
 
         return take
 

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llava.data.public_sets.br35h import PROMPTS
 from llava.errors import InputError
@@ -23,6 +27,7 @@ import prompts  # noqa: E402
 import rate_and_eps  # noqa: E402
 import run_pool  # noqa: E402
 import settings  # noqa: E402
+import snippets  # noqa: E402
 
 
 @pytest.fixture
@@ -284,3 +289,41 @@ def test_orders_are_compared_in_pairs(options, task, monkeypatch):
     values = {("off", 0): 0.5, ("auto", 0): 0.6, ("off", 1): 0.5, ("auto", 1): 0.52}
     monkeypatch.setattr(pool, "accuracy", lambda run: values[run.flags["--stratify_answers"], run.seed])
     assert order.differences(found, pool)[-1] == "| scan | 2 | +10.0, +2.0 | +6.0 ± 4.0 |"
+
+
+def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
+    """Each kind of method, for a few steps of a small model; what was run is not run again."""
+    words = ["<pad>", "<unk>", "great", "terrible", "It", "was", *"abcdefgh"]
+    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    model = tmp_path / "model"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(model)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes, **heads)).save_pretrained(model)
+    for split, number in (("train", 20), ("val", 6), ("test", 8)):
+        records = [
+            {
+                "conversations": [
+                    {"from": "human", "value": f"{'abcd'[k % 4]} It was"},
+                    {"from": "gpt", "value": "great" if k % 2 else "terrible"},
+                ]
+            }
+            for k in range(number)
+        ]
+        (tmp_path / f"{split}.json").write_text(json.dumps(records))
+    methods = ["zero-shot", "in context", "AdamW", "LoRA, AdamW", "MeZO", "MeZO, answers spread", "FZOO"]
+    given = ["--model", str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--methods", *methods]
+    given += ["--seeds", "0", "1", "--steps", "9", "--adamw_steps", "3", "--batch", "4"]
+    monkeypatch.setattr(sys, "argv", ["snippets.py", *given])
+    snippets.main()
+    told = capsys.readouterr().out
+    rows = [line.split(" | ") for line in told.splitlines() if line.startswith("| ") and "method" not in line]
+    assert [row[0].strip("| ") for row in rows] == methods
+    assert [row[2] for row in rows] == ["1", *["2"] * 6]
+    result = json.loads(next((tmp_path / "out" / "runs").glob("MeZO-[0-9]*-s1-test.json")).read_text())
+    assert len(result["losses"]) == 9 and 0 <= result["accuracy"] <= 1
+    assert len(json.loads(next((tmp_path / "out" / "runs").glob("FZOO-*-test.json")).read_text())["losses"]) == 2
+    monkeypatch.setattr(snippets.Study, "run", None)
+    snippets.main()
+    assert capsys.readouterr().out == told[told.index("# Rated") :]
