@@ -84,7 +84,7 @@ class MeZO(Optimizer):
         self.course = Course(self.config)
         """Estimator and rule, and what they remember of the steps before."""
         if sizes is None:
-            sizes = tensor_sizes(self.config.tensor_scales, dict(zip(self.names, chosen, strict=True)))
+            sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
         self.perturbation = Perturbation(model, list(chosen), self.weights)
         self.device = parameters[0].device

@@ -20,16 +20,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from llava.mezo.names import names_in_files
 
 KINDS = ("none", "norms", "rms")
 
 
-def tensor_sizes(kind: str, weights: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+def tensor_sizes(kind: str, model: nn.Module, weights: Sequence[nn.Parameter]) -> tuple[float, ...]:
     """The size of each weight's noise, in their order; empty for none.
 
     Args:
         kind: of `KINDS`, or a file.
-        weights: by canonical name.
+        weights: of the model; a tied one goes by each of its names.
 
     Raises:
         ValueError: the file cannot be read, has a size that is not above 0, or a pattern that fits no weight.
@@ -37,9 +40,9 @@ def tensor_sizes(kind: str, weights: Mapping[str, torch.Tensor]) -> tuple[float,
     if kind == "none":
         return ()
     if kind not in KINDS:
-        return _from_patterns(kind, read_patterns(kind), list(weights))
-    sizes = [_norm(weight) for weight in weights.values()]
-    counts = [weight.numel() for weight in weights.values()]
+        names = names_in_files(model)
+        return _from_patterns(kind, read_patterns(kind), [names[weight] for weight in weights])
+    sizes, counts = [_norm(weight) for weight in weights], [weight.numel() for weight in weights]
     if kind == "rms":
         sizes = [size / math.sqrt(count) for size, count in zip(sizes, counts, strict=True)]
     squares = sum(size * size * count for size, count in zip(sizes, counts, strict=True) if size)
@@ -64,12 +67,12 @@ def read_patterns(file: str) -> dict[str, float]:
     return {pattern: float(size) for pattern, size in patterns.items()}
 
 
-def _from_patterns(file: str, patterns: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
-    found = [next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None) for name in names]
+def _from_patterns(file: str, patterns: Mapping[str, float], names: Sequence[Sequence[str]]) -> tuple[float, ...]:
+    found = [next((p for p in patterns if any(fnmatchcase(name, p) for name in own)), None) for own in names]
     idle = [pattern for pattern in patterns if pattern not in found]
     if idle:
         raise ValueError(
-            f"tensor_scales {file}: {idle[0]!r} decides no trained weight; their names are like {names[0]!r}"
+            f"tensor_scales {file}: {idle[0]!r} decides no trained weight; their names are like {names[0][0]!r}"
         )
     return tuple(1.0 if pattern is None else _rounded(patterns[pattern]) for pattern in found)
 

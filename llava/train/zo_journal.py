@@ -105,7 +105,9 @@ class RunJournal:
         elif self.branch is not None:
             self._start_from(self.branch)
         self.fingerprint = fingerprint({name: p.detach() for name, p in trained.items()})
-        self.sizes = tensor_sizes(mezo_config(self.trainer.args).tensor_scales, trained)
+        self.sizes = tensor_sizes(
+            mezo_config(self.trainer.args).tensor_scales, self.trainer.model, list(trained.values())
+        )
         self.prepared = True
         return None if resume and str(resume) == str(self.folder) else resume
 

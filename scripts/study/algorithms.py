@@ -16,7 +16,7 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
@@ -126,6 +126,40 @@ def best_rate(runs: Mapping[str, Run], pool: Pool) -> str | None:
     return max(reached, key=reached.__getitem__) if reached else None
 
 
+@dataclass(frozen=True)
+class Case:
+    """A candidate on a task.
+
+    Attributes:
+        tried: by rate, on the validation set.
+    """
+
+    name: str
+    task: Task
+    tried: Mapping[str, Run]
+
+    @property
+    def candidate(self) -> Candidate:
+        """What its name stands for."""
+        return CANDIDATES[self.name]
+
+    def finals(self, pool: Pool, options: argparse.Namespace) -> list[Run]:
+        """Those that are judged on the test set, with every seed, once the best rate is known."""
+        rate = best_rate(self.tried, pool)
+        if rate is None:
+            return []
+        return [run_of(self.candidate, self.task, rate, options, seed=seed) for seed in options.seeds]
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """Every candidate on every task."""
+    return [
+        Case(name, task, searched(CANDIDATES[name], task, options))
+        for name in options.candidates
+        for task in chosen_tasks(options)
+    ]
+
+
 @command
 def main() -> None:
     """Run what is missing and fits the budget, then write the page."""
@@ -138,48 +172,25 @@ def main() -> None:
     options.sizes.parent.mkdir(parents=True, exist_ok=True)
     options.sizes.write_text(json.dumps(SIZES) + "\n", encoding="utf-8")
     deadline = None if options.budget is None else time.time() + 60 * options.budget
-    pool = Pool(options)
-    cases = [(CANDIDATES[name], task) for name in options.candidates for task in chosen_tasks(options)]
-    searches = [searched(candidate, task, options) for candidate, task in cases]
-    pool.do([run for runs in searches for run in runs.values()], deadline)
-    finals = list(final_runs(cases, searches, pool, options))
+    pool, cases = Pool(options), cases_of(options)
+    pool.do([run for case in cases for run in case.tried.values()], deadline)
+    finals = [run for case in cases for run in case.finals(pool, options)]
     title = "Estimators, rules and orders"
-    print(pool.page(finals, "algorithms", title, deadline, lambda: pictures(cases, searches, pool, options)))
+    print(pool.page(finals, "algorithms", title, deadline, lambda: pictures(cases, pool, options)))
 
 
-def final_runs(
-    cases: Sequence[tuple[Candidate, Task]],
-    searches: Sequence[Mapping[str, Run]],
-    pool: Pool,
-    options: argparse.Namespace,
-) -> Iterator[Run]:
-    """The runs that are judged on the test set."""
-    for (candidate, task), runs in zip(cases, searches, strict=True):
-        rate = best_rate(runs, pool)
-        if rate is not None:
-            for seed in options.seeds:
-                yield run_of(candidate, task, rate, options, seed=seed)
-
-
-def pictures(
-    cases: Sequence[tuple[Candidate, Task]],
-    searches: Sequence[Mapping[str, Run]],
-    pool: Pool,
-    options: argparse.Namespace,
-) -> list[str]:
+def pictures(cases: Sequence[Case], pool: Pool, options: argparse.Namespace) -> list[str]:
     """Lines that show a picture a task: how accuracy grows with the sample-forwards of each candidate."""
-    names = {id(candidate): name for name, candidate in CANDIDATES.items()}
     lines = []
-    for task in dict.fromkeys(task for _, task in cases):
+    for task in dict.fromkeys(case.task for case in cases):
         curves, best = {}, []
-        for (candidate, of), runs in zip(cases, searches, strict=True):
-            rate = best_rate(runs, pool) if of == task else None
-            finals = [] if rate is None else [run_of(candidate, task, rate, options, seed=s) for s in options.seeds]
+        for case in cases:
+            finals = case.finals(pool, options) if case.task == task else []
             found = [accuracy for accuracy in map(pool.accuracy, finals) if accuracy is not None]
-            if candidate.method == "adamw":
-                best += [100 * mean(found)] if found else []
+            if found and case.candidate.method == "adamw":
+                best.append(100 * mean(found))
             elif finals and pool.accuracy(finals[0]) is not None:
-                curves[names[id(candidate)]] = progress(candidate, finals[0], pool, options)
+                curves[case.name] = progress(case.candidate, finals[0], pool, options)
         if curves:
             picture = options.output / f"algorithms_{task.name}.png"
             plot_progress(curves, picture, f"{task.name}: accuracy on the test set", max(best, default=None))

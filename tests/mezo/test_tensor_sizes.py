@@ -15,26 +15,34 @@ from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.noise import direction_seed, direction_values
 from llava.mezo.tensor_sizes import tensor_sizes
 
-WEIGHTS = {"a.norm": torch.full((4,), 3.0), "b.mlp": torch.ones(10, 20), "c.bias": torch.zeros(5)}
+
+def sizes_of(kind: str) -> tuple[float, ...]:
+    """Of a norm, a matrix that goes by two names, and a bias of zeros."""
+    model = nn.Module()
+    model.a, model.b, model.c = nn.Module(), nn.Module(), nn.Module()
+    model.a.norm = nn.Parameter(torch.full((4,), 3.0))
+    model.b.mlp = nn.Parameter(torch.ones(10, 20))
+    model.c.bias, model.c.tied = nn.Parameter(torch.zeros(5)), model.b.mlp
+    return tensor_sizes(kind, model, [model.a.norm, model.b.mlp, model.c.bias])
 
 
 def test_norms_and_rms_keep_the_mean_square() -> None:
-    norms, rms = tensor_sizes("norms", WEIGHTS), tensor_sizes("rms", WEIGHTS)
+    norms, rms = sizes_of("norms"), sizes_of("rms")
     assert norms[0] / norms[1] == pytest.approx(6 / math.sqrt(200), rel=1e-3)
     assert rms[0] / rms[1] == pytest.approx(3, rel=1e-3)
     for sizes in (norms, rms):
         assert sizes[2] == 1  # of zeros
         assert (4 * sizes[0] ** 2 + 200 * sizes[1] ** 2) / 204 == pytest.approx(1, rel=1e-3)
-    assert tensor_sizes("none", WEIGHTS) == ()
+    assert sizes_of("none") == ()
 
 
 def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
     file = tmp_path / "sizes.json"
-    file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2, "a.*": 3, "*c*": 1}))
+    file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2, "a.*": 3, "*bias": 1}))
     with pytest.raises(ValueError, match=r"'a\.\*' decides no trained weight"):
-        tensor_sizes(str(file), WEIGHTS)
-    file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2.5}))
-    assert tensor_sizes(str(file), WEIGHTS) == (10, 2.5, 1)
+        sizes_of(str(file))
+    file.write_text(json.dumps({"*.norm": 10, "*.tied": 2.5}))
+    assert sizes_of(str(file)) == (10, 2.5, 1)
 
 
 @pytest.mark.parametrize(

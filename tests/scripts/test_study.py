@@ -265,16 +265,15 @@ def test_candidates_have_equal_sample_forwards(name, steps):
 def test_a_candidate_is_judged_at_its_best_rate(options, task, started, monkeypatch):
     """On the test set with every seed, once all of its rates have been tried on the validation set."""
     options.sizes = Path("sizes.json")
-    candidate = algorithms.CANDIDATES["sized"]
-    runs = algorithms.searched(candidate, task, options)
+    runs = algorithms.searched(algorithms.CANDIDATES["sized"], task, options)
     assert list(runs) == ["8e-4", "4e-4", "1.6e-3"]
     assert all(run.split == "val" and run.flags["--zo_tensor_scales"] == "sizes.json" for run in runs.values())
     pool = run_pool.Pool(options)
     found = {"8e-4": 0.5, "4e-4": 0.7}
     monkeypatch.setattr(pool, "accuracy", lambda run: found.get(run.flags["--learning_rate"]))
-    assert algorithms.best_rate(runs, pool) is None
+    assert algorithms.Case("sized", task, runs).finals(pool, options) == []
     found["1.6e-3"] = 0.6
-    finals = list(algorithms.final_runs([(candidate, task)], [runs], pool, options))
+    finals = algorithms.Case("sized", task, runs).finals(pool, options)
     assert [(run.seed, run.split, run.flags["--learning_rate"]) for run in finals] == [
         (0, "test", "4e-4"),
         (1, "test", "4e-4"),
