@@ -30,10 +30,10 @@ from llava.train.epoch_sampler import EpochSampler
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume_points import SaveResumePoints, start_of
 from llava.train.sparse_loss import laid_out_loss, plain_head, sparse_loss
-from llava.train.step_batches import Growth, MicroBatches, StepSampler, Together, parts_of
+from llava.train.step_batches import MicroBatches, StepSampler, Together, parts_of
 from llava.train.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
 from llava.train.unsaved import load_unsaved, save_unsaved
-from llava.train.zo_arguments import anchor_batches, mezo_config, refuse_impossible
+from llava.train.zo_arguments import mezo_config, planned_rows, refuse_impossible
 
 if TYPE_CHECKING:
     from llava.train.zo_journal import RunJournal
@@ -80,23 +80,12 @@ class MeZOTrainer(LLaVATrainer):
 
     def _plan_batches(self) -> None:
         """Steps of unequal size, or in parts, if the flags ask for them."""
-        args, config = self.args, mezo_config(self.args)
-        growth, anchor = getattr(args, "zo_batch_growth", None), anchor_batches(args)
-        self._rows_of_steps: list[int] | None = None
-        usual = args.train_batch_size * args.world_size
-        if growth is not None or anchor > 1:
-            stages = Growth(((0.0, usual),)) if growth is None else Growth.parse(growth)
-            rows = stages.rows(args.max_steps)
-            odd = [n for n in rows if n % args.world_size]
-            if odd:
-                raise InputError(
-                    f"a step of {odd[0]} records cannot be shared out to {args.world_size} processes evenly"
-                )
-            self._rows_of_steps = [n if k % config.anchor_steps else n * anchor for k, n in enumerate(rows)]
+        config, size = mezo_config(self.args), self.args.train_batch_size
+        self._rows_of_steps = planned_rows(self.args, config.anchor_steps)
         if config.estimator == "per_example":
             self.data_collator = MicroBatches(self.data_collator, 1)
         elif self._rows_of_steps is not None:
-            self.data_collator = MicroBatches(self.data_collator, args.train_batch_size)
+            self.data_collator = MicroBatches(self.data_collator, size)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As the base class, or with as many records a step as are planned."""
@@ -303,7 +292,7 @@ class MeZOTrainer(LLaVATrainer):
     def report(self) -> dict[str, Any]:
         """What report.json says of the engine: its flags, and which kernel ran."""
         names = ("zo_eps", "zo_seed", "zo_weight_storage")
-        kernel = kernel_for(self.args.zo_kernel, next(iter(self.mezo.storages)).device.type)
+        kernel = kernel_for(self.args.zo_kernel, self.mezo.device.type, self.mezo.weights.noise)
         report = {"zo_kernel": kernel.name, **{name: getattr(self.args, name) for name in names}}
         if self.known_features is not None and self._step_inputs is not None:
             report["feature_cache"] = {"hits": self._step_inputs.hits, "misses": self._step_inputs.misses}

@@ -39,6 +39,26 @@ def anchor_batches(args: Any) -> int:
     return int(getattr(args, "zo_anchor_batches", 1)) if getattr(args, "zo_estimator", "") == "svrg" else 1
 
 
+def planned_rows(args: Any, anchor_steps: int) -> list[int] | None:
+    """Records of each step of a run, over all processes, where steps differ; None where they do not.
+
+    Raises:
+        InputError: a step that cannot be shared out to the processes evenly.
+    """
+    growth, anchor = getattr(args, "zo_batch_growth", None), anchor_batches(args)
+    if growth is None and anchor == 1:
+        return None
+    usual = args.train_batch_size * args.world_size
+    stages = Growth(((0.0, usual),)) if growth is None else Growth.parse(growth)
+    rows = stages.rows(args.max_steps)
+    odd = [count for count in rows if count % args.world_size]
+    if odd:
+        raise InputError(
+            f"--zo_batch_growth {growth}: {odd[0]} records cannot be shared out evenly to {args.world_size} processes"
+        )
+    return [count if step % anchor_steps else count * anchor for step, count in enumerate(rows)]
+
+
 def refuse_impossible(args: Any) -> None:
     """Raise `InputError` when a flag excludes `--trainer_mode zo`.
 

@@ -173,6 +173,8 @@ def test_every_algorithm_is_resumed_and_replayed(
     words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
     assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
     assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
+    used = json.loads((tmp_path / "out" / "report.json").read_text())["zo_kernel"]
+    assert used == ("torch" if changes.get("zo_estimator") == "lowrank" else "numba")
     branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:4", "output_dir": tmp_path / "branch"}
     train(argv=flags(**branch, max_steps=1))
     assert replay([*words[:3], str(tmp_path / "branch" / "mezo_journal"), "--output-dir", str(tmp_path / "b")]) == 0
