@@ -24,7 +24,15 @@ from typing import Any
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course, Proposal
-from llava.mezo.config import LARGEST_RANK, LARGEST_SEED, LARGEST_WINDOW, MOST_DIRECTIONS, NOISES, STORAGES
+from llava.mezo.config import (
+    LARGEST_RANK,
+    LARGEST_SEED,
+    LARGEST_WINDOW,
+    MOST_DIRECTIONS,
+    NOISES,
+    STORAGES,
+    MeZOConfig,
+)
 from llava.mezo.kernels import Update
 from llava.mezo.measuring import update_of
 from llava.mezo.names import names_hash
@@ -133,6 +141,10 @@ class Record:
     def loss(self) -> float:
         """Mean of all losses of the step."""
         return sum(self.losses) / len(self.losses)
+
+
+SETTINGS = tuple(one.name for one in fields(Header) if one.name in MeZOConfig.__dataclass_fields__)
+"""The fields of a header that are settings of the engine, by the same names."""
 
 
 def encode(record: Record, previous: int) -> bytes:

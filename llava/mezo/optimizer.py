@@ -18,7 +18,7 @@ from llava.mezo.algorithms.course import Course, Proposal
 from llava.mezo.config import MeZOConfig
 from llava.mezo.fingerprint import dtype_name
 from llava.mezo.graphs import Inputs, Places, graphs_for
-from llava.mezo.journal_format import Group, Header, JournalError, Record, can_be_applied, updates_of
+from llava.mezo.journal_format import SETTINGS, Group, Header, JournalError, Record, can_be_applied, updates_of
 from llava.mezo.kernels import Update
 from llava.mezo.measuring import (
     Loss,
@@ -337,22 +337,10 @@ class MeZO(Optimizer):
             dtypes=tuple(dtype_name(p.dtype) for p in self.storages),
             shapes=tuple(tuple(p.shape) for p in self.storages),
             names_hash=self.names_hash,
-            storage=self.config.storage,
-            noise=self.config.noise,
-            eps=self.config.eps,
-            num_directions=self.config.num_directions,
-            estimator=self.config.estimator,
-            rule=self.config.rule,
-            momentum=self.config.momentum,
-            rms_decay=self.config.rms_decay,
-            window=self.config.window,
-            anchor_steps=self.config.anchor_steps,
-            rank=self.config.rank,
-            basis_steps=self.config.basis_steps,
             sizes=self.sizes,
-            seed=self.config.seed,
             groups=groups,
             stored=stored or {},
+            **{name: getattr(self.config, name) for name in SETTINGS},
         )
 
     def catch_up(self, first: int, last: int) -> None:

@@ -1,4 +1,4 @@
-"""How large the noise of each weight is: z = size * noise (Malladi et al. 2023, appendix B.4 "layerwise").
+"""How large the noise of each weight is: z = size * noise (Malladi et al. 2023, appendix B).
 
     none     1 for all
     norms    in proportion to the norm of the weight

@@ -1,7 +1,7 @@
 """An order of the data in which every answer is spread evenly over an epoch.
 
-Half of what tells the projected gradients of two records apart can be their answers (docs/reproduction.md): batches
-that have the answers in equal shares are calmer, at no cost.
+Where a record's answer decides much of its projected gradient, batches with the answers in equal shares are calmer. It
+has gained nothing where it was measured (docs/reproduction.md), and is off by default.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Sentences of movie reviews with the mean of twenty people's ratings, from -4 to 4 (Hutto and Gilbert 2014).
+"""Sentences of movie reviews with the mean of at least twenty people's ratings, from -4 to 4 (Hutto and Gilbert 2014).
 
 They come with the source archive of the package vaderSentiment on the Python package index (MIT licence):
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
 
 `--source` is that archive, the one inside it (hutto_ICWSM_2014.tar.gz), or its unpacked folder. The question is that of
-SST-2 in the MeZO paper (Malladi et al. 2023, table 14), the answer follows from the sign of the rating.
+SST-2 in the MeZO paper (Malladi et al. 2023), the answer follows from the sign of the rating.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.mezo.algorithms import Estimator, Point, Settings, Term
+from llava.mezo.algorithms.differences import two_sided
 from llava.mezo.algorithms.sgd import SGD
 
 Seeds = tuple[int, ...]
@@ -43,7 +44,7 @@ class Along(Estimator):
 
     def terms(self, memory: Seeds, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         everything, weights = self._direction(memory, seeds)
-        along = (losses[0] - losses[1]) / (2 * self.eps)
+        (along,) = two_sided(losses, self.eps)
         terms = (Term(seed, along * w * len(weights)) for seed, w in zip(everything, weights, strict=True))
         return everything, tuple(terms)
 

@@ -7,11 +7,11 @@ so that a step's length does not depend on the loss's scale. The paper has N = 8
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from llava.mezo.algorithms import Estimator, Point, Settings, Term
+from llava.mezo.algorithms.differences import standard_deviation
 
 
 class FZOO(Estimator):
@@ -21,7 +21,7 @@ class FZOO(Estimator):
         super().__init__(settings)
         if settings.num_directions < 2:
             raise ValueError(
-                f"the estimator fzoo takes the spread of several directions, and num_directions is "
+                "the estimator fzoo takes the spread of several directions, and num_directions is "
                 f"{settings.num_directions}; it must be at least 2 (usual: 8)"
             )
         if settings.noise != "rademacher":
@@ -33,8 +33,7 @@ class FZOO(Estimator):
 
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         here, *around = losses
-        mean = sum(around) / len(around)
-        spread = math.sqrt(sum((loss - mean) * (loss - mean) for loss in around) / (len(around) - 1))
+        spread = standard_deviation(around)
         return None, tuple(
             Term(seed, (loss - here) / spread if spread else 0.0) for seed, loss in zip(seeds, around, strict=True)
         )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.mezo.algorithms import Estimator, Point, Settings, Term
+from llava.mezo.algorithms.differences import two_sided
 
 
 class Guided(Estimator):
@@ -37,8 +38,8 @@ class Guided(Estimator):
         return tuple(Point(tuple(seeds), tuple(scale * w for w in weights)) for scale in (self.eps, -self.eps))
 
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
-        *probes, plus, minus = losses
-        along = (plus - minus) / (2 * self.eps)
+        *probes, _, _ = losses
+        (along,) = two_sided(losses[-2:], self.eps)
         return None, tuple(
             Term(seed, along * weight * len(probes)) for seed, weight in zip(seeds, guide(probes), strict=True)
         )

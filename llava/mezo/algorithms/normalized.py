@@ -2,9 +2,9 @@
 
 c = clip(projected_grad, +-3 sqrt(v))    v <- beta v + (1 - beta) mean of c^2    factor = c / sqrt(v) / n
 
-The scalar normalisation of MEAZO (2026) with the clip of QZO (Shang et al. 2025); v is bias-corrected as Adam's (Kingma
-and Ba 2015, section 3). A step of one direction is lr * z times a number of size about 1, so a rate is that of a step:
-the root mean square of projected_grad times a rate of `sgd`. Usual: beta = 0.99.
+The scalar normalisation of MEAZO (Dbouk et al. 2026, arXiv 2605.03869) with the clip of QZO (Shang et al. 2025); v is
+bias-corrected as Adam's (Kingma and Ba 2015, section 3). A step of one direction is lr * z times a number of size about
+1, so a rate is that of a step: the root mean square of projected_grad times a rate of `sgd`. Usual: beta = 0.99.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ direction, and n = B directions. The paper has eps = 1e-3, lr = 5e-5.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from llava.mezo.algorithms import Settings, Term
+from llava.mezo.algorithms.differences import standard_deviation
 from llava.mezo.algorithms.spsa import SPSA
 
 
@@ -31,7 +31,5 @@ class PerExample(SPSA):
 
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         _, terms = super().terms(memory, seeds, losses)
-        mean = sum(term.projected_grad for term in terms) / len(terms)
-        squares = sum((term.projected_grad - mean) * (term.projected_grad - mean) for term in terms)
-        spread = math.sqrt(squares / (len(terms) - 1))
+        spread = standard_deviation([term.projected_grad for term in terms])
         return None, tuple(Term(t.seed, t.projected_grad / spread if spread else 0.0) for t in terms)

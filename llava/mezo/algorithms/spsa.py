@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llava.mezo.algorithms import Estimator, Point, Settings, Term
+from llava.mezo.algorithms.differences import two_sided
 
 
 class SPSA(Estimator):
@@ -22,7 +23,5 @@ class SPSA(Estimator):
         return tuple(Point.along(seed, scale) for seed in seeds for scale in (self.eps, -self.eps))
 
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
-        pairs = zip(losses[::2], losses[1::2], strict=True)
-        return None, tuple(
-            Term(seed, (plus - minus) / (2 * self.eps)) for seed, (plus, minus) in zip(seeds, pairs, strict=True)
-        )
+        grads = two_sided(losses, self.eps)
+        return None, tuple(Term(seed, grad) for seed, grad in zip(seeds, grads, strict=True))

@@ -1,24 +1,26 @@
-"""Differences against an anchor, which has seen more: MeZO-SVRG (Gautam et al. 2024, Algorithm 2).
+"""Differences against an anchor, which has seen more: MeZO-SVRG (Gautam et al. 2024).
 
 every q steps    projected_grad along z_a, on as many records as the step has: the anchor; 2n forwards
 others           ((L(theta + eps z) - L(theta - eps z)) - (L(anchor + eps z) - L(anchor - eps z))) / (2 eps) along z
                  and the anchor's own projected_grad along z_a                     4n forwards
 
 The anchor's weights are not kept: they are the current ones with the updates since then taken back, on the way into a
-forward. A step at an anchor should have many records. The paper has q from 2 to 10.
+forward. A step at an anchor should have many records. Usual: q from 5 to 100.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Estimator, Point, Settings, Term
+from llava.mezo.algorithms import Point, Settings, Term
+from llava.mezo.algorithms.differences import two_sided
+from llava.mezo.algorithms.spsa import SPSA
 
 Anchor = tuple[int, tuple[Term, ...]]
 """Steps applied since, and what was found there."""
 
 
-class SVRG(Estimator):
+class SVRG(SPSA):
     """See `Estimator`; remembers the anchor."""
 
     start: Anchor = (0, ())
@@ -30,16 +32,16 @@ class SVRG(Estimator):
         self.steps = settings.anchor_steps
 
     def points(self, memory: Anchor, seeds: Sequence[int]) -> tuple[Point, ...]:
-        around = [Point.along(seed, scale) for seed in seeds for scale in (self.eps, -self.eps)]
+        around = super().points(None, seeds)
         if self._at_anchor(memory):
-            return tuple(around)
+            return around
         return (*around, *(point._replace(anchored=True) for point in around))
 
     def undone(self, memory: Anchor) -> int:
         return memory[0]
 
     def terms(self, memory: Anchor, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Anchor, tuple[Term, ...]]:
-        grads = [(plus - minus) / (2 * self.eps) for plus, minus in zip(losses[::2], losses[1::2], strict=True)]
+        grads = two_sided(losses, self.eps)
         here, there = grads[: len(seeds)], grads[len(seeds) :]
         if self._at_anchor(memory):
             found = tuple(Term(seed, grad) for seed, grad in zip(seeds, here, strict=True))

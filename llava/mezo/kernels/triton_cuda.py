@@ -117,22 +117,11 @@ class TritonTable:
         if self._pairs > 1:
             self._several.perturb(part, copies)
             return
-        scales, first, second = self._points(copies)
+        points, options = self._points(copies)
         with _on(self.device):
             for launch in part.prepared:
-                perturb_tiles[(launch.owners.numel(),)](
-                    launch.columns,
-                    launch.owners,
-                    self._seed,
-                    scales,
-                    self._constants,
-                    first,
-                    second,
-                    **launch.kinds,
-                    GAUSSIAN=self.gaussian,
-                    TWO=len(copies) > 1,
-                    **OPTIONS,
-                )
+                tiles = launch.owners.numel()
+                perturb_tiles[(tiles,)](launch.columns, launch.owners, *points, **launch.kinds, **options)
 
     def look_up(self, index: int, rows: torch.Tensor, copies: Mapping[int, torch.Tensor]) -> None:
         height, width = self.weights[index].value.shape
@@ -141,24 +130,11 @@ class TritonTable:
         if self._pairs > 1:
             self._several.look_up(index, rows, copies)
             return
-        scales, first, second = self._points(copies)
+        points, options = self._points(copies)
         (launch,) = self._single[index]
+        grid = rows.numel(), -(-width // TILE) + 1
         with _on(self.device):
-            perturb_rows[(rows.numel(), -(-width // TILE) + 1)](
-                launch.columns,
-                rows.contiguous(),
-                height,
-                width,
-                self._seed,
-                scales,
-                self._constants,
-                first,
-                second,
-                **launch.kinds,
-                GAUSSIAN=self.gaussian,
-                TWO=len(copies) > 1,
-                **OPTIONS,
-            )
+            perturb_rows[grid](launch.columns, rows.contiguous(), height, width, *points, **launch.kinds, **options)
 
     def update(self, updates: Sequence[Update]) -> None:
         if updates:
@@ -190,11 +166,15 @@ class TritonTable:
 
         return launch_all
 
-    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scales (of a group, two on from those of the group before), and copies as addresses of bytes; one twice."""
-        first = next(iter(copies))
+    def _points(self, copies: Mapping[int, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        """What both kernels that perturb take: arguments from `seed` to `second`, and options.
+
+        Scales of a group are two on from those of the group before; copies are addresses of bytes, a single one twice.
+        """
+        scales = self._scales[next(iter(copies)) :]
         memory = [copy.view(-1).view(torch.uint8) for copy in copies.values()]
-        return self._scales[first:], memory[0], memory[-1]
+        arguments = self._seed, scales, self._constants, memory[0], memory[-1]
+        return arguments, {"GAUSSIAN": self.gaussian, "TWO": len(copies) > 1, **OPTIONS}
 
     def _launches(self, pieces: Sequence[Piece], offsets: Sequence[int]) -> list[Launch]:
         """One launch for each kind of value and copy."""
