@@ -1,8 +1,4 @@
-"""The one exception for wrong input, and how a command shows it.
-
-`InputError` is raised wherever something that a person gave is wrong (a flag, a file, a record).
-Its message is complete on its own: what was given, what is allowed, which flag to change.
-"""
+"""The one exception for wrong input, and how a command shows it."""
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from llava.mezo.errors import InputError
+
+__all__ = ["EXIT_BAD_INPUT", "InputError", "command"]
+
 EXIT_BAD_INPUT = 2
-
-
-class InputError(ValueError):
-    """A flag, file or record cannot be used as given; the message says which one and what is allowed."""
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from llava.data.items import Item
 from llava.data.pictures import prepared_png
-from llava.data.records import records_text
 from llava.errors import InputError
+from llava.samples.loading import records_text
 
 PART = ".part"  # the name's end while a folder is being written
 MANIFEST = "manifest.json"

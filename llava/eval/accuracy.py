@@ -25,15 +25,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.eval.answers_file import AnswersFile, file_identity, model_identity
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
-from llava.eval.plots import plot_accuracy
 from llava.eval.questions import question_and_reference, record_id
 from llava.model.checkpoint_files import check_checkpoint
+from llava.runs.plots import plot_accuracy
+from llava.samples.loading import load_file
 
 Answers = list[dict[str, Any]]
 

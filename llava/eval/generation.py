@@ -25,6 +25,7 @@ from llava.mm_utils import (
     processor_tile_size,
     tokenizer_image_token,
 )
+from llava.model.builder import load_pretrained_model
 
 Turns = Sequence[tuple[str, str | None]]
 _HUMAN, _ASSISTANT = 0, 1
@@ -177,8 +178,6 @@ class Answerer:
 
 def load_model(path: str, base: str | None, dtype: str, attention: str = "sdpa") -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) of a LLaVA checkpoint, on the GPU where there is one."""
-    from llava.model.builder import load_pretrained_model
-
     tokenizer, model, image_processor, _ = load_pretrained_model(
         path,
         base,

@@ -9,11 +9,11 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.eval.generation import load_model
-from llava.mezo.base_model import MODEL
-from llava.mezo.journal import Journal
-from llava.mezo.journal_format import JournalError
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.base_model import MODEL
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
-from llava.mezo.replay import Replay
 from llava.mezo.tensor_files import TensorFiles
 
 

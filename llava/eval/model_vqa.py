@@ -22,10 +22,10 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
+from llava.samples.loading import load_file
 
 MAX_NEW_TOKENS = 1024
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from llava.mezo.algorithms import Move, Point, Term
-from llava.mezo.kernels import Update, as_float32
+from llava.mezo.algorithms.interface import Point, Term
 from llava.mezo.trained import TrainedWeights
+from llava.mezo.updates import Update
 
 Loss = Callable[..., "float | torch.Tensor"]
 Run = Callable[[int], "Sequence[float | torch.Tensor]"]
@@ -140,21 +140,6 @@ class LossWindow:
         step, batches, weights = self.step, self._batches, self._weights
         self.step, self._batches, self._weights = None, [], []
         return step, batches, weights
-
-
-def update_of(moves: Sequence[Move], rates: Sequence[float], decays: Sequence[float]) -> Update:
-    """The update of a step: for each group coefficients -lr * factor and the factor 1 - lr * weight_decay.
-
-    Args:
-        rates, decays: learning rate and weight decay of each group.
-
-    In float64, rounded once to float32.
-    """
-    return Update(
-        seeds=tuple(move.seed for move in moves),
-        coefficients=tuple(tuple(as_float32(-lr * move.factor) for move in moves) for lr in rates),
-        decays=tuple(as_float32(1.0 - lr * decay) for lr, decay in zip(rates, decays, strict=True)),
-    )
 
 
 def mean_over_ranks(device: torch.device) -> Reduce:

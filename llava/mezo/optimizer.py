@@ -7,19 +7,22 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from llava.mezo.algorithms import Point
 from llava.mezo.algorithms.course import Course, Proposal
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.config import MeZOConfig
-from llava.mezo.fingerprint import dtype_name
+from llava.mezo.errors import JournalError
 from llava.mezo.graphs import Inputs, Places, graphs_for
-from llava.mezo.journal_format import SETTINGS, Group, Header, JournalError, Record, can_be_applied, updates_of
-from llava.mezo.kernels import Update
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.fingerprint import dtype_name
+from llava.mezo.journal.header import SETTINGS, Group, Header
+from llava.mezo.journal.records import Record, updates_of
+from llava.mezo.journal.replay import apply_records
 from llava.mezo.measuring import (
     Loss,
     LossWindow,
@@ -28,16 +31,13 @@ from llava.mezo.measuring import (
     mean_over_ranks,
     measure,
     rank_and_ranks,
-    update_of,
 )
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
+from llava.mezo.updates import Update, can_be_applied, update_of
 from llava.mezo.weights import Storage, store
-
-if TYPE_CHECKING:  # journal and replay are commands too, and python -m wants to be the first to import them
-    from llava.mezo.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -345,8 +345,6 @@ class MeZO(Optimizer):
 
     def catch_up(self, first: int, last: int) -> None:
         """Apply steps first ... last - 1 of the journal to weights that are those before step `first`."""
-        from llava.mezo.replay import apply_records
-
         if self.journal is None:
             raise RuntimeError("there is no journal to catch up with")
         self._next = last

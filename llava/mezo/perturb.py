@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.mezo.algorithms import Point
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.passes import Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable

@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 
-from llava.mezo.algorithms import Point
-from llava.mezo.kernels import Aim, Part, Piece, Update, Weight, WeightTable, as_float32
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.kernels.interface import (
+    Aim,
+    Part,
+    Piece,
+    Weight,
+    WeightTable,
+)
 from llava.mezo.scratch import Memory, ScratchPool
+from llava.mezo.updates import Update, as_float32
 from llava.mezo.weights import Storage
 
 Copies = dict[int, torch.Tensor]

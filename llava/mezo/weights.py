@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from llava.mezo.kernels import LARGEST_ON_GRID, SUPPORTED_DTYPES, Grid
+from llava.mezo.kernels.interface import LARGEST_ON_GRID, SUPPORTED_DTYPES, Grid
 
 
 class Storage(Protocol):

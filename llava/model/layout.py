@@ -18,7 +18,8 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
-from llava.model.merging import MergePlan, merge_entry
+from llava.model.merge_plan import MergePlan
+from llava.model.merging import merge_entry
 from llava.model.splicing import cut_rows, images_per_row, modality_of_each
 
 Numbers = npt.NDArray[np.int64]

@@ -18,7 +18,8 @@ from llava.model import loading
 from llava.model.attention import causal_without_mask
 from llava.model.feature_maps import unpad_image
 from llava.model.layout import Geometry
-from llava.model.merging import MergePlan, merge_entry
+from llava.model.merge_plan import MergePlan
+from llava.model.merging import merge_entry
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.splicing import cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
 from llava.model.vision_modules import LlavaMetaModel

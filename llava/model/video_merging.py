@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from llava.errors import InputError
 from llava.model.feature_maps import append_newline, required, side_of
-
-if TYPE_CHECKING:
-    from llava.model.merging import MergePlan
+from llava.model.merge_plan import MergePlan
 
 
 def merge_video(

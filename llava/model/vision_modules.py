@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava.model import loading
-from llava.model.merging import MergePlan
+from llava.model.merge_plan import MergePlan
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector

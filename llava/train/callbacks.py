@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from llava.train.run_folder import save_arguments
+from llava.runs.run_folder import save_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.train import saving
+from llava.train.parts import saving
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 

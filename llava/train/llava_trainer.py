@@ -12,10 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from llava.train import run_folder, saving, state
-from llava.train.epoch_sampler import EpochSampler
-from llava.train.param_groups import parameter_groups
-from llava.train.samplers import (
+from llava.runs import run_folder
+from llava.samples.samplers import (
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_length_grouped_indices_auto_single,
@@ -24,8 +22,12 @@ from llava.train.samplers import (
     get_variable_length_grouped_indices,
     split_to_even_chunks,
 )
-from llava.train.stratified import StratifiedSampler, can_be_spread
-from llava.train.tunable import adapter_only
+from llava.samples.stratified import StratifiedSampler, can_be_spread
+from llava.train.parts import saving
+from llava.train.parts.param_groups import parameter_groups
+from llava.train.parts.tunable import adapter_only
+from llava.train.zo import state
+from llava.train.zo.epoch_sampler import EpochSampler
 
 ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
 """Flags whose order leaves nothing to answers."""
@@ -49,7 +51,7 @@ def should_only_save_mm_adapter(args: Any) -> bool:
 
 
 class LLaVATrainer(transformers.Trainer):
-    """Trainer of a LLaVA model; `args` is `llava.train.arguments.TrainingArguments`.
+    """Trainer of a LLaVA model; `args` is `llava.train.flags.arguments.TrainingArguments`.
 
     `tokenizer`, transformers 4's name of `processing_class`, is taken too.
     """

@@ -20,7 +20,7 @@ from llava.errors import InputError
 from llava.eval.generation import Answerer, Decoding
 from llava.eval.metrics import exact, normalise
 from llava.eval.questions import question_and_reference
-from llava.train.step_batches import OtherItems
+from llava.train.zo.step_batches import OtherItems
 
 RECORDS = "records"
 """Key of a batch's records."""

@@ -3,7 +3,7 @@
     python -m llava.train.train --model_name_or_path M --data_path train.json --image_folder D \
         --output_dir OUT --trainer_mode zo --mm_tunable_parts mm_language_model ...
 
-or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.arguments` has them all). An output
+or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.flags.arguments` has them all). An output
 folder that holds an unfinished run is resumed. At the end it holds the model, trainer_state.json, loss.png and
 report.json. Exit codes: 2 wrong input, 3 the loss diverged, 130 stopped by a signal (with a checkpoint).
 """
@@ -20,34 +20,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava import conversation
 from llava.errors import command
-from llava.eval.plots import plot_loss
-from llava.eval.run_report import versions, write_report
-from llava.train import feature_cache, run_folder
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.build import (
-    add_vision,
-    get_model,
-    get_tokenizer,
-    quantisation_of_run,
-    smart_tokenizer_and_embedding_resize,
-)
-from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
-from llava.train.collator import DataCollatorForSupervisedDataset
-from llava.train.compatibility import (
-    get_mm_adapter_state_maybe_zero_3,
-    get_peft_state_maybe_zero_3,
-    get_peft_state_non_lora_maybe_zero_3,
-    maybe_zero_3,
-    safe_save_model_for_hf_trainer,
-)
-from llava.train.dataset import LazySupervisedDataset, make_supervised_data_module
-from llava.train.llava_trainer import LLaVATrainer
-from llava.train.lora import add_lora, find_all_linear_names
-from llava.train.memory import peak_memory_bytes
-from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
-from llava.train.parsing import parse_arguments
-from llava.train.preflight import check_paths
-from llava.train.preprocess import (
+from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.runs import run_folder
+from llava.runs.plots import plot_loss
+from llava.runs.run_report import versions, write_report
+from llava.samples.collator import DataCollatorForSupervisedDataset
+from llava.samples.dataset import LazySupervisedDataset, make_supervised_data_module
+from llava.samples.preprocess import (
     preprocess,
     preprocess_gemma,
     preprocess_llama3,
@@ -58,9 +37,32 @@ from llava.train.preprocess import (
     preprocess_qwen,
     preprocess_v1,
 )
-from llava.train.resume_points import JOURNAL_FOLDER, newest_checkpoint, start_of
-from llava.train.saving import lora_names
-from llava.train.tunable import select_trainable
+from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
+from llava.train.compatibility import (
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    maybe_zero_3,
+    safe_save_model_for_hf_trainer,
+)
+from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.parsing import parse_arguments
+from llava.train.flags.preflight import check_paths
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.memory import peak_memory_bytes
+from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
+from llava.train.parts import feature_cache
+from llava.train.parts.adapters import add_lora, find_all_linear_names
+from llava.train.parts.build import (
+    add_vision,
+    get_model,
+    get_tokenizer,
+    quantisation_of_run,
+    smart_tokenizer_and_embedding_resize,
+)
+from llava.train.parts.saving import lora_names
+from llava.train.parts.tunable import select_trainable
+from llava.train.zo.resume_points import newest_checkpoint, start_of
 from llava.utils import setup_logging
 
 __all__ = [
@@ -182,7 +184,7 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
 def trainer_class(mode: str) -> type[LLaVATrainer]:
     """The trainer of a `--trainer_mode`."""
     if mode == "zo":
-        from llava.train.mezo_trainer import MeZOTrainer
+        from llava.train.zo.trainer import MeZOTrainer
 
         return MeZOTrainer
     return LLaVATrainer

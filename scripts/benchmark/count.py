@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from shapes import SHAPES, build
 
-from llava.train.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
 
 MATRIX_SHARE, BANDWIDTH_SHARE = 0.5, 0.8
 PERTURB_SLOTS, UPDATE_SLOTS, NORMAL_SLOTS = 27.8, 21.8, 56.7

@@ -37,14 +37,15 @@ import torch
 import transformers
 from measuring import peak_over_loaded
 
-from llava.mezo import MeZO, MeZOConfig, replay
+from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.graphs import Graphs
+from llava.mezo.journal import replay
 from llava.mezo.kernels.agreement import disagreements
 from llava.mezo.kernels.choice import available, kernel_for
 from llava.mezo.tensor_files import TensorFiles
-from llava.train.sparse_loss import laid_out_loss
-from llava.train.step_inputs import StepInputs
 from llava.train.train import train
+from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.step_inputs import StepInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"0.5b": ((1, 1500, 2), (4, 800, 1)), "7b": ((1, 1500, 2),)}

@@ -28,13 +28,13 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import AutoTokenizer
 
 from llava.mezo import MeZO
-from llava.mezo.journal import Journal
+from llava.mezo.journal.files import Journal
 from llava.mezo.trained import TrainedWeights
 from llava.model.layout import Geometry
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
-from llava.train.dataset import make_supervised_data_module
-from llava.train.mezo_trainer import MeZOTrainer
+from llava.samples.dataset import make_supervised_data_module
 from llava.train.train import train
+from llava.train.zo.trainer import MeZOTrainer
 
 PLAYGROUND = Path(__file__).resolve().parents[2] / "playground"
 MODEL, SCAN = PLAYGROUND / "tiny-llava-onevision", PLAYGROUND / "data" / "scan"

@@ -18,8 +18,14 @@ from pathlib import Path
 import torch
 
 from llava.mezo.config import KERNELS
-from llava.mezo.kernels import Aim, Grid, Piece, Update, Weight
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.kernels.interface import (
+    Aim,
+    Grid,
+    Piece,
+    Weight,
+)
+from llava.mezo.updates import Update
 
 ROWS, WIDTH = 32_768, 896
 CALLS_IN_A_GRAPH = 10

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from llava.mezo.config import STORAGES
-from llava.mezo.kernels import Update
 from llava.mezo.trained import TrainedWeights
+from llava.mezo.updates import Update
 from llava.mezo.weights import store
 
 LAYER = ((4864, 896), (4864, 896), (896, 4864), (896, 896), (896, 896), (128, 896), (128, 896), (896,), (896,))

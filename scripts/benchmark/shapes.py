@@ -9,7 +9,7 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaQwenConfig, LlavaQwenForCausalLM
-from llava.train.tunable import parse_parts, parts_of
+from llava.train.parts.tunable import parse_parts, parts_of
 
 _LANGUAGE: dict[str, dict[str, Any]] = {
     "tiny": {

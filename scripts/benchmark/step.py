@@ -38,8 +38,8 @@ from shapes import SHAPES, batch, build, count
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
 from llava.mezo.kernels.choice import kernel_for
-from llava.train.sparse_loss import laid_out_loss, last_hidden
-from llava.train.step_inputs import StepInputs, frozen_image_modules
+from llava.train.zo.sparse_loss import laid_out_loss, last_hidden
+from llava.train.zo.step_inputs import StepInputs, frozen_image_modules
 
 VARIANTS = ("forwards", "ours", "eager", "cached", "inplace")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -27,7 +27,7 @@ from run_pool import Pool
 from settings import STEPS, Task, chosen_tasks, parsed, positive, study_parser
 
 from llava.errors import command
-from llava.train.step_batches import Growth
+from llava.train.zo.step_batches import Growth
 
 BATCH = 4
 

@@ -24,8 +24,8 @@ from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate
 from storage import run as run_scheme
 
 from llava.errors import command
-from llava.eval.plots import plot_curves
-from llava.eval.runs import rise_after_minimum
+from llava.runs.plots import plot_curves
+from llava.runs.runs import rise_after_minimum
 
 SCHEMES = {"native": "ours", "inplace": "in place"}
 TEST_RECORDS = 200  # for the test loss on the way

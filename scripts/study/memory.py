@@ -27,9 +27,9 @@ from pictures import plot_memory
 from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
-from llava.train.lora import add_lora
-from llava.train.mezo_trainer import frozen_image_modules
-from llava.train.sparse_loss import sparse_loss
+from llava.train.parts.adapters import add_lora
+from llava.train.zo.sparse_loss import sparse_loss
+from llava.train.zo.trainer import frozen_image_modules
 
 METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"

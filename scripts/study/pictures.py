@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.eval.plots import COLOURS, empty_figure
+from llava.runs.plots import COLOURS, empty_figure
 
 
 def plot_grid(

@@ -16,10 +16,9 @@ from planned_run import Run, usual_run
 from run_pool import Pool
 from settings import DRAWN_SIZES, Task, chosen_tasks, parsed, study_parser
 
-from llava.data.loading import load_file
 from llava.data.public_sets.br35h import PROMPTS
-from llava.data.records import records_text
 from llava.errors import InputError, command
+from llava.samples.loading import load_file, records_text
 
 EPOCH = 250  # steps of batch 4 over 1000 records
 

@@ -26,7 +26,7 @@ from settings import METRIC, Task, model_of
 from tqdm.auto import tqdm
 
 from llava.errors import InputError
-from llava.eval.report import write
+from llava.runs.report import write
 
 EXIT_DIVERGED = 3
 DIVERGED_FILE = "diverged.json"
@@ -60,7 +60,7 @@ class Pool:
     ) -> str:
         """Do the runs that are missing, and write the page `OUTPUT/name.md` about all of them; returns its text.
 
-        `more` gives lines that stand below what `llava.eval.report` tells.
+        `more` gives lines that stand below what `llava.runs.report` tells.
         """
         folders = self.do(runs, deadline)
         diverged = [run.name for run in runs if (self.folder / run.name / DIVERGED_FILE).exists()]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from llava.data.demo import SETS, split_samples
 from llava.data.prepare import SETS as PUBLIC_SETS
-from llava.data.records import write_split
 from llava.errors import InputError
+from llava.toy.demo import SETS, split_samples
+from llava.toy.records import write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {

@@ -24,8 +24,9 @@ from pictures import plot_windows
 
 from llava.errors import InputError, command
 from llava.mezo.algorithms.course import Course
-from llava.mezo.journal import Journal
-from llava.mezo.journal_format import JournalError, applied_steps
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.records import applied_steps
 
 WINDOWS = 5
 

@@ -29,10 +29,10 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from llava.data.loading import load_file
 from llava.errors import InputError, command
 from llava.mezo import MeZO, MeZOConfig
-from llava.train.stratified import spread
+from llava.samples.loading import load_file
+from llava.samples.stratified import spread
 
 WORDS = (" great", " terrible")
 SHOTS = 16

@@ -31,16 +31,16 @@ from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
-from llava.mezo.algorithms import Point
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.head import next_token_loss
-from llava.mezo.measuring import update_of
 from llava.mezo.noise import direction_seed
-from llava.train.collator import DataCollatorForSupervisedDataset
-from llava.train.dataset import LazySupervisedDataset
-from llava.train.parsing import parse_arguments
-from llava.train.sparse_loss import last_hidden, sparse_loss
-from llava.train.step_inputs import frozen_image_modules
+from llava.mezo.updates import update_of
+from llava.samples.collator import DataCollatorForSupervisedDataset
+from llava.samples.dataset import LazySupervisedDataset
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build
+from llava.train.zo.sparse_loss import last_hidden, sparse_loss
+from llava.train.zo.step_inputs import frozen_image_modules
 
 matplotlib.use("Agg")
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from llava.errors import InputError, command
 from llava.eval.metrics import METRICS
-from llava.eval.run_report import closing_table, update_report
-from llava.train import run_folder
-from llava.train.parsing import parse_arguments
-from llava.train.preflight import check_paths
-from llava.train.tunable import adapter_only
+from llava.runs import run_folder
+from llava.runs.run_report import closing_table, update_report
+from llava.train.flags.parsing import parse_arguments
+from llava.train.flags.preflight import check_paths
+from llava.train.parts.tunable import adapter_only
 
 TRAIN = Path(__file__).resolve().parents[2] / "llava" / "train" / "train_mem.py"
 

@@ -1,7 +1,7 @@
 """The second commit: the engine and its trainer as files of their own, tests, flags and the choice of trainer.
 
-Which modules go along is computed: those that `llava.train.mezo_trainer` imports, directly or not, as far as LLaVA-NeXT
-does not have them. Flags and their help come from `llava.train.arguments`.
+Which modules go along is computed: those that `llava.train.zo.trainer` imports, directly or not, as far as LLaVA-NeXT
+does not have them. Flags and their help come from `llava.train.flags.arguments`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from source_edits import Source
 from trainer_edits import TRAIN, is_about_mezo
 
 from llava.errors import InputError
-from llava.train.arguments import TRAINER_MODES, TrainingArguments
+from llava.train.flags.arguments import TRAINER_MODES, TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[2]
-SEAM = "llava.train.mezo_trainer"
+SEAM = "llava.train.zo.trainer"
 ENGINE = "llava/mezo"
 FOR_GRAPHS = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket")
 """Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded."""
@@ -37,14 +37,14 @@ names; regular training imports nothing of this.
 CHECK = """\
 
 if training_args.trainer_mode == "zo":
-    from llava.train.zo_arguments import refuse_impossible
+    from llava.train.zo.arguments import refuse_impossible
 
     refuse_impossible(training_args)
 """
 CHOICE = """\
 trainer_class = LLaVATrainer
 if training_args.trainer_mode == "zo":
-    from llava.train.mezo_trainer import MeZOTrainer as trainer_class
+    from llava.train.zo.trainer import MeZOTrainer as trainer_class
 """
 
 
@@ -115,7 +115,7 @@ def flags() -> str:
         value = f"field(default={_literal(field.default)}, metadata={_literal(metadata)})"
         lines.append(f"{field.name}: {kind} = {value}\n")
     if not lines:
-        raise InputError("llava/train/arguments.py has no flag of MeZO")
+        raise InputError("llava/train/flags/arguments.py has no flag of MeZO")
     return "".join(lines)
 
 

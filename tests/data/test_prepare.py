@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llava.data import prepare
-from llava.data.loading import load_records
+from llava.samples.loading import load_records
 
 SPLITS = ("train", "val", "test")
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava.data import demo, tiny_model
-from llava.data.records import write_split
+from llava.toy import demo, tiny_model
+from llava.toy.records import write_split
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,12 @@ from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
-from llava.mezo.fingerprint import fingerprint
-from llava.mezo.journal import Journal
-from llava.mezo.journal_format import JournalError
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.fingerprint import fingerprint
+from llava.mezo.journal.replay import Replay
 from llava.mezo.noise import direction_seed, direction_values, low_rank_values
 from llava.mezo.reference import Weights, stored
-from llava.mezo.replay import Replay
 
 STEPS, BAD = 9, 4
 X = torch.randn(16, 12, generator=torch.Generator().manual_seed(1))

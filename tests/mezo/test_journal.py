@@ -23,11 +23,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig, no_decay_names
-from llava.mezo import journal as journal_module
-from llava.mezo.fingerprint import fingerprint
-from llava.mezo.journal import HEADER, RECORDS, Journal, main
-from llava.mezo.journal_format import JournalError, encode, parse_header
-from llava.mezo.replay import Replay
+from llava.mezo.errors import JournalError
+from llava.mezo.journal import files as journal_module
+from llava.mezo.journal.__main__ import main
+from llava.mezo.journal.files import HEADER, RECORDS, Journal
+from llava.mezo.journal.fingerprint import fingerprint
+from llava.mezo.journal.header import parse_header
+from llava.mezo.journal.records import encode
+from llava.mezo.journal.replay import Replay
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 X = torch.randn(16, 12, generator=torch.Generator().manual_seed(1))

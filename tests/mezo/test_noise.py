@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from llava.mezo.kernels import Aim, Piece, Weight
 from llava.mezo.kernels.choice import fastest, kernel_for
+from llava.mezo.kernels.interface import Aim, Piece, Weight
 from llava.mezo.noise import (
     DISTRIBUTIONS,
     PHILOX_ROUNDS,

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from llava.mezo import passes, units
-from llava.mezo.algorithms import Point
-from llava.mezo.kernels import Update
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.noise import direction_values
 from llava.mezo.perturb import Perturbation
 from llava.mezo.scratch import ScratchPool
 from llava.mezo.tables import PerturbedTable
 from llava.mezo.trained import TrainedWeights
+from llava.mezo.updates import Update
 from llava.mezo.weights import store
 
 SEED, SCALE = 77, 0.05

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.mezo.kernels import LARGEST_ON_GRID, Update
+from llava.mezo.kernels.interface import LARGEST_ON_GRID
 from llava.mezo.reference import mezo_step
 from llava.mezo.trained import TrainedWeights
+from llava.mezo.updates import Update
 from llava.mezo.weights import HEADROOM, Fixed16Storage, Float32Storage, NativeStorage, grid_steps, store
 
 SIXTEEN = (torch.bfloat16, torch.float16)

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from llava.conversation import conv_templates
-from llava.eval.run_report import REQUIRED_FIELDS
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.runs.run_report import REQUIRED_FIELDS
 
 ROOT = Path(__file__).parents[2]
 PLAYGROUND = ROOT / "playground"

@@ -11,8 +11,8 @@ import pytest
 import transformers
 
 from llava.errors import InputError
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.parsing import parse_arguments
+from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.parsing import parse_arguments
 
 CLASSES = {"ModelArguments": ModelArguments, "DataArguments": DataArguments, "TrainingArguments_own": TrainingArguments}
 BASE = ["--data_path", "x.json", "--version", "qwen_1_5", "--report_to", "none"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.parsing import parse_arguments
 from llava.train.train import (
     build,
     get_mm_adapter_state_maybe_zero_3,

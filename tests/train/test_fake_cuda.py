@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from llava.mezo import MeZO, MeZOConfig, StepResult, measuring, reuse_outputs
 from llava.mezo.kernels import torch_any
 from llava.mezo.tables import PerturbedTable
-from llava.train.sparse_loss import laid_out_loss, sparse_loss
-from llava.train.step_inputs import frozen_image_modules
+from llava.train.zo.sparse_loss import laid_out_loss, sparse_loss
+from llava.train.zo.step_inputs import frozen_image_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
 from fake_cuda import DeviceReadError, fake_cuda, move, on_fake_cuda, refusing_reads

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava.errors import InputError
-from llava.train.feature_cache import CachedEncoder, FeatureCache, fingerprint
+from llava.train.parts.feature_cache import CachedEncoder, FeatureCache, fingerprint
 from llava.train.train import train
 
 FEATURES = torch.arange(12.0).view(3, 4)

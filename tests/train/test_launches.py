@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig, passes, trained, units
-from llava.mezo.kernels import Part, Update, Weight
 from llava.mezo.kernels.choice import available
+from llava.mezo.kernels.interface import Part, Weight
 from llava.mezo.kernels.torch_any import TorchTable
+from llava.mezo.updates import Update
 from llava.model import LlavaQwenConfig, LlavaQwenForCausalLM
-from llava.train.sparse_loss import laid_out_loss
-from llava.train.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, parts_of
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, parts_of
+from llava.train.zo.sparse_loss import laid_out_loss
 
 pytestmark = pytest.mark.skipif(not available("triton"), reason="triton is not installed")
 LAYERS, TOWER_LAYERS, WIDTH = 24, 26, 16

@@ -135,13 +135,13 @@ def collate(records: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 @pytest.fixture()
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """llava/train/mezo_trainer.py, loaded over the plain trainer and under another name."""
+    """llava/train/zo/trainer.py, loaded over the plain trainer and under another name."""
     stand_in = ModuleType("llava.train.llava_trainer")
     stand_in.LLaVATrainer = PlainTrainer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     # transformers 4.40 reads its own pickles of random states, which later torch refuses by default
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    file = Path(llava.train.__path__[0]) / "mezo_trainer.py"
+    file = Path(llava.train.__path__[0]) / "zo" / "trainer.py"
     spec = importlib.util.spec_from_file_location("mezo_trainer_alone", file)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -327,9 +327,9 @@ def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.
 def test_a_run_resumes_from_its_journal_alone(
     mezo: Make, tmp_path: Path, storage: str, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava.train import resume_points
+    from llava.train.zo import journaled_run, resume_points
 
-    monkeypatch.setattr(resume_points, "RESUME_SECONDS", seconds)
+    monkeypatch.setattr(journaled_run, "RESUME_SECONDS", seconds)
     settings = {"zo_journal": True, "zo_weight_storage": storage, "max_steps": 9, "logging_steps": 2, "bf16": True}
     whole = mezo("whole", model=make_model(torch.bfloat16), **settings)
     whole.train()

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from llava.errors import InputError
 from llava.mezo.head import token_errors
-from llava.mezo.journal import Journal
+from llava.mezo.journal.files import Journal
 from llava.mezo.trained import TrainedWeights
 from llava.train import objectives
-from llava.train.parsing import parse_arguments
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import train
 
 Flags = Callable[..., list[str]]

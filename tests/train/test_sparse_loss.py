@@ -20,7 +20,7 @@ from transformers import (
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaQwenConfig, LlavaQwenForCausalLM
-from llava.train.sparse_loss import padded_on_the_right, sparse_loss
+from llava.train.zo.sparse_loss import padded_on_the_right, sparse_loss
 
 LANGUAGE: dict[str, Any] = {
     "hidden_size": 32,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llava.errors import InputError
-from llava.train.state import load_state, random_states, save_state, set_random_states
+from llava.train.zo.state import load_state, random_states, save_state, set_random_states
 
 
 def test_adamw_state_comes_back_bit_for_bit(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 from torch.utils.data import DataLoader, SequentialSampler
 
 from llava.errors import InputError
-from llava.mezo.journal import Journal
-from llava.train.dataset import make_supervised_data_module
-from llava.train.epoch_sampler import EpochSampler
-from llava.train.mezo_trainer import MeZOTrainer
-from llava.train.parsing import parse_arguments
-from llava.train.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
+from llava.mezo.journal.files import Journal
+from llava.samples.dataset import make_supervised_data_module
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
+from llava.train.zo.epoch_sampler import EpochSampler
+from llava.train.zo.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
+from llava.train.zo.trainer import MeZOTrainer
 
 Flags = Callable[..., list[str]]
 

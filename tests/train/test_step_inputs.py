@@ -13,10 +13,10 @@ from test_sparse_loss import batch, build
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.train.batch import Batch
-from llava.train.feature_cache import FeatureCache, TileFeatures, tile_features
-from llava.train.sparse_loss import laid_out_loss
-from llava.train.step_inputs import StepInputs
+from llava.samples.batch import Batch
+from llava.train.parts.feature_cache import FeatureCache, TileFeatures, tile_features
+from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.step_inputs import StepInputs
 
 
 def made(trained: tuple[str, ...] = ("layers",), dtype: torch.dtype = torch.float32, **settings: Any) -> Any:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.mezo.journal import Journal
+from llava.mezo.journal.files import Journal
 from llava.train.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import torch
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import InputError
-from llava.train.parsing import parse_arguments
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"

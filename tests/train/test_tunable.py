@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from llava.errors import InputError
-from llava.train.mezo_trainer import MeZOTrainer
-from llava.train.param_groups import parameter_groups
-from llava.train.parsing import parse_arguments
+from llava.train.flags.parsing import parse_arguments
+from llava.train.parts.param_groups import parameter_groups
+from llava.train.parts.tunable import parse_parts
 from llava.train.train import build
-from llava.train.tunable import parse_parts
+from llava.train.zo.trainer import MeZOTrainer
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "model"
 TRAINABLE = json.loads((GOLDEN / "trainable.json").read_text())["cases"]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.mezo_trainer import MeZOTrainer
-from llava.train.parsing import parse_arguments
 from llava.train.train import build, train
+from llava.train.zo.trainer import MeZOTrainer
 
 ROOT = Path(__file__).parents[2]
 

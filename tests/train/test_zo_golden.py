@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from llava.mezo import algorithms, trained
-from llava.mezo.kernels import Part, Update, Weight
+from llava.mezo.kernels.interface import Part, Weight
 from llava.mezo.kernels.numpy_reference import NumpyTable
-from llava.train.dataset import make_supervised_data_module
-from llava.train.mezo_trainer import MeZOTrainer
-from llava.train.parsing import parse_arguments
+from llava.mezo.updates import Update
+from llava.samples.dataset import make_supervised_data_module
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build
+from llava.train.zo.trainer import MeZOTrainer
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "model"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "zo_step.json").read_text())["cases"]}

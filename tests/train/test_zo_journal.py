@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from llava.eval import accuracy
-from llava.mezo.journal import HEADER, RECORDS, Journal
-from llava.mezo.replay import main as replay
-from llava.train import mezo_trainer, resume_points
-from llava.train.dataset import make_supervised_data_module
-from llava.train.parsing import parse_arguments
+from llava.mezo.journal.files import HEADER, RECORDS, Journal
+from llava.mezo.journal.replay import main as replay
+from llava.samples.dataset import make_supervised_data_module
+from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
+from llava.train.zo import journaled_run, resume_points
+from llava.train.zo import trainer as mezo_trainer
 
 Flags = Callable[..., list[str]]
 
@@ -123,14 +124,14 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
         changes |= {"save_strategy": "steps", "save_steps": 2, "zo_weight_storage": "fixed16"}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
     if points == "every step":
-        monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
+        monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
     for step in (3, 6):
         kill(step, moment)
         with pytest.raises(Killed):
             train(argv=flags(**changes))
         monkeypatch.undo()
         if points == "every step":
-            monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
+            monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
             expected = {f"resume-{step - 1}"} if step > 1 else set()
             assert {path.name for path in (tmp_path / "out" / "mezo_journal").glob("resume-*")} == expected
         if points == "none":
@@ -258,7 +259,7 @@ def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: 
 
 def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "whole"))
-    monkeypatch.setattr(resume_points, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
     kill(5, "after the update")
     with pytest.raises(Killed):
         train(argv=flags())

@@ -110,16 +110,16 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     assert [name for name in new if not name.startswith(("llava/mezo/", "tests/mezo/"))] == [
         "docs/journal_format.md",
         "llava/errors.py",
-        "llava/train/epoch_sampler.py",
-        "llava/train/mezo_trainer.py",
-        "llava/train/resume_points.py",
-        "llava/train/sparse_loss.py",
-        "llava/train/state.py",
-        "llava/train/step_batches.py",
-        "llava/train/step_inputs.py",
-        "llava/train/unsaved.py",
-        "llava/train/zo_arguments.py",
-        "llava/train/zo_journal.py",
+        "llava/train/zo/epoch_sampler.py",
+        "llava/train/zo/trainer.py",
+        "llava/train/zo/resume_points.py",
+        "llava/train/zo/sparse_loss.py",
+        "llava/train/zo/state.py",
+        "llava/train/zo/step_batches.py",
+        "llava/train/zo/step_inputs.py",
+        "llava/train/zo/unsaved.py",
+        "llava/train/zo/arguments.py",
+        "llava/train/zo/run_journal.py",
         "tests/train/test_mezo_trainer_alone.py",
     ]
     for name in new:
@@ -131,7 +131,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     assert lines[made - 3 : made] == [
         "trainer_class = LLaVATrainer",
         'if training_args.trainer_mode == "zo":',
-        "from llava.train.mezo_trainer import MeZOTrainer as trainer_class",
+        "from llava.train.zo.trainer import MeZOTrainer as trainer_class",
     ]
     assert lines.index("refuse_impossible(training_args)") < made
     assert 'if training_args.trainer_mode == "zo" or list(pathlib.Path(training_args.output_dir).glob(' in train
@@ -141,7 +141,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
 
 def test_the_flags_parse_as_ours_do(checkout: Path) -> None:
     """The written fields, run as the dataclass that they are put into."""
-    from llava.train.arguments import TrainingArguments as Ours
+    from llava.train.flags.arguments import TrainingArguments as Ours
 
     text = "import dataclasses\nfrom dataclasses import field\nfrom typing import Optional\n"
     text += "@dataclasses.dataclass\nclass Flags:\n" + "".join(f"    {f}\n" for f in mezo_files.flags().splitlines())
@@ -210,7 +210,7 @@ def flags_of(command: str) -> dict[str, str]:
 
 
 def test_the_documented_defaults_are_the_flags() -> None:
-    from llava.train.arguments import TrainingArguments
+    from llava.train.flags.arguments import TrainingArguments
 
     text = (ROOT / "scripts" / "upstream" / "files" / "MeZO.md").read_text()
     documented = dict(re.findall(r"^\| `--(\w+)` \| `?([^|`]+?)`? \|", text, re.MULTILINE))

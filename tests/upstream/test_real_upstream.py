@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from small_upstream_model import TOWER, Small, make
 
-from llava.mezo.journal import RECORDS, Journal
+from llava.mezo.journal.files import RECORDS, Journal
 
 ROOT = Path(__file__).parents[2]
 MAKE_BRANCH = ROOT / "scripts" / "upstream" / "make_branch.sh"
@@ -75,10 +75,10 @@ save_file({name: parameter.contiguous() for name, parameter in model.named_param
 """
 
 RESUME_POINTS = """
-from llava.train import resume_points
+from llava.train.zo import journaled_run
 from llava.train.train import train
 
-resume_points.RESUME_SECONDS = 0.0
+journaled_run.RESUME_SECONDS = 0.0
 train()
 """
 
@@ -333,7 +333,7 @@ def kill_after(steps: int, tree: Tree, command: list[Any], records: Path, **opti
 
 def replay(tree: Tree, base: Path, run: Path, out: Path) -> None:
     done = tree.run(
-        "-m", "llava.mezo.replay", "--model-path", base, "--journal", run / "mezo_journal", "--output-dir", out
+        "-m", "llava.mezo.journal.replay", "--model-path", base, "--journal", run / "mezo_journal", "--output-dir", out
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from llava.data import scans
+from llava.data import prompts
 from llava.data.items import Item, SourceSet
 from llava.data.sources import find_folder, source_folder
 from llava.errors import InputError
@@ -17,16 +17,7 @@ from llava.errors import InputError
 logger = logging.getLogger(__name__)
 
 CHOSEN_PROMPT = 5
-# The study's, in its order and to the letter: the first ends in a blank, the second is the same without it.
-PROMPTS = (
-    "<image>\nQuestion: Are there signs of a tumor in the image? Yes or No?\nAnswer: ",
-    "<image>\nQuestion: Are there signs of a tumor in the image? Yes or No?\nAnswer:",
-    "<image>\nQuestion: Are there signs of a tumor? Yes or No?\nAnswer:",
-    "<image>\nQuestion: Are there signs of a tumor in the image? Yes or No?",
-    scans.PROMPT,
-    "<image> Are there signs of a tumor in the image? Yes or No? Answer:",
-    "<image>\nAre there signs of a tumor in the image? Respond with Yes or No.\nAnswer:",
-)
+PROMPTS = prompts.SCANS
 SIZES = {"train": 1000, "val": 500, "test": 1000}
 ANSWERS = {"yes": "Yes", "no": "No"}  # by folder
 PLACE = "on kaggle.com/datasets/ahmedhamada0/brain-tumor-detection; unpack it and give the folder"

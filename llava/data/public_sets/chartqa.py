@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.data import charts
+from llava.data import prompts
 from llava.data.items import Item, SourceSet, text_field
-from llava.data.loading import load_file
 from llava.data.sources import find_folder, load_tables, parquet_files, source_folder
 from llava.data.splits import SPLITS
 from llava.errors import InputError
+from llava.samples.loading import load_file
 
-PROMPT = charts.PROMPT
+PROMPT = prompts.CHART
 SIZES = {"train": 1000, "val": 500, "test": 1000}
 HUB_ID = "HuggingFaceM4/ChartQA"
 KINDS = ("human", "augmented")

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava.data import figures
+from llava.data import prompts
 from llava.data.items import Item, SourceSet, text_field
-from llava.data.loading import load_file
 from llava.data.sources import find_folder, load_tables, parquet_files, source_folder
 from llava.data.splits import shuffled
 from llava.errors import InputError
+from llava.samples.loading import load_file
 
-PROMPT = figures.PROMPT
+PROMPT = prompts.OPTIONS
 SIZES = {"train": 1000, "val": 200, "test": 500}
 HUB_ID = "We-Math/We-Math"
 FILE = "testmini.json"
@@ -62,7 +62,7 @@ def _item(record: dict[str, Any], template: str, seed: int, file: str, read: Cal
     options = split_options(text, name)
     if answer not in options:
         raise InputError(f"{name}: the answer is {answer!r}, but the options are {', '.join(options)}: {text!r}")
-    listed = figures.join_options(shuffled(list(options.values()), seed, name))
+    listed = prompts.join_options(shuffled(list(options.values()), seed, name))
     prompt = template.format(question=question, options=listed)
     return Item(name, prompt, options[answer], record["key"], file, read)
 

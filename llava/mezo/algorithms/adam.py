@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Rule, Settings, Term
+from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 from llava.mezo.algorithms.momentum import Estimates, Momentum
 
 BETA2, SMALL = 0.999, 1e-8

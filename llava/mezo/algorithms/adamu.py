@@ -15,8 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llava.mezo.algorithms import Estimator, Point, Settings, Term
 from llava.mezo.algorithms.differences import two_sided
+from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
 from llava.mezo.algorithms.sgd import SGD
 
 Seeds = tuple[int, ...]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from llava.mezo.algorithms import Estimator, Rule
 from llava.mezo.algorithms.adam import Adam
 from llava.mezo.algorithms.adamu import AdaMU
 from llava.mezo.algorithms.fzoo import FZOO
 from llava.mezo.algorithms.guided import Guided
+from llava.mezo.algorithms.interface import Estimator, Rule
 from llava.mezo.algorithms.lowrank import LowRank
 from llava.mezo.algorithms.momentum import Momentum
 from llava.mezo.algorithms.normalized import Normalized

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava.mezo.algorithms import Move, Point, Settings, Term
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
+from llava.mezo.algorithms.interface import Move, Point, Settings, Term
 
 
 @dataclass(frozen=True)

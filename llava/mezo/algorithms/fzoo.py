@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.mezo.algorithms import Estimator, Point, Settings, Term
 from llava.mezo.algorithms.differences import standard_deviation
+from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
 
 
 class FZOO(Estimator):

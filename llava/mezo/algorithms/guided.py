@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.mezo.algorithms import Estimator, Point, Settings, Term
 from llava.mezo.algorithms.differences import two_sided
+from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
 
 
 class Guided(Estimator):

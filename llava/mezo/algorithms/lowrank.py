@@ -8,7 +8,7 @@ B is selected by the upper half of a direction's seed, A by all of it, see `nois
 
 from __future__ import annotations
 
-from llava.mezo.algorithms import Settings
+from llava.mezo.algorithms.interface import Settings
 from llava.mezo.algorithms.spsa import SPSA
 from llava.mezo.noise import LOW32, LOW_RANK, upper_half
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Rule, Settings, Term
+from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 
 Estimates = tuple[tuple[Term, ...], ...]
 """Of the last steps, newest first."""

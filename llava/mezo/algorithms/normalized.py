@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Rule, Settings, Term
+from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 
 CLIP = 3.0
 

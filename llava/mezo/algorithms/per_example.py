@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llava.mezo.algorithms import Settings, Term
 from llava.mezo.algorithms.differences import standard_deviation
+from llava.mezo.algorithms.interface import Settings, Term
 from llava.mezo.algorithms.spsa import SPSA
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Move, Rule, Term
+from llava.mezo.algorithms.interface import Move, Rule, Term
 
 
 class SGD(Rule):

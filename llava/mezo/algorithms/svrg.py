@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llava.mezo.algorithms import Point, Settings, Term
 from llava.mezo.algorithms.differences import two_sided
+from llava.mezo.algorithms.interface import Point, Settings, Term
 from llava.mezo.algorithms.spsa import SPSA
 
 Anchor = tuple[int, tuple[Term, ...]]

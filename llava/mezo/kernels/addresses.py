@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import Piece, Update, Weight
+from llava.mezo.kernels.interface import Piece, Weight
 from llava.mezo.noise import TILE
+from llava.mezo.updates import Update
 
 FLOAT32, BFLOAT16, FLOAT16, GRID = range(4)
 KIND = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.int16: GRID}

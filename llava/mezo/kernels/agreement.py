@@ -12,9 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llava.mezo.kernels import SUPPORTED_DTYPES, Aim, Grid, Kernel, Piece, Update, Weight, as_float32
+from llava.mezo.kernels.interface import (
+    SUPPORTED_DTYPES,
+    Aim,
+    Grid,
+    Kernel,
+    Piece,
+    Weight,
+)
 from llava.mezo.kernels.numpy_reference import NumpyKernel
 from llava.mezo.noise import TILE
+from llava.mezo.updates import Update, as_float32
 
 SIZES = (1e-9, 1e-6, 1e-3, 0.02, 1.0, 300.0, 7e4, 1e30)
 SCALES = (0.0, 1e-3, -1e-3, 1e-6, 0.1, 3.0, -1e5)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from llava.mezo.kernels import Kernel
+from llava.mezo.kernels.interface import Kernel
 from llava.mezo.noise import rank_of
 
 logger = logging.getLogger(__name__)

@@ -19,17 +19,6 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llava.mezo.kernels import (
-    LARGEST_ON_GRID,
-    PARTS_OF_A_STEP,
-    Aim,
-    Part,
-    Piece,
-    Update,
-    Weight,
-    check_rows,
-    laid_out,
-)
 from llava.mezo.kernels.addresses import (
     ADDRESS,
     BFLOAT16,
@@ -48,6 +37,16 @@ from llava.mezo.kernels.addresses import (
     Addresses,
     PackedUpdates,
 )
+from llava.mezo.kernels.interface import (
+    LARGEST_ON_GRID,
+    PARTS_OF_A_STEP,
+    Aim,
+    Part,
+    Piece,
+    Weight,
+    check_rows,
+    laid_out,
+)
 from llava.mezo.kernels.threads import share
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
@@ -60,6 +59,7 @@ from llava.mezo.noise import (
     quantiles,
     split64,
 )
+from llava.mezo.updates import Update
 
 SERIAL_BELOW = 16
 """Tiles below which starting threads costs more than it saves."""

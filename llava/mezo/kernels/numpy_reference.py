@@ -8,19 +8,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llava.mezo.kernels import (
+from llava.mezo.kernels.interface import (
     LARGEST_ON_GRID,
     PARTS_OF_A_STEP,
     Aim,
     Grid,
     Part,
     Piece,
-    Update,
     Weight,
     check_rows,
     laid_out,
 )
 from llava.mezo.noise import STREAM_ROUNDING, direction_values, low_rank_values, random_bits, rank_of
+from llava.mezo.updates import Update
 
 Floats = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.uint16]

@@ -7,13 +7,12 @@ from functools import cache
 
 import torch
 
-from llava.mezo.kernels import (
+from llava.mezo.kernels.interface import (
     LARGEST_ON_GRID,
     PARTS_OF_A_STEP,
     Aim,
     Part,
     Piece,
-    Update,
     Weight,
     check_rows,
     laid_out,
@@ -35,6 +34,7 @@ from llava.mezo.noise import (
     split64,
     upper_half,
 )
+from llava.mezo.updates import Update
 
 CHUNK = 256 * TILE
 """Elements worked on at a time: about 20 MB of temporary memory."""

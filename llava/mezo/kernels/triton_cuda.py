@@ -26,9 +26,17 @@ import triton.language as tl
 if int(triton.__version__.split(".")[0]) < 3:
     raise ImportError(f"the CUDA kernel needs triton 3, and this is {triton.__version__}")
 
-from llava.mezo.kernels import LARGEST_ON_GRID, PARTS_OF_A_STEP, Aim, Part, Piece, Update, Weight, laid_out
 from llava.mezo.kernels import addresses as table
 from llava.mezo.kernels.addresses import Addresses, PackedUpdates
+from llava.mezo.kernels.interface import (
+    LARGEST_ON_GRID,
+    PARTS_OF_A_STEP,
+    Aim,
+    Part,
+    Piece,
+    Weight,
+    laid_out,
+)
 from llava.mezo.kernels.torch_any import TorchTable
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,
@@ -40,6 +48,7 @@ from llava.mezo.noise import (
     TILE,
     quantiles,
 )
+from llava.mezo.updates import Update
 
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(kind) for kind in (table.FLOAT32, table.BFLOAT16, table.FLOAT16))
 ADDRESS, START, COUNT, NUMBER, GROUP, OFFSET, POSITION, STEPS, WIDTH, COLUMNS = (

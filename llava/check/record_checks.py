@@ -1,0 +1,250 @@
+"""Training's verdict about single records, with everything that is wrong with one and without stopping at it.
+
+The steps are those of `llava.samples.sample_maker`, which training itself takes. Pictures and videos are really
+decoded, each file once; what is kept of them is their size, which tells the number of tokens, or the reason why not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import InputError
+from llava.mm_utils import count_tiles
+from llava.samples.encoding import Encoded
+from llava.samples.loading import Record
+from llava.samples.media import (
+    IMAGE,
+    MULTI_IMAGE_ASPECT_RATIO,
+    VIDEO,
+    Entry,
+    Media,
+    has_media,
+    image_paths,
+    open_image,
+    processor_side,
+)
+from llava.samples.sample_maker import SampleMaker
+from llava.samples.turns import ANSWER, HUMAN, SYSTEM, Turn, count_image_marks, record_turns
+from llava.video import Video, read_video
+
+# What can be wrong with a record, in the order in which training would notice.
+PROBLEMS = {
+    "turns": "malformed turns",
+    "media": "missing or broken images and videos",
+    "marks": f"{DEFAULT_IMAGE_TOKEN} marks that do not match",
+    "template": "turns that the conversation template cannot hold",
+    "cut": "answers that --model_max_length cuts off entirely",
+    "unsupervised": "nothing to learn from (a batch of such records alone stops a run)",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why training would stop at a record: a key of `PROBLEMS`, the message, and the file if it is one's fault."""
+
+    kind: str
+    message: str
+    path: str | None = None
+
+
+@dataclass
+class Verdict:
+    """What training would make of a record.
+
+    Attributes:
+        problems: training would fail if there are any.
+        warnings: (what holds for many records, what is said of this one).
+        turns: None when they are malformed.
+        length: tokens before any cut, images included; None when that is not known.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    turns: list[Turn] | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is kept of a picture: (width, height)."""
+
+    size: tuple[int, int]
+
+
+class OpenedOnce:
+    """Opens every picture and video the way training does, once, and keeps its outline or what is wrong with it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Any] = {}
+
+    def image(self, path: str, folder: str | None) -> Outline:
+        return self._once((IMAGE, path), lambda: Outline(open_image(path, folder).size))
+
+    def video(self, path: str, data_args: Any) -> Video:
+        def outline() -> Video:
+            video = read_video(path, data_args)
+            return Video([Outline(video.frames[0].size)] * len(video.frames), video.times, video.seconds)
+
+        return self._once((VIDEO, path), outline)
+
+    def _once(self, key: tuple[str, str], look: Callable[[], Any]) -> Any:
+        if key not in self._seen:
+            try:
+                self._seen[key] = look()
+            except Exception as error:  # whatever it is, it would stop training; pixels hang on its traceback
+                self._seen[key] = _reason(error)
+        found = self._seen[key]
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+
+def entry_outlines(media: Media, data_args: Any) -> list[Entry]:
+    """What `llava.samples.media.media_entries` gives, in shape: pixels on the meta device, [tiles, 3, S, S]."""
+    side = processor_side(data_args.image_processor)
+    if media.video is not None:
+        frames = media.video.frames
+        return [(torch.empty(len(frames), 3, side, side, device="meta"), frames[0].size, VIDEO)]
+    several = len(media.images) > 1
+    name = MULTI_IMAGE_ASPECT_RATIO if several else getattr(data_args, "image_aspect_ratio", None)
+    pinpoints = getattr(data_args, "image_grid_pinpoints", None)
+    entries = []
+    for image in media.images:
+        tiles = count_tiles(name, image.size, data_args.image_processor, pinpoints)
+        entries.append((torch.empty(tiles, 3, side, side, device="meta"), image.size, IMAGE))
+    return entries
+
+
+class RecordChecker:
+    """Gives verdicts about the records of a run.
+
+    Args:
+        tokenizer, data_args: as for `LazySupervisedDataset`.
+        knows_lengths: whether the tokenizer is the run's, and not one that stands in for it.
+    """
+
+    def __init__(self, tokenizer: Any, data_args: Any, knows_lengths: bool) -> None:
+        self.knows_lengths = knows_lengths
+        self._opened = OpenedOnce()
+        self.maker = SampleMaker(tokenizer, data_args, self._opened.image, self._opened.video, entry_outlines)
+
+    def check(self, record: Record) -> Verdict:
+        """Everything that is wrong with a record; when nothing is, training takes it."""
+        verdict = Verdict()
+        with _attempt(verdict, "turns"):
+            verdict.turns = record_turns(record)
+        media = self._media(record, verdict)
+        if verdict.turns is None:
+            return verdict
+        verdict.warnings += [(text, text) for text in _oddities(record, verdict.turns)]
+        if media is None:
+            return verdict
+        marks_fit = False
+        with _attempt(verdict, "marks"):
+            self.maker.check_marks(record, media)
+            marks_fit = True
+        if marks_fit:
+            self._check_tokens(record, media, verdict)
+        return verdict
+
+    def _media(self, record: Record, verdict: Verdict) -> Media | None:
+        """The record's media; with outlines of one pixel for images that are broken; None if it cannot be said."""
+        found: Media | None = None
+        trial = Verdict()
+        with _attempt(trial, "media"):
+            found = self.maker.open(record)
+        if found is not None:
+            return found
+        paths = _paths(record)
+        if paths and getattr(self.maker.data_args, "image_processor", None) is not None:
+            folder = getattr(self.maker.data_args, "image_folder", None)
+            for path in dict.fromkeys(paths):
+                with _attempt(verdict, "media", path):
+                    self._opened.image(path, folder)
+            found = Media(images=(Outline((1, 1)),) * len(paths))
+        if not any(problem.kind == "media" for problem in verdict.problems):
+            video = record.get("video") if record.get("image") is None else None
+            path = video if isinstance(video, str) else None
+            verdict.problems += [Problem(problem.kind, problem.message, path) for problem in trial.problems]
+        return found
+
+    def _check_tokens(self, record: Record, media: Media, verdict: Verdict) -> None:
+        encoded: Encoded | None = None
+        with _attempt(verdict, "template"), _training_warnings(verdict):
+            encoded = self.maker.encode(record, media)
+        if encoded is None:
+            return
+        with _attempt(verdict, "unsupervised"):
+            self.maker.check_supervised(encoded)
+        if not self.knows_lengths or any(problem.kind == "media" for problem in verdict.problems):
+            return
+        with _attempt(verdict, "cut"):
+            entries = self.maker.entries(media)
+            verdict.length = self.maker.spliced_place(encoded, len(encoded.input_ids), entries)
+            self.maker.check_cut(encoded, entries)
+
+
+def _paths(record: Record) -> list[str]:
+    try:
+        return image_paths(record["image"]) if record.get("image") is not None else []
+    except InputError:
+        return []
+
+
+def _oddities(record: Record, turns: list[Turn]) -> Iterator[str]:
+    """What training takes, but not as its author may have meant it."""
+    if record.get("image") is not None and record.get("video") is not None:
+        yield "has an image and a video; the video is not used"
+    if not has_media(record) and count_image_marks(turns):
+        yield f"has {DEFAULT_IMAGE_TOKEN} but no image: the mark is read as text"
+    roles = [turn["from"] for turn in turns]
+    unknown = sorted(set(roles) - {HUMAN, ANSWER, SYSTEM})
+    if unknown:
+        yield f"turns from {', '.join(map(repr, unknown))}, which is none of human, gpt, system, user, assistant"
+    spoken = roles[1:] if roles[0] == SYSTEM else roles
+    if spoken and spoken[0] != HUMAN:
+        yield "the first turn is not from a human and is left out"
+        spoken = spoken[1:]
+    if ANSWER not in spoken:
+        yield "no turn is an answer (from gpt)"
+    elif not unknown and spoken != [HUMAN, ANSWER] * (len(spoken) // 2):
+        yield "turns do not alternate between human and gpt up to an answer"
+    if any(not turn["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip() for turn in turns if turn["from"] == HUMAN):
+        yield "a human turn has no text"
+
+
+@contextmanager
+def _attempt(verdict: Verdict, kind: str, path: str | None = None) -> Iterator[None]:
+    """Whatever is raised inside becomes a problem of the verdict."""
+    try:
+        yield
+    except Exception as error:  # not InputError alone: any error would stop the run at this record
+        verdict.problems.append(Problem(kind, _reason(error), path))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _training_warnings(verdict: Verdict) -> Iterator[None]:
+    """What training would log as a warning belongs to the verdict, by its text before numbers are put in."""
+
+    class Collector(logging.Handler):
+        def emit(self, entry: logging.LogRecord) -> None:
+            verdict.warnings.append((str(entry.msg), entry.getMessage()))
+
+    collector = Collector(logging.WARNING)
+    logger = logging.getLogger("llava.train")
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)

@@ -1,0 +1,90 @@
+"""The checkpoint that a journal starts from: its weights by canonical name, and a checkpoint with other ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.files import Journal
+from llava.mezo.tensor_files import TensorFiles, write_tensors
+
+MODEL = "model"
+"""Folder of a journal with the files of a saved model that the base does not have: its configuration at least."""
+DESCRIBES = (".json", ".txt", ".model", ".jinja")
+"""Files of configuration and tokenizer, the index of shards among them."""
+OF_A_RUN = ("trainer_state", "report", "training_args", "optimizer", "scheduler", "rng_state")
+"""Beginnings of names of files that tell how a model was trained: they are another run's."""
+
+
+def folder_of(model: str) -> Path | None:
+    """The folder of a model that is on this machine: `model` itself or, for a hub id, its snapshot in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if (Path(model) / "config.json").is_file():
+        return Path(model)
+    try:
+        config = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # a path is no hub id
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+class BaseModel:
+    """Files of a base model, overlaid by those in a journal's folder `model`.
+
+    Args:
+        base: the model's folder.
+
+    Raises:
+        JournalError: a trained weight is in neither folder's safetensors files.
+    """
+
+    def __init__(self, base: Path, journal: Journal) -> None:
+        self.overlay = journal.folder / MODEL
+        own = TensorFiles(self.overlay)
+        self.tensors = own if own.files else TensorFiles(base)
+        self.base = self.overlay if own.files else base
+        self.stored = {name: names for one in journal.chain() for name, names in one.header.stored.items()}
+        self._check(journal)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor of a canonical name."""
+        return self.tensors.read(self._names_of(name)[0])
+
+    def write(
+        self, folder: Path, names: Iterable[str], weight: Callable[[str], torch.Tensor], dtype: torch.dtype | None
+    ) -> None:
+        """A checkpoint in `folder`: `weight` gives the trained ones, `names`; others keep all but their dtype."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {stored: name for name in names for stored in self._names_of(name)}
+
+        def read(name: str) -> torch.Tensor:
+            return weight(trained[name]) if name in trained else self.tensors.read(name)
+
+        def in_dtype(own: torch.dtype) -> torch.dtype:
+            return dtype if dtype is not None and own.is_floating_point else own
+
+        for path, tensors in self.tensors.files.items():
+            shapes = {name: (in_dtype(own), shape) for name, (own, shape) in tensors.items()}
+            write_tensors(folder / path.name, shapes, read)
+        for source in (self.base, self.overlay):
+            for path in source.iterdir() if source.is_dir() else ():
+                if path.suffix in DESCRIBES and not path.name.startswith(OF_A_RUN):
+                    shutil.copyfile(path, folder / path.name)
+
+    def _names_of(self, name: str) -> list[str]:
+        """What a parameter is called in the files."""
+        return self.stored.get(name, [name])
+
+    def _check(self, journal: Journal) -> None:
+        for one in journal.chain():
+            for name in one.header.names:
+                stored = self._names_of(name)[0]
+                if stored not in self.tensors:
+                    raise JournalError(
+                        f"{self.base} has no tensor {stored!r} (safetensors files), which the run trained"
+                    )

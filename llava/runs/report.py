@@ -1,0 +1,231 @@
+"""One Markdown page about any number of finished runs: tables, and pictures beside it.
+
+    python -m llava.eval.report RUN_DIR... --output report.md
+
+A RUN_DIR is the output folder of a run, or a folder of such folders. Runs that differ in seeds alone are one row:
+mean and standard deviation. The page's rows are also in report_rows.json beside it, for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.errors import InputError, command
+from llava.runs.plots import plot_bars, plot_curves
+from llava.runs.run_report import REPORT_FILE
+from llava.runs.runs import ZO_SETTINGS, Group, grouped, read_run, rise_after_minimum, share_of_adamw, varying
+
+COLUMN_NAMES = {
+    "model_name_or_path": "model",
+    "mm_tunable_parts": "parts",
+    "lora_enable": "LoRA",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "schedule",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulation",
+    "max_steps": "steps",
+    "train_on_answers_only": "answers only",
+    "stratify_answers": "order",
+    "evaluation": "evaluated on",
+    "zo_eps": "eps",
+    "zo_objective": "objective",
+    "zo_estimator": "estimator",
+    "zo_rule": "rule",
+    "zo_num_directions": "directions",
+    "zo_noise": "noise",
+    "zo_tensor_scales": "scales",
+    "zo_batch_growth": "growth",
+    "zo_weight_storage": "storage",
+}
+DIVERGED = 10.0  # times the minimum
+PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
+NOTES = """\
+gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
+the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
+on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
+"""
+
+
+def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folders that hold a run: those given, or those right below one that is given.
+
+    Raises:
+        InputError: a folder without any.
+    """
+    for folder in folders:
+        below = sorted(path.parent for path in folder.glob(f"*/{REPORT_FILE}"))
+        if not (folder / REPORT_FILE).is_file() and not below:
+            raise InputError(f"{folder}: no {REPORT_FILE} there nor in a folder below; give the output folders of runs")
+        yield from [folder] if (folder / REPORT_FILE).is_file() else below
+
+
+def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
+    """The numbers of one row. Accuracies are shares in 0..1, gains in points, memory in bytes."""
+    rises = [rise_after_minimum(run.losses) for run in group.runs]
+    return {
+        "task": group.task,
+        "method": group.method,
+        "settings": dict(group.settings),
+        "runs": [str(run.folder) for run in group.runs],
+        "accuracy_before": group.mean("accuracy_before"),
+        "accuracy_after": group.mean("accuracy_after"),
+        "accuracy_spread": group.spread("accuracy_after"),
+        "gain": group.gain,
+        "share_of_adamw": share_of_adamw(group, groups),
+        "rise_after_minimum": None if None in rises else max(r for r in rises if r is not None),
+        "final_loss": group.mean("final_loss"),
+        "seconds_per_step": group.mean("seconds_per_step"),
+        "peak_memory_bytes": group.mean("peak_memory_bytes"),
+    }
+
+
+def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes: Sequence[str] = ()) -> str:
+    """The whole page; `pictures` are headings and file names, `notes` paragraphs below the table."""
+    rows = [summary(group, groups) for group in groups]
+    columns = [name for name in varying(groups) if name != "max_steps"]
+    lines = [f"# {title}", "", *table(rows, columns), "", NOTES, *notes, *([""] if notes else [])]
+    shares = mean_shares(rows)
+    if shares:
+        lines += ["MeZO's share of AdamW's gain, mean over the rows of a task that have one:", ""]
+        lines += ["| task | share % | rows |", "|---|---|---|"]
+        lines += [f"| {task} | {100 * share:.0f} | {count} |" for task, (share, count) in shares.items()]
+        lines.append("")
+    for heading, file in pictures.items():
+        lines += [f"## {heading}", "", f"![{heading}]({file})", ""]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table, a row a group; `columns` are the settings shown."""
+    names = ["task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
+    names += ["before %", "after %", "gain", "share %", "rise %", "s/step", "peak MiB"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        steps = row["settings"]["max_steps"]
+        cells = [
+            row["task"],
+            row["method"],
+            *(setting(row, name) for name in columns),
+            str(steps),
+            str(len(row["runs"])),
+        ]
+        cells += [_number(row["accuracy_before"], 100, 1), _number(row["accuracy_after"], 100, 1)]
+        if row["accuracy_spread"] is not None:
+            cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
+        cells += [_number(row["gain"], 1, 1, "+"), _number(row["share_of_adamw"], 100, 0)]
+        rise = row["rise_after_minimum"]
+        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 0)]
+        cells += [_number(row["seconds_per_step"], 1, 3)]
+        cells.append(_number(row["peak_memory_bytes"], 2**-20, 0))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def setting(row: Mapping[str, Any], name: str) -> str:
+    """A setting as the tables and legends show it."""
+    value = row["settings"].get(name)
+    if value is None or (name in ZO_SETTINGS and row["method"] == "AdamW"):
+        return ""
+    if name == "mm_tunable_parts":
+        return " + ".join(PART_NAMES.get(part, part) for part in sorted(value.split(",")))
+    if name == "model_name_or_path":
+        return Path(value).name
+    return _short(value) if isinstance(value, float) else str(value)
+
+
+def _short(value: float) -> str:
+    """A number as people write learning rates: 5e-5, 0.01, 2."""
+    if value == 0 or abs(value) >= 1e-2:
+        return f"{value:g}"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _number(value: float | None, factor: float, digits: int, sign: str = "") -> str:
+    return "" if value is None else f"{factor * value:{sign}.{digits}f}"
+
+
+def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """By task: mean of MeZO's shares over its rows, and how many there are."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row["share_of_adamw"] is not None:
+            shares.setdefault(row["task"], []).append(row["share_of_adamw"])
+    return {task: (sum(values) / len(values), len(values)) for task, values in shares.items()}
+
+
+def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
+    """Pictures beside the page: losses by task, accuracies of all groups. Returns headings and file names."""
+    pictures = {}
+    columns = varying(groups)
+    for task in dict.fromkeys(group.task for group in groups):
+        curves = {
+            _label(group, columns): [(run.steps, run.losses) for run in group.runs if run.losses]
+            for group in groups
+            if group.task == task
+        }
+        if any(curves.values()):
+            file = stem.with_name(f"{stem.name}_loss_{task}.png")
+            plot_curves(curves, file, f"{task}: training loss, smoothed")
+            pictures[f"Training loss: {task}"] = file.name
+    measured = [group for group in groups if group.mean("accuracy_after") is not None]
+    if measured:
+        file = stem.with_name(f"{stem.name}_accuracy.png")
+        plot_bars([_bar(group, columns) for group in measured], file, "Accuracy; the line is zero-shot")
+        pictures["Accuracy"] = file.name
+    return pictures
+
+
+def _label(group: Group, columns: Sequence[str]) -> str:
+    row = {"settings": group.settings, "method": group.method}
+    shown = [(COLUMN_NAMES.get(name, name), setting(row, name)) for name in columns]
+    return ", ".join(
+        [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
+    )
+
+
+def _bar(group: Group, columns: Sequence[str]) -> dict[str, Any]:
+    return {
+        "label": f"{group.task}: {_label(group, columns)}",
+        "value": 100 * (group.mean("accuracy_after") or 0.0),
+        "spread": 100 * (group.spread("accuracy_after") or 0.0),
+        "before": 100 * (group.mean("accuracy_before") or 0.0),
+        "series": group.method,
+    }
+
+
+def write(folders: Sequence[Path], output: Path, title: str, notes: Sequence[str] = ()) -> str:
+    """Read the runs, write the page, its pictures and the JSON file; returns the page."""
+    groups = grouped(read_run(folder) for folder in run_folders(folders))
+    stem = output.with_suffix("")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text = page(groups, title, draw(groups, stem), notes)
+        output.write_text(text, encoding="utf-8")
+        content = {"title": title, "groups": [summary(group, groups) for group in groups]}
+        stem.with_name(f"{stem.name}_rows.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot write there ({error})") from error
+    return text
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run, or one of many")
+    parser.add_argument("--output", type=Path, required=True, help="the page, a .md file")
+    parser.add_argument("--title", default="Runs")
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix != ".md":
+        raise InputError(f"--output {arguments.output}: must end in .md")
+    sys.stdout.write(write(arguments.runs, arguments.output, arguments.title))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Read training or evaluation records: one file, several files in braces, or a YAML mixture.
+
+| path | content |
+| --- | --- |
+| `x.json` | one JSON array of records |
+| `x.jsonl` | one record a line, blank lines are skipped; or an array as in `x.json` |
+| `prefix{a,b}.json` | `prefixa.json`, then `prefixb.json`; `.jsonl` likewise |
+| `x.yaml` | `datasets:` a list of `{json_path, sampling_strategy}` |
+
+A sampling strategy is `all`, `first:N`, `end:N` or `random:N`; N is a count, or `P%` of the file, rounded up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+STRATEGIES = "all, first:N, end:N, random:N (N a count such as 100, or a part such as 2.5%)"
+_BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.jsonl?)", re.DOTALL)
+_AMOUNT = re.compile(r"(?P<number>\d+)|(?P<percent>\d+(?:\.\d+)?)%")
+
+
+def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[Record], list[str]]:
+    """All records of `--data_path` in order, and the files they came from.
+
+    `seed` decides what `random:N` takes, the same on every process. Raises `InputError` naming the file, the line
+    where there is one, and what is wrong; a single file is never skipped.
+    """
+    parts = load_parts(data_path, seed)
+    return [record for _, records in parts for record in records], [file for file, _ in parts]
+
+
+def load_parts(data_path: str | Path, seed: int = 0) -> list[tuple[str, list[Record]]]:
+    """As `load_records`, file by file: (file, what is taken of it)."""
+    if not data_path:
+        raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
+    path = str(data_path)
+    if _is_mixture(path):
+        return _load_mixture(path, seed)
+    return [(file, load_file(file)) for file in data_files(path)]
+
+
+def data_files(data_path: str | Path) -> list[str]:
+    """The files of records behind a data path, in order; only a mixture is opened for it."""
+    path = str(data_path)
+    if _is_mixture(path):
+        return [entry["json_path"] for entry in _mixture_entries(path)]
+    braces = _BRACES.fullmatch(path)
+    if braces:
+        return [braces["prefix"] + name + braces["suffix"] for name in braces["names"].split(",")]
+    return [path]
+
+
+def _is_mixture(path: str) -> bool:
+    return path.endswith((".yaml", ".yml"))
+
+
+def load_file(path: str | Path) -> list[Record]:
+    """The records of one `.json` or `.jsonl` file."""
+    readers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
+    path = str(path)
+    reader = readers.get(Path(path).suffix)
+    if reader is None:
+        raise InputError(f"data file {path}: its name must end in .json or .jsonl (or .yaml for a mixture)")
+    records = reader(path, _read_text(path))
+    for index, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise InputError(f"data file {path}: record {index} is {_kind(record)}, but must be a JSON object")
+    return records
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"data file {path} does not exist; check --data_path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"data file {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"data file {path} cannot be read: {error}") from error
+
+
+def _parse_json(path: str, text: str) -> list[Any]:
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"data file {path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
+    if not isinstance(records, list):
+        raise InputError(f"data file {path} must hold one JSON array of records, but holds {_kind(records)}")
+    return records
+
+
+def _parse_jsonl(path: str, text: str) -> list[Any]:
+    if text.lstrip().startswith("["):  # LLaVA-NeXT's question files are arrays by this name
+        return _parse_json(path, text)
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"data file {path}, line {number}, column {error.colno}: {error.msg}") from error
+        if not isinstance(record, dict):
+            raise InputError(f"data file {path}, line {number}: {_kind(record)}, but each line must be a JSON object")
+        records.append(record)
+    return records
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _load_mixture(path: str, seed: int) -> list[tuple[str, list[Record]]]:
+    parts: list[tuple[str, list[Record]]] = []
+    for position, entry in enumerate(_mixture_entries(path)):
+        file, strategy = entry["json_path"], entry.get("sampling_strategy", "all")
+        read = load_file(file)
+        rng = random.Random(f"{seed}-{position}")
+        taken = sample_records(read, strategy, rng, where=f"{path}: {file}")
+        logger.info("%s: %d of %d records (%s)", file, len(taken), len(read), strategy)
+        parts.append((file, taken))
+    return parts
+
+
+def _mixture_entries(path: str) -> list[dict[str, Any]]:
+    try:
+        content = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"data file {path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    entries = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise InputError(f"data file {path} needs a list `datasets:` of json_path and sampling_strategy")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
+            raise InputError(f"data file {path}: dataset {number} has no json_path")
+        unknown = set(entry) - {"json_path", "sampling_strategy"}
+        if unknown:
+            logger.warning("%s: dataset %d: unknown keys without effect: %s", path, number, ", ".join(sorted(unknown)))
+    return entries
+
+
+def sample_records(records: list[Record], strategy: Any, rng: random.Random, where: str) -> list[Record]:
+    """What a sampling strategy takes of one file; `random` shuffles with `rng` and takes the first N."""
+    text = strategy if isinstance(strategy, str) else str(strategy)
+    name, colon, amount = text.strip().partition(":")
+    if name == "all" and not colon:
+        return records
+    takers: dict[str, Callable[[int], list[Record]]] = {
+        "first": lambda count: records[:count],
+        "end": lambda count: records[len(records) - count :],
+        "random": lambda count: rng.sample(records, len(records))[:count],
+    }
+    match = _AMOUNT.fullmatch(amount.strip())
+    if name not in takers or match is None:
+        raise InputError(f"{where}: sampling_strategy {text!r} is not allowed; allowed: {STRATEGIES}")
+    percent = match["percent"]
+    count = math.ceil(Fraction(percent) * len(records) / 100) if percent else int(match["number"])
+    return takers[name](min(count, len(records)))
+
+
+def records_text(records: Iterable[dict]) -> str:
+    """The content of a LLaVA JSON file, one record a line."""
+    lines = ",\n".join(json.dumps(item) for item in records)
+    return f"[\n{lines}\n]\n"

@@ -1,0 +1,150 @@
+"""One record to its ids, labels and pixels, with every check that training makes of it.
+
+`LazySupervisedDataset` fetches its items through this, and `llava.check.command` gives its verdict through it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from llava import conversation as conversation_lib
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, get_template
+from llava.errors import InputError
+from llava.samples.chat_labels import template_system_text
+from llava.samples.encoding import Encoded
+from llava.samples.loading import Record
+from llava.samples.media import Entry, Media, has_media, media_entries, open_image, open_media
+from llava.samples.preprocess import encode
+from llava.samples.turns import Turn, count_image_marks, place_image_marks, record_turns, split_system
+from llava.video import Video, read_video
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleMaker:
+    """The steps from a record to a sample, in the order in which training takes them.
+
+    Attributes:
+        tokenizer, data_args: as for `LazySupervisedDataset`.
+        open_image: (path, folder) to an image.
+        open_video: (path, `data_args`) to a video.
+        make_entries: media and `data_args` to entries.
+    """
+
+    tokenizer: Any
+    data_args: Any
+    open_image: Callable[[str, str | None], Image.Image] = open_image
+    open_video: Callable[[str, Any], Video] = read_video
+    make_entries: Callable[[Media, Any], list[Entry]] = media_entries
+
+    def open(self, record: Record) -> Media:
+        """The record's images or video. Raises `InputError` for the first that cannot be used."""
+        if has_media(record) and getattr(self.data_args, "image_processor", None) is None:
+            raise InputError("the record has an image or a video, but there is no vision tower; set --vision_tower")
+        return open_media(record, self.data_args, self.open_image, self.open_video)
+
+    def entries(self, media: Media) -> list[Entry]:
+        """(pixels, (width, height), modality) of each image, or of the video."""
+        return self.make_entries(media, self.data_args) if media else []
+
+    def check_marks(self, record: Record, media: Media) -> None:
+        """Refuse a record with media whose turns have another number of `<image>` marks."""
+        if media:
+            _check_marks(count_image_marks(record_turns(record)), len(media))
+
+    def encode(self, record: Record, media: Media) -> Encoded:
+        """Ids and labels, before any cut. Raises `InputError` for marks or turns that do not fit."""
+        turns = record_turns(record)
+        if media:
+            self.check_marks(record, media)
+            if media.video is not None and getattr(self.data_args, "add_time_instruction", False):
+                turns = _with_time_instruction(turns, media.video)
+            turns = place_image_marks(turns, bool(getattr(self.data_args, "mm_use_im_start_end", False)))
+        template = self.template
+        use_own = getattr(self.data_args, "use_template_system_prompt", False)
+        system = template_system_text(template) if use_own else None
+        encoded = encode(turns, self.tokenizer, bool(media), template, system)
+        kept = encoded.input_ids.count(IMAGE_TOKEN_INDEX)
+        if kept > len(media):
+            _check_marks(kept, len(media))
+        elif kept < len(media):
+            logger.warning("the conversation template shows only the first %d of %d images", kept, len(media))
+        return encoded
+
+    def check_cut(self, encoded: Encoded, entries: list[Entry]) -> None:
+        """Refuse a sample whose answers are all cut off by the model after splicing.
+
+        Without `count_image_tokens` only what the collator cuts is known, and any label that it leaves will do.
+        """
+        labels = self.labels(encoded) if self._count is None else encoded.answer_labels
+        first = next((k for k, label in enumerate(labels) if label != IGNORE_INDEX), None)
+        if first is None:
+            return
+        place = self.spliced_place(encoded, first, entries)
+        if place >= self.tokenizer.model_max_length:
+            raise InputError(
+                f"its answer begins at token {place + 1}, so --model_max_length {self.tokenizer.model_max_length} cuts "
+                f"off all supervised tokens; raise --model_max_length or use fewer image tiles"
+            )
+
+    def check_supervised(self, encoded: Encoded) -> None:
+        """Refuse a sample without any label: alone in a batch, its loss would be undefined."""
+        if all(label == IGNORE_INDEX for label in self.labels(encoded)):
+            raise InputError("it has no supervised token")
+
+    def examine(self, record: Record) -> None:
+        """All checks, at the price of pixels only where they decide. Raises `InputError` for a record that is bad."""
+        media = self.open(record)
+        encoded = self.encode(record, media)
+        self.check_cut(encoded, self.entries(media) if self._count is not None else [])
+        self.check_supervised(encoded)
+
+    def spliced_place(self, encoded: Encoded, index: int, entries: list[Entry]) -> int:
+        """Where token `index` (or, for the number of ids, the end) is once images are spliced in, if that is known."""
+        count = self._count
+        if count is None:
+            return index
+        before = encoded.input_ids[:index].count(IMAGE_TOKEN_INDEX)
+        return index + sum(count(*entry) - 1 for entry in entries[:before])
+
+    def labels(self, encoded: Encoded) -> list[int]:
+        """The labels that `train_on_answers_only` chooses."""
+        answers_only = getattr(self.data_args, "train_on_answers_only", False)
+        return encoded.answer_labels if answers_only else encoded.labels
+
+    @property
+    def template(self) -> Conversation:
+        """The template of `version`, else `llava.conversation.default_conversation`."""
+        name = getattr(self.data_args, "version", None)
+        return get_template(name) if name else conversation_lib.default_conversation
+
+    @property
+    def _count(self) -> Callable[..., int] | None:
+        return getattr(self.data_args, "count_image_tokens", None)
+
+
+def _check_marks(marks: int, media: int) -> None:
+    if marks != media:
+        raise InputError(
+            f"{marks} {DEFAULT_IMAGE_TOKEN} marks in the turns, but {media} images or videos; each needs one mark"
+        )
+
+
+def _with_time_instruction(turns: list[Turn], video: Video) -> list[Turn]:
+    """New turns; the first human one tells when the frames of the video were taken."""
+    first = split_system(turns)[1][0]
+    text = first["value"].replace(DEFAULT_IMAGE_TOKEN, "")
+    sentence = (
+        f"The video lasts for {video.seconds:.2f} seconds, and {len(video.frames)} frames are uniformly sampled "
+        f"from it. These frames are located at {video.times_text}.Please answer the following questions related to "
+        "this video."
+    )
+    timed = first | {"value": f"{DEFAULT_IMAGE_TOKEN}\n{sentence}\n{text}"}
+    return [timed if turn is first else turn for turn in turns]

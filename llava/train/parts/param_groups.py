@@ -1,0 +1,55 @@
+"""Parameter groups of the optimizer: a learning rate per part, weight decay where it belongs.
+
+Groups come in LLaVA-NeXT's order: the rest with and without decay, then the projector's two when it has
+a learning rate of its own, then the vision tower's two. Empty groups stay, since a saved optimizer state
+counts them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parts_of
+
+# What LLaVA-NeXT exempts besides biases. Qwen2's RMSNorm is a class of its own and is decayed there;
+# MeZOTrainer exempts every norm (llava.mezo decides that for itself).
+NORMS_WITHOUT_DECAY = (nn.LayerNorm, LlamaRMSNorm)
+
+
+def names_without_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay leaves alone in regular training: biases and LayerNorms."""
+    names = set()
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, NORMS_WITHOUT_DECAY):
+                names.add(f"{module_name}.{name}" if module_name else name)
+    return names
+
+
+def parameter_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, each with `params`, `weight_decay` and, for a part of its own, `lr`."""
+    own_rates = {PROJECTOR: args.mm_projector_lr, VISION_TOWER: args.mm_vision_tower_lr}
+    exempt = names_without_decay(model)
+    members: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+    keys: list[tuple[str | None, bool]] = [(None, True), (None, False)]
+    for part, rate in own_rates.items():
+        if rate is not None:
+            keys += [(part, True), (part, False)]
+    members = {key: [] for key in keys}
+    for part, name, parameter in parts_of(model):
+        if parameter.requires_grad:
+            owner = part if own_rates.get(part) is not None else None
+            members[owner, name not in exempt].append(parameter)
+    groups = []
+    for part, decayed in keys:
+        group: dict[str, Any] = {
+            "params": members[part, decayed],
+            "weight_decay": args.weight_decay if decayed else 0.0,
+        }
+        if part is not None:
+            group["lr"] = own_rates[part]
+        groups.append(group)
+    return groups

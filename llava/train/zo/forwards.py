@@ -1,0 +1,87 @@
+"""The forwards of a step, the cheapest way that a model and its objective allow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.mezo import MeZO, reuse_outputs
+from llava.mezo.errors import InputError
+from llava.mezo.head import cross_entropy, token_errors
+from llava.train.zo.settings import Settings
+from llava.train.zo.sparse_loss import laid_out_loss, plain_head, sparse_loss
+from llava.train.zo.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
+
+Inputs = dict[str, Any]
+Objective = Callable[[nn.Module, Inputs], float]
+"""Takes the place of the loss: of a model, and a batch, for which it runs the model many times."""
+
+
+class Forwards:
+    """Hands the losses of micro-batches to the engine.
+
+    Args:
+        network: the model without a wrapper that would run the forward under autocast.
+        prepare: brings a batch to the device.
+        whole_loss: of a model and a batch, for models that need their own forward.
+        known: asked for features of images that a batch does not bring with it.
+
+    Raises:
+        InputError: an objective that the model does not allow, at the first batch.
+    """
+
+    def __init__(
+        self,
+        mezo: MeZO,
+        network: nn.Module,
+        zo: Settings,
+        prepare: Callable[[Inputs], Inputs],
+        whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],
+        objective: Objective | None = None,
+        known: KnownFeatures | None = None,
+    ) -> None:
+        self.mezo = mezo
+        self.network = network
+        self.objective = objective
+        self._prepare = prepare
+        self._whole_loss = whole_loss
+        self._measure = token_errors if zo.objective == "accuracy" else cross_entropy
+        base: Any = network.get_base_model() if hasattr(network, "get_base_model") else network
+        lays_out = hasattr(base, "geometry") and plain_head(base) is not None
+        self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
+        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=self._measure)
+
+    def accumulate(self, step: int, inputs: Inputs, rows: int) -> float:
+        """The forwards of one micro-batch, which counts as so many rows; their mean loss."""
+        network, objective = self.network, self.objective
+        if objective is not None:
+            return self.mezo.accumulate(step, lambda: objective(network, inputs), weight=rows, keep=True)
+        tensors = self.inputs(inputs) if self.inputs is not None and inputs.get("labels") is not None else None
+        if tensors is not None:
+            return self.mezo.accumulate(step, self._laid_out_loss, tensors, weight=rows)
+        inputs = with_pixels_as_weights(network, self._prepare(inputs))
+        with reuse_outputs(frozen_image_modules(network)):
+            return self.mezo.accumulate(step, lambda: self._loss(inputs), weight=rows)
+
+    def _loss(self, inputs: Inputs) -> torch.Tensor:
+        """Of one forward; without logits where the model is a language model that allows it."""
+        loss = sparse_loss(self.network, inputs, self._measure)
+        if loss is not None:
+            return loss
+        if self._measure is token_errors:
+            raise InputError(f"--zo_objective accuracy: {type(self.network).__name__} has no plain output head to ask")
+        return self._whole_loss(self.network, dict(inputs))
+
+
+def with_pixels_as_weights(network: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs with pixels in the dtype of the modules that read them, which outside autocast may take no other."""
+    weights = [p for module in image_modules(network) for p in module.parameters() if p.is_floating_point()]
+    images = inputs.get("images")
+    if images is None or not weights:
+        return inputs
+    dtype = weights[-1].dtype
+    return {**inputs, "images": images.to(dtype) if isinstance(images, torch.Tensor) else [i.to(dtype) for i in images]}

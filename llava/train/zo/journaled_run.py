@@ -1,0 +1,249 @@
+"""A run with a journal inside the HF Trainer: how it starts, is recorded, saved, and goes on.
+
+In OUTPUT_DIR/mezo_journal, beside what `llava.mezo.journal.files` and `starting_point.py` keep there:
+
+    resume-N/    state of the Trainer after N steps (scheduler, generators, log), without weights; one, every minute
+
+A run that was stopped goes on from resume-N: its weights are those of the base model, or of a later full checkpoint,
+with the records applied. Steps that were recorded after N run through the Trainer's loop once more, except that
+nothing is measured, so that whatever should have been logged, evaluated and saved there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from llava.mezo import MeZO
+from llava.mezo.errors import InputError
+from llava.mezo.journal.base_model import MODEL, BaseModel
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.replay import Replay
+from llava.mezo.names import parameters_by_name
+from llava.train.zo import state
+from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
+from llava.train.zo.settings import Settings
+from llava.train.zo.starting_point import StartingPoint, prepare
+from llava.train.zo.unsaved import load_unsaved, save_unsaved
+
+logger = logging.getLogger(__name__)
+
+RANDOM_STATES = "rng_state"
+RESUME_SECONDS = 60.0
+"""How often the Trainer's state is written."""
+
+
+class JournaledRun(transformers.Trainer):
+    """A Trainer whose optimizer is a `MeZO`, with or without a journal.
+
+    A class that derives from it gives `zo`, makes the optimizer and calls `open_journal` for it.
+    """
+
+    zo: Settings
+    starting_point: StartingPoint | None = None
+    """None without a journal, and until a run begins."""
+
+    @property
+    def mezo(self) -> MeZO:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; a run is also resumed from its journal's folder, or from a resume point in it.
+
+        True is where an unfinished run in `output_dir` stopped; a new run starts if there is none.
+
+        Afterwards the weights are in the model, however they were stored in training.
+
+        Raises:
+            InputError: the journal does not fit this run, is damaged, or cannot be written.
+        """
+        resume = resume_from_checkpoint
+        if resume is True:
+            resume = start_of(Path(self.args.output_dir))
+        resume = str(resume) if resume else None
+        try:
+            if self.zo.journal:
+                self.starting_point = prepare(
+                    self.model,
+                    self.args,
+                    self.zo,
+                    resume is not None,
+                    save=lambda folder: self._save(str(folder)),
+                    wait=self.accelerator.wait_for_everyone,
+                )
+            start = self.starting_point
+            if start is not None and resume == str(start.folder):
+                resume = None  # all recorded steps go through the loop
+            result = super().train(resume, *args, **kwargs)
+        finally:
+            if self.optimizer is not None:
+                self.mezo.release()
+                if self.mezo.journal is not None:
+                    self.mezo.journal.close()
+            if self.starting_point is not None and self.starting_point.lock is not None:
+                self.starting_point.lock.release()
+        if self.starting_point is not None and self.args.load_best_model_at_end and self.args.save_strategy == "no":
+            self.load_best_step()
+        return result
+
+    def open_journal(self) -> Journal | None:
+        """For the optimizer that was just made: written by the main process, followed by the others."""
+        start = self.starting_point
+        if start is None:
+            return None
+        header = self.mezo.journal_header(start.model, start.fingerprint, start.stored)
+        with self.args.main_process_first(local=False):
+            if self.args.process_index == 0:
+                journal = Journal.open(start.folder, header, start.parent, start.parent_steps, start.lock)
+                if journal.records:
+                    logger.warning(
+                        "%s has %d steps, which this run goes on from: they keep the data and learning rates of then. "
+                        "For a new run choose another --output_dir",
+                        start.folder,
+                        len(journal.records),
+                    )
+            else:
+                journal = Journal.follow(start.folder, header)
+        journal.sync_steps = self.zo.journal_sync_steps
+        return journal
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, with the weights as they are now, wherever they are stored."""
+        with contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
+            super()._save(output_dir, *args, **kwargs)
+            if self.args.should_save:
+                save_unsaved(self.model, Path(output_dir or self.args.output_dir))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.mezo.journal is not None:
+            self.mezo.journal.sync()  # no checkpoint is ahead of the records, even after a power cut
+        super()._save_checkpoint(*args, **kwargs)
+
+    def save_resume_point(self) -> None:
+        """State of the Trainer after the steps that are done; the older one goes once this one is on the disk."""
+        assert self.starting_point is not None
+        journal, step = self.starting_point.folder, self.state.global_step
+        if self.args.world_size == 1:
+            self.store_flos()  # a collective operation otherwise
+        if self.mezo.journal is not None:
+            self.mezo.journal.sync()
+        folder, partial = journal / f"resume-{step}", journal / "resume.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        state.save_state(state.random_states(), partial, RANDOM_STATES)  # a base trainer may write a pickle
+        state.save_state(Optimizer.state_dict(self.mezo), partial, "optimizer")
+        state.save_state(self.lr_scheduler.state_dict(), partial, "scheduler")
+        self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.rename(folder)
+        for path in resume_points(journal):
+            if path != folder:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        full = self._full_checkpoint(Path(resume_from_checkpoint))
+        if full is not None:
+            super()._load_from_checkpoint(str(full), model)
+            load_unsaved(self.model, full)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.starting_point is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        resume = Path(checkpoint)
+        full = self._full_checkpoint(resume)
+        if full is not None:  # weights as exactly as they were stored
+            super()._load_optimizer_and_scheduler(str(full))
+        mezo, step = self.mezo, steps_of(resume)
+        have = 0 if mezo.journal is None else len(mezo.journal.records)
+        if step > have:
+            raise InputError(
+                f"{resume} is of step {step}, but {self.starting_point.folder} has {have} steps. Start a new run from "
+                "the checkpoint (--model_name_or_path), or go on without a journal (--zo_journal False)"
+            )
+        if full is not None and not has_optimizer(full):
+            raise InputError(f"{full} was saved without its optimizer (--save_only_model): a run cannot go on from it")
+        if resume != full:
+            Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
+            self.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
+        mezo.catch_up(steps_of(full), step)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._is_resume_point(Path(checkpoint)):
+            super()._load_rng_state(checkpoint)
+            return
+        # those of the main process; nothing that other ranks draw from is saved
+        states = state.load_state(Path(checkpoint), RANDOM_STATES) if self.args.process_index == 0 else None
+        if states is not None:
+            state.set_random_states(states)
+
+    def _is_resume_point(self, path: Path) -> bool:
+        """Whether it is one of this run's journal, rather than a checkpoint."""
+        return self.starting_point is not None and path.parent == self.starting_point.folder
+
+    def _full_checkpoint(self, resume: Path) -> Path | None:
+        """The checkpoint with weights to resume from; None when they come from the base model and the records."""
+        return full_checkpoint(resume.parent.parent, steps_of(resume)) if self._is_resume_point(resume) else resume
+
+    def _load_best_model(self) -> None:
+        self.mezo.release()
+        super()._load_best_model()
+
+    def load_best_step(self) -> None:
+        """The weights of the best evaluation into the model, by `metric_for_best_model`; the first of equal ones."""
+        assert self.starting_point is not None
+        args, folder = self.args, self.starting_point.folder
+        key = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+        found = [(entry[key], entry["step"]) for entry in self.state.log_history if key in entry]
+        if not found:
+            logger.warning("--load_best_model_at_end: no evaluation gave %s; the last weights are kept", key)
+            return
+        best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
+        logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
+        parameters = parameters_by_name(self.model)
+        journal = Journal.read(folder)
+        base = BaseModel(self.starting_point.weights or folder / MODEL, journal)
+        device = next(iter(parameters.values())).device
+        replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)
+        replay.advance(step)
+        replay.copy_into(parameters)
+
+
+class SaveResumePoints(TrainerCallback):
+    """Writes a resume point now and then, when all that belongs to a step is done."""
+
+    def __init__(self, run: JournaledRun) -> None:
+        self.run = run
+        self._last = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # the main process alone: the others have other clocks, and nothing of theirs is needed
+        if (
+            self.run.starting_point is not None
+            and args.should_save
+            and state.global_step > 0
+            and time.monotonic() - self._last >= RESUME_SECONDS
+        ):
+            self._last = time.monotonic()
+            try:
+                self.run.save_resume_point()
+            except (OSError, SafetensorError) as error:  # the records are what counts
+                logger.warning("no resume point after step %d (%s)", state.global_step, error)

@@ -1,0 +1,76 @@
+"""Where an unfinished run goes on: full checkpoints, and the points that a journal keeps (`journaled_run.py`).
+
+`checkpoint-N` and `resume-N` count once their trainer_state.json is there: it is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
+
+logger = logging.getLogger(__name__)
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_RESUME = re.compile(r"resume-(\d+)")
+
+
+def resume_points(journal: Path) -> list[Path]:
+    """The resume points in a journal's folder, those with the most steps first."""
+    found = [(int(match[1]), path) for path in journal.glob("resume-*") if (match := _RESUME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def start_of(output_dir: Path) -> Path | None:
+    """Where an unfinished run goes on: its newest full checkpoint or resume point, or its journal; None for a new run.
+
+    Points beyond the journal's last record (after a power cut) are passed over.
+    """
+    journal = output_dir / JOURNAL_FOLDER
+    if not (journal / HEADER).exists():
+        return newest_checkpoint(output_dir)
+    try:
+        last = len(Journal.read(journal).records)
+    except JournalError:
+        return journal  # the run will say what is wrong
+    points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
+    full, light = full_checkpoint(output_dir, last), points[0] if points else journal
+    return full if full is not None and steps_of(full) > steps_of(light) else light
+
+
+def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
+    """The complete `checkpoint-N` with the largest N, up to `most`; None when there is none."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        match = CHECKPOINT.fullmatch(path.name)
+        if match and (path / TRAINER_STATE_NAME).exists():
+            complete.append((int(match[1]), path))
+        elif match:
+            logger.warning("%s is incomplete (no %s) and is not resumed from", path, TRAINER_STATE_NAME)
+    return max((found for found in complete if most is None or found[0] <= most), default=(0, None))[1]
+
+
+def full_checkpoint(output_dir: Path, most: int) -> Path | None:
+    """The newest checkpoint-N, of at most `most` steps, from which a run with a journal can go on; or None."""
+    found = newest_checkpoint(output_dir, most)
+    while found is not None and not has_optimizer(found):
+        logger.warning("%s was saved without its optimizer (--save_only_model) and is not resumed from", found)
+        found = newest_checkpoint(output_dir, steps_of(found) - 1)
+    return found
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether it holds the state of the optimizer, in this tree's form or in transformers'."""
+    return any((checkpoint / name).exists() for name in ("optimizer.json", "optimizer.pt"))
+
+
+def steps_of(point: Path | None) -> int:
+    """Steps before checkpoint-N or resume-N; 0 for None and for a journal without either."""
+    number = "" if point is None else point.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0

@@ -1,0 +1,164 @@
+"""What MeZO takes of a run's flags, and which flags it cannot honour.
+
+Used by the command line, before a model is loaded, and by MeZOTrainer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
+
+from llava.mezo.config import MeZOConfig
+from llava.mezo.errors import InputError
+from llava.train.zo.step_batches import Growth
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's flags of MeZO, read once.
+
+    Training arguments that lack some of them (LLaVA-NeXT's models cannot be recorded as graphs, other trainers keep no
+    journal) mean these defaults.
+    """
+
+    config: MeZOConfig
+    """Of the engine."""
+    journal: bool = False
+    from_journal: str | None = None
+    journal_sync_steps: int | None = None
+    objective: str = "loss"
+    batch_growth: str | None = None
+    anchor_batches: int = 1
+    """How many usual steps' records a step at an anchor has."""
+    length_bucket: int = 1
+
+    @classmethod
+    def of(cls, args: Any) -> Settings:
+        """From training arguments, as transformers has them or as they stand on the command line.
+
+        Raises:
+            InputError: a value out of range, or two that do not go together.
+        """
+        own = {one.name: _read(args, one, f"zo_{one.name}") for one in fields(cls) if one.name != "config"}
+        engine = {one.name: _read(args, one, flag_of(one.name)) for one in fields(MeZOConfig)}
+        if engine["estimator"] == "per_example":
+            engine["num_directions"] = examples_of_a_step(args)
+        for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
+            if own[name] is not None and own[name] < 1:
+                raise InputError(f"--zo_{name} {own[name]} must be at least 1")
+        if engine["estimator"] != "svrg":
+            own["anchor_batches"] = 1
+        try:
+            config = MeZOConfig(**engine)
+        except ValueError as error:
+            name, _, rest = str(error).partition(" ")
+            raise InputError(f"--{flag_of(name)} {rest}" if name in engine else str(error)) from error
+        return cls(config, **own)
+
+    def planned_rows(self, args: Any) -> list[int] | None:
+        """Records of each step of a run, over all processes, where steps differ; None where they do not.
+
+        Raises:
+            InputError: a step that cannot be shared out to the processes evenly.
+        """
+        growth, anchor = self.batch_growth, self.anchor_batches
+        if growth is None and anchor == 1:
+            return None
+        stages = Growth(((0.0, args.train_batch_size * args.world_size),)) if growth is None else Growth.parse(growth)
+        rows = stages.rows(args.max_steps)
+        odd = [count for count in rows if count % args.world_size]
+        if odd:
+            raise InputError(
+                f"--zo_batch_growth {growth}: {odd[0]} records cannot be shared out evenly to {args.world_size} "
+                "processes"
+            )
+        return [count if step % self.config.anchor_steps else count * anchor for step, count in enumerate(rows)]
+
+
+def flag_of(setting: str) -> str:
+    """The flag of one of the engine's settings."""
+    return "zo_weight_storage" if setting == "storage" else f"zo_{setting}"
+
+
+def _read(args: Any, setting: Field[Any], flag: str) -> Any:
+    if setting.default is MISSING:
+        raise TypeError(f"{setting.name} has no default")
+    return getattr(args, flag, setting.default)
+
+
+def examples_of_a_step(args: Any) -> int:
+    """Over all processes; `args` as transformers has them, or as they stand on the command line."""
+    rows = getattr(args, "train_batch_size", args.per_device_train_batch_size)
+    ranks = getattr(args, "world_size", None) or int(os.environ.get("WORLD_SIZE", 1))
+    return int(rows * args.gradient_accumulation_steps * ranks)
+
+
+def refuse_impossible(args: Any) -> None:
+    """Raise `InputError` when a flag excludes `--trainer_mode zo`, or is out of its range.
+
+    Args:
+        args: as for `Settings.of`.
+    """
+    zo = Settings.of(args)
+    if args.fp16:
+        raise InputError(
+            "--fp16 True (autocast, loss scaling) excludes --trainer_mode zo: use --bf16 True, or neither for float32"
+        )
+    if args.label_smoothing_factor:
+        raise InputError(
+            f"--label_smoothing_factor {args.label_smoothing_factor} excludes --trainer_mode zo, whose loss is the "
+            "cross entropy: leave it out"
+        )
+    if args.auto_find_batch_size:
+        raise InputError(
+            "--auto_find_batch_size True excludes --trainer_mode zo, which needs no more memory than a forward"
+        )
+    if args.save_only_model and zo.journal:
+        raise InputError(
+            "--save_only_model True excludes --zo_journal True, which resumes from whole checkpoints: leave it out, or "
+            "--save_strategy steps, since the journal gives every step"
+        )
+    if zo.from_journal is not None and not zo.journal:
+        raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
+    _refuse_batches(args, zo)
+    for name in ("deepspeed", "fsdp", "torch_compile"):
+        if getattr(args, name):
+            raise InputError(
+                f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by "
+                "module. Leave it out"
+            )
+
+
+def _refuse_batches(args: Any, zo: Settings) -> None:
+    """What an estimator, or a plan of batches, cannot go with."""
+    estimator, growth = zo.config.estimator, zo.batch_growth
+    planned = "--zo_batch_growth" if growth is not None else "--zo_anchor_batches" if zo.anchor_batches > 1 else None
+    if growth is not None:
+        Growth.parse(growth)
+    if planned and args.max_steps < 1:
+        raise InputError(f"{planned} needs --max_steps: it plans the records of every step")
+    if planned and args.gradient_accumulation_steps > 1:
+        raise InputError(
+            f"{planned} excludes --gradient_accumulation_steps {args.gradient_accumulation_steps}: a step's records "
+            "are taken in parts of --per_device_train_batch_size already"
+        )
+    if planned and estimator in ("per_example", "guided"):
+        raise InputError(f"{planned} excludes --zo_estimator {estimator}, whose steps have one batch of one size")
+    if estimator == "per_example" and args.zo_num_directions != 1:
+        raise InputError(
+            f"--zo_num_directions {args.zo_num_directions} excludes --zo_estimator per_example, which has a direction "
+            "for each record of a step: leave it out"
+        )
+    if estimator == "per_example" and not args.dataloader_drop_last:
+        raise InputError(
+            "--zo_estimator per_example needs --dataloader_drop_last True: every step has as many records, a direction "
+            "for each"
+        )
+    if estimator in ("per_example", "guided") and args.gradient_accumulation_steps > 1:
+        raise InputError(
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps} excludes --zo_estimator {estimator}, "
+            "which takes a step's records as one batch: raise --per_device_train_batch_size"
+        )
+    if estimator == "svrg" and args.weight_decay:
+        raise InputError(f"--weight_decay {args.weight_decay} excludes --zo_estimator svrg, which takes updates back")

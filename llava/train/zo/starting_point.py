@@ -1,0 +1,217 @@
+"""Where a run with a journal starts: its base model, the journal it branches off from, the weights before its records.
+
+In OUTPUT_DIR/mezo_journal, beside what `llava.mezo.journal.files` keeps there, the folder model/ holds what a saved
+model of this run has beyond its base: the configuration and, where the base lacks a trained weight (LoRA, a new
+projector), all that a checkpoint holds before the first step.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.mezo.errors import InputError
+from llava.mezo.journal.base_model import MODEL, folder_of
+from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, PARENT, Journal
+from llava.mezo.journal.fingerprint import fingerprint
+from llava.mezo.journal.locking import FolderLock
+from llava.mezo.journal.replay import Replay
+from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.tensor_files import TensorFiles
+from llava.mezo.tensor_sizes import tensor_sizes
+from llava.train.zo.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a run's journal builds on."""
+
+    folder: Path
+    """The journal's."""
+    model: str
+    """Folder or hub id of the base model; empty for one that came from nowhere."""
+    fingerprint: str
+    """Of the trained weights before the first record."""
+    stored: dict[str, list[str]]
+    """Names in the base model's files of those weights that do not go by their canonical name alone."""
+    sizes: tuple[float, ...] | None
+    """Of the trained weights' noise, from the base model."""
+    parent: Journal | None
+    """The journal it branches off from, after `parent_steps` of its records."""
+    parent_steps: int
+    lock: FolderLock | None
+    """The main process's."""
+
+    @property
+    def weights(self) -> Path | None:
+        """Folder with the weights before the first step; None for a model that came from nowhere."""
+        return _weights_folder(self.folder / MODEL, self.model)
+
+
+def prepare(
+    model: nn.Module, args: Any, zo: Settings, resume: bool, save: Callable[[Path], None], wait: Callable[[], None]
+) -> StartingPoint | None:
+    """The starting point of a run, and the model at it, before anything is loaded over that.
+
+    Args:
+        args: transformers' training arguments.
+        resume: whether the run goes on; if not, it must not have a journal yet.
+        save: writes what a checkpoint of the model holds into a folder.
+        wait: for all ranks.
+
+    Returns:
+        None for a run that goes on from a checkpoint of one without journal.
+
+    Raises:
+        InputError: there is a journal of another run, or `--zo_from_journal` does not fit.
+        JournalError: another process writes it.
+    """
+    folder = Path(args.output_dir) / JOURNAL_FOLDER
+    exists = (folder / HEADER).exists()
+    if exists and not resume:
+        raise InputError(
+            f"{folder} is the journal of another run: choose another --output_dir, pass the folder as "
+            "resume_from_checkpoint to go on with it, or remove it"
+        )
+    if resume and not exists:
+        logger.warning("%s has no journal: this run goes on without one, with checkpoints alone", folder.parent)
+        return None
+    lock = FolderLock(folder) if args.process_index == 0 else None
+    try:
+        base = _BaseFiles(model, folder / MODEL)
+        if lock is not None and not exists:
+            base.begin(zo.from_journal)
+        wait()
+        base.load()  # an adapter's random start need not come out the same again
+        if lock is not None and not exists:
+            base.complete(zo.from_journal, save)
+        wait()
+        stored = base.stored(base.trained)  # before a branch changes the weights
+        parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
+        journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
+        return StartingPoint(
+            folder=folder,
+            model=base.name,
+            fingerprint=fingerprint({name: p.detach() for name, p in base.trained.items()}),
+            stored=stored,
+            sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
+            parent=journal,
+            parent_steps=steps,
+            lock=lock,
+        )
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+class _BaseFiles:
+    """Files with a model's weights before the first step: its checkpoint's, or those in `overlay`."""
+
+    def __init__(self, model: nn.Module, overlay: Path) -> None:
+        self.model = model
+        self.overlay = overlay
+        self.name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+        self.parameters = parameters_by_name(model)
+        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    def begin(self, branch: str | None) -> None:
+        """An empty overlay, or that of the run that is branched off from."""
+        shutil.rmtree(self.overlay, ignore_errors=True)
+        theirs = None if branch is None else split(branch)[0] / MODEL
+        if theirs is not None and TensorFiles(theirs).files:
+            shutil.copytree(theirs, self.overlay)
+
+    def load(self) -> None:
+        """The overlay's weights, if it has any, into the model."""
+        files = TensorFiles(self.overlay)
+        stored = self.stored(self.parameters) if files.files else {}
+        with torch.no_grad():
+            for name, parameter in self.parameters.items() if files.files else ():
+                there = stored.get(name, [name])[0]
+                if there in files:
+                    parameter.copy_(files.read(there))
+
+    def complete(self, branch: str | None, save: Callable[[Path], None]) -> None:
+        """Put into the overlay what the checkpoint lacks."""
+        missing = self._uncovered()
+        if missing is None:
+            self.overlay.mkdir(parents=True, exist_ok=True)
+            self.model.config.save_pretrained(self.overlay)
+        elif branch is not None:
+            raise InputError(
+                f"--zo_from_journal {branch}: this run trains {missing!r}, which that run's "
+                "model does not have. Write its step with llava.mezo.replay and start from there"
+            )
+        else:
+            save(self.overlay)
+
+    def stored(self, parameters: Parameters) -> dict[str, list[str]]:
+        """Names in the files of those parameters that do not go by their canonical name alone."""
+        files = TensorFiles(_weights_folder(self.overlay, self.name))
+        candidates = names_in_files(self.model)
+        stored = {}
+        for name, parameter in parameters.items():
+            found = [candidate for candidate in candidates[parameter] if candidate in files]
+            if found and found != [name]:
+                stored[name] = found
+        return stored
+
+    def _uncovered(self) -> str | None:
+        """A trained parameter that the files do not hold with the value it starts from; None if there is none."""
+        files, stored = TensorFiles(_weights_folder(self.overlay, self.name)), self.stored(self.trained)
+        for name, parameter in self.trained.items():
+            there = stored.get(name, [name])[0]
+            if there not in files:
+                return name
+            value = files.read(there).to(parameter.dtype)
+            if value.shape != parameter.shape or not torch.equal(value, parameter.detach().cpu()):
+                return name
+        return None
+
+
+def _weights_folder(overlay: Path, model: str) -> Path | None:
+    if TensorFiles(overlay).files:
+        return overlay
+    return folder_of(model) if model else None
+
+
+def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int]:
+    """Weights of another run's step into the model; that run's journal and the number of its steps."""
+    folder, step = split(where)
+    journal = Journal.read(folder)
+    steps = len(journal.records) if step is None else step
+    if steps > len(journal.records):
+        raise InputError(f"--zo_from_journal {where}: that journal has {len(journal.records)} steps")
+    parameters = parameters_by_name(model)
+    unknown = [name for name in journal.header.names if name not in parameters]
+    if unknown:
+        raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
+    replay = Replay(journal, lambda name: parameters[name].detach().clone(), kernel)
+    replay.advance(steps)
+    replay.copy_into(parameters)
+    return journal, steps
+
+
+def split(where: str) -> tuple[Path, int | None]:
+    """DIR and N of DIR:N, N None for DIR alone.
+
+    Raises:
+        InputError: DIR is no journal.
+    """
+    folder, colon, step = where.rpartition(":")
+    named, number = (folder, int(step)) if colon and step.isdigit() else (where, None)
+    if not (Path(named) / HEADER).exists():
+        raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
+    return Path(named), number

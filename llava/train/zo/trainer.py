@@ -1,0 +1,188 @@
+"""MeZOTrainer: zeroth-order training inside the HF Trainer's own loop.
+
+Three methods of the Trainer are MeZO: `create_optimizer` gives a `llava.mezo.MeZO`, `training_step` runs the forwards
+of a micro-batch and hands their losses to it, `log` shows what a zeroth-order step has in place of a gradient norm.
+Around them stand, each in a file of its own, what a run with a journal saves and resumes from (`JournaledRun`), which
+records a step has (`PlannedBatches`), and what needs no gradients (`WithoutGradients`). The loop, the scheduler and
+checkpoints stay transformers' own.
+
+Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from llava.mezo import MeZO, no_decay_names
+from llava.mezo.errors import InputError
+from llava.mezo.kernels.choice import kernel_for
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.zo.forwards import Forwards, Objective
+from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
+from llava.train.zo.planned_batches import PlannedBatches
+from llava.train.zo.settings import Settings, refuse_impossible
+from llava.train.zo.step_batches import parts_of
+from llava.train.zo.step_inputs import KnownFeatures
+from llava.train.zo.without_gradients import WithoutGradients
+
+
+class DivergedError(FloatingPointError):
+    """The loss was not finite in `zo_max_bad_steps` steps in a row; the last good weights have been saved."""
+
+
+class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
+    """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_impossible(self.args)
+        self.zo = Settings.of(self.args)
+        self.args.max_grad_norm = 0.0  # there are no gradients to clip
+        self.plan_batches(self.zo)
+        self.add_callback(_StopWhenDiverged(self))
+        self.add_callback(SaveResumePoints(self))
+        self.known_features: KnownFeatures | None = None
+        """Features of images that were encoded before, for models that lay batches out."""
+        self.objective: Objective | None = None
+        """Takes the place of the loss, where `--zo_objective` is of generated answers."""
+        self._forwards: tuple[nn.Module, Forwards] | None = None
+        self._log_time: float | None = None
+        self._log_step = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """A `MeZO` over the groups of the base trainer: same learning rates, no decay on norms and biases."""
+        if self.optimizer is None:
+            groups = super().create_optimizer().param_groups
+            names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+            exempt = no_decay_names(self.model)
+            self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
+            start = self.starting_point
+            sizes = None if start is None else start.sizes
+            self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, self.zo.config, sizes=sizes)
+            self.optimizer.journal = self.open_journal()
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """The forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
+
+        Returns:
+            The mean loss of these forwards over the number of micro-batches in a step, as the loop expects.
+        """
+        if self._log_time is None:
+            self._log_time, self._log_step = time.perf_counter(), self.state.global_step
+        forwards, parts = self._forwards_of(model), parts_of(inputs)
+        losses = [rows * forwards.accumulate(self.state.global_step, part, rows) for part, rows in parts]
+        loss = sum(losses) / sum(rows for _, rows in parts)
+        window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        return torch.tensor(loss / window, device=self.args.device)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Adds the last step's projected gradient and losses, and the seconds a step took since the last log.
+
+        With a journal, the loss is the mean of the steps' since the last log, also where that was before a stop.
+        """
+        result = self.mezo.last if "loss" in logs else None
+        if result is not None:
+            logs.pop("grad_norm", None)
+            logs["projected_grad"] = result.terms[-1].projected_grad
+            if self.zo.config.estimator == "spsa":
+                logs["loss_plus"], logs["loss_minus"] = result.losses[-2:]
+            if self.mezo.journal is not None:
+                since = max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0)
+                records = self.mezo.journal.records[since : self.state.global_step]
+                logs["loss"] = sum(record.loss for record in records) / len(records)
+            now, steps = time.perf_counter(), self.state.global_step - self._log_step
+            if self._log_time is not None and steps > 0:
+                logs["step_time"] = round((now - self._log_time) / steps, 6)
+            self._log_time, self._log_step = now, self.state.global_step
+        super().log(logs, *rest)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `JournaledRun.train`.
+
+        Raises:
+            DivergedError: it had to stop because the loss is not finite.
+            InputError: also an objective of generated answers without a function for it.
+        """
+        if self.zo.objective not in ("loss", "accuracy") and self.objective is None:
+            raise InputError(f"--zo_objective {self.zo.objective}: set the trainer's `objective` to a function")
+        result = super().train(*args, **kwargs)
+        if self.diverged:
+            raise DivergedError(
+                f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
+                f"{self.zo.config.max_bad_steps}); none of them was applied and the last good weights are in "
+                f"{self.args.output_dir}/checkpoint-{self.state.global_step}. "
+                "Lower --learning_rate or --zo_eps, or look at the data."
+            )
+        return result
+
+    def _forwards_of(self, model: nn.Module) -> Forwards:
+        """Made once for a model as the loop has it, and its optimizer."""
+        if self._forwards is None or self._forwards[0] is not model or self._forwards[1].mezo is not self.mezo:
+            network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is no autocast
+            known, objective = self.known_features, self.objective
+            prepare, loss = self._prepare_inputs, self.compute_loss
+            self._forwards = model, Forwards(self.mezo, network, self.zo, prepare, loss, objective, known)
+        return self._forwards[1]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the base class, of forwards alone: 2 operations a token and parameter."""
+        tokens = sum(part["input_ids"].numel() for part, _ in parts_of(inputs) if "input_ids" in part)
+        return 2 * self.mezo.course.num_losses * tokens * self._num_parameters
+
+    @functools.cached_property
+    def _num_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True) if hasattr(self.model, "num_parameters") else 0
+
+    def report(self) -> dict[str, Any]:
+        """What report.json says of the engine: its flags, and which kernel ran."""
+        config = self.zo.config
+        kernel = kernel_for(config.kernel, self.mezo.device.type, self.mezo.weights.noise)
+        report: dict[str, Any] = {"zo_kernel": kernel.name, "zo_eps": config.eps, "zo_seed": config.seed}
+        report["zo_weight_storage"] = config.storage
+        inputs = None if self._forwards is None else self._forwards[1].inputs
+        if self.known_features is not None and inputs is not None:
+            report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
+        return report
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last `zo_max_bad_steps` losses were not finite."""
+        return self.mezo.bad_steps >= self.zo.config.max_bad_steps
+
+
+class _StopWhenDiverged(TrainerCallback):
+    """Saves and stops after too many steps that could not be applied."""
+
+    def __init__(self, trainer: MeZOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.diverged:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _split_decay(groups: list[dict[str, Any]], names: dict[int, str], exempt: set[str]) -> list[dict[str, Any]]:
+    """Each group with decay as two: what is decayed, and what is not."""
+    split = []
+    for group in groups:
+        named = [(names[id(parameter)], parameter) for parameter in group["params"]]
+        for decayed in (True, False):
+            members = [(name, parameter) for name, parameter in named if (name not in exempt) == decayed]
+            if members:
+                split.append(
+                    {
+                        "params": [parameter for _, parameter in members],
+                        "param_names": [name for name, _ in members],
+                        "lr": group["lr"],
+                        "weight_decay": group["weight_decay"] if decayed else 0.0,
+                    }
+                )
+    return split

@@ -1,0 +1,127 @@
+"""The loss curve, the report and the closing table of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from llava.errors import InputError
+from llava.runs import plots
+from llava.runs.plots import loss_points, plot_curves, plot_loss, smoothed
+from llava.runs.run_report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
+
+HISTORY = [{"step": k, "loss": 2.0 / k, "learning_rate": 1e-6} for k in range(1, 60)] + [
+    {"step": 59, "train_runtime": 3}
+]
+
+
+@pytest.fixture
+def fields():
+    return dict.fromkeys(REQUIRED_FIELDS) | {
+        "preset": "demo",
+        "accuracy_before": 0.626,
+        "accuracy_after": 0.918,
+        "final_loss": 0.12345,
+        "steps": 5000,
+        "seconds_per_step": 0.02,
+        "peak_memory_bytes": 3 * 2**29,
+        "trainable_parameters": 856_576,
+    }
+
+
+def test_only_entries_with_a_loss_are_drawn():
+    steps, losses = loss_points(HISTORY)
+    assert steps == list(range(1, 60))
+    assert losses[3] == 0.5
+
+
+def test_smoothing_keeps_length_and_a_constant_and_calms_noise():
+    assert smoothed([3.0] * 50) == [3.0] * 50
+    noise = [(-1.0) ** k for k in range(100)]
+    assert len(smoothed(noise)) == 100
+    assert max(abs(v) for v in smoothed(noise)[5:-5]) < 0.5
+    assert smoothed([4.0]) == [4.0]
+
+
+@pytest.mark.parametrize("count", [1, 3, 59])
+def test_plot_is_a_readable_picture(tmp_path, count):
+    plot_loss(HISTORY[:count], tmp_path / "loss.png", title="demo")
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.size[0] >= 800
+        assert len(set(image.convert("L").resize((60, 40)).getdata())) > 5
+
+
+def test_plot_draws_what_was_logged(tmp_path):
+    plot_loss(HISTORY, tmp_path / "a.png")
+    plot_loss([{**entry, "loss": 1.0} for entry in HISTORY if "loss" in entry], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("top", "scale"), [(7.0, "linear"), (1e5, "log")])
+def test_a_curve_that_diverged_leaves_the_others_readable(tmp_path, monkeypatch, top, scale):
+    figure, axes = plots.empty_figure()
+    monkeypatch.setattr(plots, "empty_figure", lambda: (figure, axes))
+    steps = list(range(40))
+    curves = {"good": [(steps, [0.1] * 40)], "bad, steps 40": [(steps, [0.1] * 20 + [top] * 20)]}
+    plot_curves(curves, tmp_path / "loss.png", title="demo")
+    assert axes.get_yscale() == scale
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["good (39 steps)", "bad, steps 40"]
+
+
+def test_empty_history_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"loss\.png.*--logging_steps"):
+        plot_loss([{"step": 1}], tmp_path / "loss.png")
+
+
+def test_report_holds_what_was_given(tmp_path, fields):
+    path = write_report(tmp_path, fields | {"extra": (1, math.nan)})
+    report = json.loads(path.read_text())
+    assert path.name == "report.json"
+    assert report["accuracy_after"] == 0.918
+    assert report["extra"] == [1, None]
+    assert set(REQUIRED_FIELDS) <= set(report)
+
+
+def test_report_refuses_to_leave_a_field_out(tmp_path, fields):
+    del fields["final_loss"]
+    with pytest.raises(ValueError, match="final_loss"):
+        write_report(tmp_path, fields)
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_can_be_updated(tmp_path, fields):
+    write_report(tmp_path, fields)
+    assert update_report(tmp_path, {"accuracy_after": 0.95})["accuracy_after"] == 0.95
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert (stored["accuracy_before"], stored["accuracy_after"]) == (0.626, 0.95)
+
+
+def test_missing_report_and_folder_are_named(tmp_path, fields):
+    with pytest.raises(InputError, match=r"report\.json"):
+        update_report(tmp_path, {})
+    with pytest.raises(InputError, match="--output_dir"):
+        write_report(tmp_path / "missing", fields)
+
+
+def test_table_shows_the_figures(tmp_path, fields):
+    table = closing_table(fields, tmp_path)
+    for text in ("62.6 %", "91.8 %", "0.1235", "5,000", "0.0200 s", "1.50 GiB", "856,576", str(tmp_path)):
+        assert text in table
+    assert len({line.index("  ") for line in table.splitlines() if line.startswith("trainable")}) == 1
+
+
+def test_table_leaves_out_what_is_not_known(tmp_path, fields):
+    table = closing_table(fields | {"accuracy_before": None, "peak_memory_bytes": 5 * 2**20}, tmp_path)
+    assert "accuracy before" not in table
+    assert "5 MiB" in table
+    assert "skipped" not in table
+    assert "skipped samples" in closing_table(fields | {"skipped_samples": [{"id": 1}]}, tmp_path)
+
+
+def test_versions_name_the_packages_that_matter():
+    found = versions()
+    assert {"python", "torch", "transformers"} <= set(found)
+    assert all(found.values())

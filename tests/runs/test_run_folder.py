@@ -1,0 +1,67 @@
+"""Finished, unfinished and unusable output folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from llava.errors import InputError
+from llava.runs.run_folder import check_same_run, check_writable, prepare_output_dir, refusing_full_disk
+from llava.train.zo.resume_points import newest_checkpoint
+
+
+def make_checkpoint(folder: Path, step: int, complete: bool = True, **arguments: object) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "training_args.json").write_text(json.dumps(arguments))
+    if complete:
+        (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    make_checkpoint(tmp_path, 9)
+    expected = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 11, complete=False)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert newest_checkpoint(tmp_path) == expected
+
+
+def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 4)
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match=r"finished run.*--overwrite_output_dir"):
+        prepare_output_dir(tmp_path, overwrite=False)
+    assert newest_checkpoint(tmp_path) is not None
+    prepare_output_dir(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written to.*OUTPUT_DIR"):
+        check_writable(tmp_path / "file" / "below")
+
+
+def test_other_settings_are_another_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = make_checkpoint(tmp_path, 1, data_path="a.json", learning_rate=1e-6)
+    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-6})
+    assert not caplog.records
+    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-5})
+    assert "--learning_rate was 1e-06" in caplog.text
+    with pytest.raises(InputError, match=r"--data_path a\.json, now b\.json"):
+        check_same_run(checkpoint, {"data_path": "b.json"})
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    full = [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+    for error in full:
+        with pytest.raises(InputError, match="no room left"), refusing_full_disk(tmp_path):
+            raise error
+    with pytest.raises(OSError, match="other"), refusing_full_disk(tmp_path):
+        raise OSError(5, "other")
