@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,34 @@ from llava.errors import InputError
 FOLDER_FPS = 2
 FOLDER_FRAMES = 10
 INSTALL_HINT = "pip install 'llava[video]'"
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """Which frames of a video are used; the names of the flags.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    video_fps: float | None = 1
+    """Frames taken per second; None: 1."""
+    frames_upbound: int | None = 0
+    """At most so many; 0: no limit."""
+    force_sample: bool = False
+    """Exactly `frames_upbound` frames, if that is set."""
+
+    def __post_init__(self) -> None:
+        if self.video_fps is not None and not self.video_fps > 0:
+            raise InputError(f"--video_fps {self.video_fps}: the frames taken per second must be more than 0")
+        if (self.frames_upbound or 0) < 0:
+            raise InputError(f"--frames_upbound {self.frames_upbound}: give a number of frames, or 0 for no limit")
+
+    @classmethod
+    def of(cls, data_args: Any) -> VideoSettings:
+        """From an object with some of these attributes."""
+        names = [one.name for one in fields(cls)]
+        return cls(**{name: getattr(data_args, name) for name in names if hasattr(data_args, name)})
 
 
 @dataclass(frozen=True)
@@ -35,21 +63,17 @@ class Video:
         return np.stack([np.asarray(frame) for frame in self.frames])
 
 
-def read_video(path: str | Path, data_args: Any) -> Video:
-    """Sample frames of a file or of a folder of frames as `data_args` says.
-
-    Reads `video_fps` (frames taken per second), `frames_upbound` (at most so many, 0: no limit) and `force_sample`
-    (exactly `frames_upbound` frames, if that is set). Raises `InputError` for a missing or unreadable video.
-    """
+def read_video(path: str | Path, settings: VideoSettings) -> Video:
+    """Sample frames of a file or of a folder of frames. Raises `InputError` for a missing or unreadable video."""
     path = Path(path)
     if path.is_dir():
-        return read_frames_folder(path, data_args)
+        return read_frames_folder(path, settings)
     if not path.is_file():
         raise InputError(f"video {path} does not exist; check --video_folder and the record's path")
-    return _read_file(path, data_args, _decode_with_pyav)
+    return _read_file(path, settings, _decode_with_pyav)
 
 
-def read_frames_folder(folder: Path, data_args: Any) -> Video:
+def read_frames_folder(folder: Path, settings: VideoSettings) -> Video:
     """Frames from the pictures of a folder, in the order of their names, taken to be 2 per second.
 
     Ten of them are used, spread evenly, or `frames_upbound` with `force_sample`.
@@ -57,34 +81,30 @@ def read_frames_folder(folder: Path, data_args: Any) -> Video:
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     if not files:
         raise InputError(f"video folder {folder} holds no frames")
-    upbound, force = _limit(data_args)
-    count = upbound if force and upbound > 0 else FOLDER_FRAMES
+    count = (settings.frames_upbound if settings.force_sample else None) or FOLDER_FRAMES
     indices = np.linspace(0, len(files) - 1, count, dtype=int).tolist()
     frames = [_open_frame(files[index]) for index in indices]
     return Video(frames, [index / FOLDER_FPS for index in indices], len(files) / FOLDER_FPS)
 
 
-def sample_indices(total: int, fps: float, data_args: Any) -> list[int]:
+def sample_indices(total: int, fps: float, settings: VideoSettings) -> list[int]:
     """Which of `total` frames are used, at `fps` frames a second, in order."""
-    wanted = getattr(data_args, "video_fps", None)
-    wanted = 1 if wanted is None else wanted
-    if wanted <= 0:
-        raise InputError(f"--video_fps {wanted}: the frames taken per second must be more than 0")
-    upbound, force = _limit(data_args)
+    wanted = 1 if settings.video_fps is None else settings.video_fps
+    upbound = settings.frames_upbound or 0
     indices = list(range(0, total, max(1, round(fps / wanted))))
-    if upbound > 0 and (len(indices) > upbound or force):
+    if upbound > 0 and (len(indices) > upbound or settings.force_sample):
         indices = np.linspace(0, total - 1, upbound, dtype=int).tolist()
     return indices
 
 
 def process_video_with_pyav(video_file: str | Path, data_args: Any) -> np.ndarray:
     """Sampled frames of a video file as uint8 [F, H, W, 3], decoded by PyAV."""
-    return _read_file(Path(video_file), data_args, _decode_with_pyav).array()
+    return _read_file(Path(video_file), VideoSettings.of(data_args), _decode_with_pyav).array()
 
 
 def process_video_with_decord(video_file: str | Path, data_args: Any) -> tuple[np.ndarray, float, str, int]:
     """(frames uint8 [F, H, W, 3], seconds, frame times as text, F) of a video file, decoded by decord."""
-    video = _read_file(Path(video_file), data_args, _decode_with_decord)
+    video = _read_file(Path(video_file), VideoSettings.of(data_args), _decode_with_decord)
     return video.array(), video.seconds, video.times_text, len(video.frames)
 
 
@@ -92,9 +112,9 @@ Pick = Callable[[int, float], list[int]]
 Decoder = Callable[[Path, Pick], tuple[list[Image.Image], list[int], int, float]]
 
 
-def _read_file(path: Path, data_args: Any, decode: Decoder) -> Video:
+def _read_file(path: Path, settings: VideoSettings, decode: Decoder) -> Video:
     def pick(total: int, fps: float) -> list[int]:
-        return sample_indices(total, fps, data_args)
+        return sample_indices(total, fps, settings)
 
     frames, indices, total, fps = decode(path, pick)
     return Video(frames, [index / fps for index in indices], total / fps)
@@ -143,11 +163,3 @@ def _open_frame(file: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"video frame {file} cannot be read as an image: {error}") from error
-
-
-def _limit(data_args: Any) -> tuple[int, bool]:
-    """`frames_upbound` (0: no limit) and `force_sample`."""
-    upbound = getattr(data_args, "frames_upbound", None) or 0
-    if upbound < 0:
-        raise InputError(f"--frames_upbound {upbound}: give a number of frames, or 0 for no limit")
-    return upbound, bool(getattr(data_args, "force_sample", False))

@@ -27,7 +27,14 @@ LAYERS = (
     {"llava.train"},
     {"llava.check", "llava.data.check"},  # commands that give training's verdict about data; nothing imports them
 )
-MAY_IMPORT_MEZO = ("llava.errors", "llava.eval", "llava.runs", "llava.train.zo", "llava.train.flags.arguments", "llava.train.train")
+MAY_IMPORT_MEZO = (
+    "llava.errors",
+    "llava.eval",
+    "llava.runs",
+    "llava.train.zo",
+    "llava.train.flags.arguments",
+    "llava.train.train",
+)
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.
 CHOSEN_LATER = {
     "llava": {"llava.model"},

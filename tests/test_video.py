@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.errors import InputError
 from llava.utils import process_video_with_decord, process_video_with_pyav
-from llava.video import read_video, sample_indices
+from llava.video import VideoSettings, read_video, sample_indices
 
 FRAMES, FPS = 24, 8
 
@@ -35,6 +35,10 @@ def flags(**values):
     return SimpleNamespace(**values)
 
 
+def chosen(**values):
+    return VideoSettings.of(flags(**values))
+
+
 @pytest.mark.parametrize(
     ("settings", "indices"),
     [
@@ -47,8 +51,8 @@ def flags(**values):
     ],
 )
 def test_frames_of_a_file(clip, settings, indices):
-    assert sample_indices(FRAMES, FPS, flags(**settings)) == indices
-    video = read_video(clip, flags(**settings))
+    assert sample_indices(FRAMES, FPS, chosen(**settings)) == indices
+    video = read_video(clip, chosen(**settings))
     assert video.times == [index / FPS for index in indices]
     assert video.seconds == 3.0
     brightness = video.array().mean((1, 2, 3))
@@ -97,7 +101,7 @@ def test_missing_reader_names_the_extra(monkeypatch, clip, module, function, mes
 def test_folder_of_frames(tmp_path):
     for number in range(4):
         Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    video = read_video(tmp_path, flags(force_sample=True, frames_upbound=2))
+    video = read_video(tmp_path, chosen(force_sample=True, frames_upbound=2))
     assert [frame.getpixel((0, 0))[0] for frame in video.frames] == [0, 3]
     assert (video.times_text, video.seconds) == ("0.00s,1.50s", 2.0)
 
@@ -105,18 +109,18 @@ def test_folder_of_frames(tmp_path):
 def test_what_is_refused(tmp_path):
     pytest.importorskip("av")
     with pytest.raises(InputError, match=r"none\.mp4 does not exist; check --video_folder"):
-        read_video(tmp_path / "none.mp4", flags())
+        read_video(tmp_path / "none.mp4", chosen())
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(InputError, match=r"text\.mp4 cannot be decoded"):
-        read_video(tmp_path / "text.mp4", flags())
+        read_video(tmp_path / "text.mp4", chosen())
     with pytest.raises(InputError, match=r"--frames_upbound -1: give a number of frames"):
-        sample_indices(FRAMES, FPS, flags(frames_upbound=-1))
+        chosen(frames_upbound=-1)
     with pytest.raises(InputError, match=r"--video_fps 0: .* more than 0"):
-        sample_indices(FRAMES, FPS, flags(video_fps=0))
+        chosen(video_fps=0)
     folder = tmp_path / "frames"
     folder.mkdir()
     with pytest.raises(InputError, match="frames holds no frames"):
-        read_video(folder, flags())
+        read_video(folder, chosen())
     (folder / "0.png").write_text("no picture")
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
-        read_video(folder, flags())
+        read_video(folder, chosen())

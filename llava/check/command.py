@@ -31,8 +31,9 @@ from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError, command
 from llava.model.checkpoint_files import check_checkpoint, find_file, read_json
-from llava.samples.loading import Record, load_parts
-from llava.samples.turns import record_name
+from llava.samples.loading import JsonRecord, load_parts
+from llava.samples.record import record_name
+from llava.samples.settings import SampleSettings
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.parsing import parse_arguments
 
@@ -49,7 +50,7 @@ RUN_FLAGS = (
 # Those that a checkpoint writes down too, with their defaults: a run with others counts other image tokens.
 _IN_CHECKPOINTS = {"image_aspect_ratio": "square", "image_grid_pinpoints": None, "mm_patch_merge_type": "flat"}
 
-Sets = list[tuple[str, list[tuple[str, list[Record]]]]]
+Sets = list[tuple[str, list[tuple[str, list[JsonRecord]]]]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,9 +112,10 @@ def _load(files: list[str], seed: int) -> Sets:
 def _checker(arguments: argparse.Namespace, run: tuple[Any, Any, Any]) -> RecordChecker:
     model_args, data_args, training_args = run
     if arguments.model_path is not None:
-        return RecordChecker(prepare_data_arguments(model_args, data_args, training_args), data_args, True)
+        tokenizer = prepare_data_arguments(model_args, data_args, training_args)
+        return RecordChecker(tokenizer, SampleSettings.of(data_args), True)
     data_args.image_processor = object()  # a model with images is assumed; only lengths need to know which
-    return RecordChecker(StandInTokenizer(), data_args, False)
+    return RecordChecker(StandInTokenizer(), SampleSettings.of(data_args), False)
 
 
 class Findings:
@@ -127,21 +129,21 @@ class Findings:
         self.records = self.failing = 0
         self._several_sets = several_sets
 
-    def add(self, place: Place, record: Record, verdict: Verdict) -> None:
+    def add(self, place: Place, raw: JsonRecord, verdict: Verdict) -> None:
         """Take the verdict about one record."""
         self.records += 1
         self.failing += bool(verdict.problems)
-        self.survey.add(place, record, verdict.turns)
+        self.survey.add(place, raw, verdict.record)
         if verdict.length is not None:
             self.lengths.append(verdict.length)
         for problem in verdict.problems:
             what = {"message": problem.message} | ({} if problem.path is None else {"path": problem.path})
-            self.problems[problem.kind].append(self._named(place, record) | what)
+            self.problems[problem.kind].append(self._named(place) | what)
         for kind, message in verdict.warnings:
-            self.warnings[kind].append(self._named(place, record) | {"message": message})
+            self.warnings[kind].append(self._named(place) | {"message": message})
 
-    def _named(self, place: Place, record: Record | None = None) -> dict[str, Any]:
-        name = record_name({} if place.id is None else {"id": place.id}, place.number)
+    def _named(self, place: Place) -> dict[str, Any]:
+        name = record_name(place.id, place.number)
         return {"record": f"{place.data}: {name}" if self._several_sets else name, **place.as_dict()}
 
     def report(self) -> dict[str, Any]:
@@ -182,8 +184,8 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     total = sum(len(records) for _, parts in sets for _, records in parts)
     with tqdm(total=total, desc="checking", unit="record") as bar:
         for path, parts in sets:
-            for number, record in enumerate(record for _, records in parts for record in records):
-                findings.add(Place(path, number, record.get("id")), record, checker.check(record))
+            for number, raw in enumerate(raw for _, records in parts for raw in records):
+                findings.add(Place(path, number, raw.get("id")), raw, checker.check(raw, number))
                 bar.update()
     lengths, limit = findings.lengths, run[2].model_max_length
     return {

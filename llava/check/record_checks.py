@@ -18,21 +18,21 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
 from llava.mm_utils import count_tiles
 from llava.samples.encoding import Encoded
-from llava.samples.loading import Record
+from llava.samples.loading import JsonRecord
 from llava.samples.media import (
     IMAGE,
     MULTI_IMAGE_ASPECT_RATIO,
     VIDEO,
     Entry,
     Media,
-    has_media,
-    image_paths,
     open_image,
     processor_side,
 )
+from llava.samples.record import Record, record_media
 from llava.samples.sample_maker import SampleMaker
+from llava.samples.settings import SampleSettings
 from llava.samples.turns import ANSWER, HUMAN, SYSTEM, Turn, count_image_marks, record_turns
-from llava.video import Video, read_video
+from llava.video import Video, VideoSettings, read_video
 
 # What can be wrong with a record, in the order in which training would notice.
 PROBLEMS = {
@@ -61,13 +61,13 @@ class Verdict:
     Attributes:
         problems: training would fail if there are any.
         warnings: (what holds for many records, what is said of this one).
-        turns: None when they are malformed.
+        record: as training reads it; None when its turns or media are malformed.
         length: tokens before any cut, images included; None when that is not known.
     """
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
-    turns: list[Turn] | None = None
+    record: Record | None = None
     length: int | None = None
 
 
@@ -87,9 +87,9 @@ class OpenedOnce:
     def image(self, path: str, folder: str | None) -> Outline:
         return self._once((IMAGE, path), lambda: Outline(open_image(path, folder).size))
 
-    def video(self, path: str, data_args: Any) -> Video:
+    def video(self, path: str, settings: VideoSettings) -> Video:
         def outline() -> Video:
-            video = read_video(path, data_args)
+            video = read_video(path, settings)
             return Video([Outline(video.frames[0].size)] * len(video.frames), video.times, video.seconds)
 
         return self._once((VIDEO, path), outline)
@@ -106,18 +106,17 @@ class OpenedOnce:
         return found
 
 
-def entry_outlines(media: Media, data_args: Any) -> list[Entry]:
+def entry_outlines(media: Media, settings: SampleSettings) -> list[Entry]:
     """What `llava.samples.media.media_entries` gives, in shape: pixels on the meta device, [tiles, 3, S, S]."""
-    side = processor_side(data_args.image_processor)
+    side = processor_side(settings.image_processor)
     if media.video is not None:
         frames = media.video.frames
         return [(torch.empty(len(frames), 3, side, side, device="meta"), frames[0].size, VIDEO)]
     several = len(media.images) > 1
-    name = MULTI_IMAGE_ASPECT_RATIO if several else getattr(data_args, "image_aspect_ratio", None)
-    pinpoints = getattr(data_args, "image_grid_pinpoints", None)
+    name = MULTI_IMAGE_ASPECT_RATIO if several else settings.image_aspect_ratio
     entries = []
     for image in media.images:
-        tiles = count_tiles(name, image.size, data_args.image_processor, pinpoints)
+        tiles = count_tiles(name, image.size, settings.image_processor, settings.image_grid_pinpoints)
         entries.append((torch.empty(tiles, 3, side, side, device="meta"), image.size, IMAGE))
     return entries
 
@@ -126,24 +125,30 @@ class RecordChecker:
     """Gives verdicts about the records of a run.
 
     Args:
-        tokenizer, data_args: as for `LazySupervisedDataset`.
         knows_lengths: whether the tokenizer is the run's, and not one that stands in for it.
     """
 
-    def __init__(self, tokenizer: Any, data_args: Any, knows_lengths: bool) -> None:
+    def __init__(self, tokenizer: Any, settings: SampleSettings, knows_lengths: bool) -> None:
         self.knows_lengths = knows_lengths
         self._opened = OpenedOnce()
-        self.maker = SampleMaker(tokenizer, data_args, self._opened.image, self._opened.video, entry_outlines)
+        self.maker = SampleMaker(tokenizer, settings, self._opened.image, self._opened.video, entry_outlines)
 
-    def check(self, record: Record) -> Verdict:
+    def check(self, raw: JsonRecord, number: int) -> Verdict:
         """Everything that is wrong with a record; when nothing is, training takes it."""
         verdict = Verdict()
+        turns: list[Turn] | None = None
+        found: tuple[tuple[str, ...], str | None] | None = None
         with _attempt(verdict, "turns"):
-            verdict.turns = record_turns(record)
-        media = self._media(record, verdict)
-        if verdict.turns is None:
+            turns = record_turns(raw)
+        with _attempt(verdict, "media"):
+            found = record_media(raw)
+        record = Record(raw.get("id"), number, tuple(turns or ()), *(found or ()))
+        media = None if found is None else self._media(record, verdict)
+        if turns is None:
             return verdict
-        verdict.warnings += [(text, text) for text in _oddities(record, verdict.turns)]
+        verdict.warnings += [(text, text) for text in _oddities(raw, record)]
+        if found is not None:
+            verdict.record = record
         if media is None:
             return verdict
         marks_fit = False
@@ -156,24 +161,20 @@ class RecordChecker:
 
     def _media(self, record: Record, verdict: Verdict) -> Media | None:
         """The record's media; with outlines of one pixel for images that are broken; None if it cannot be said."""
-        found: Media | None = None
+        opened: Media | None = None
         trial = Verdict()
         with _attempt(trial, "media"):
-            found = self.maker.open(record)
-        if found is not None:
-            return found
-        paths = _paths(record)
-        if paths and getattr(self.maker.data_args, "image_processor", None) is not None:
-            folder = getattr(self.maker.data_args, "image_folder", None)
-            for path in dict.fromkeys(paths):
+            opened = self.maker.open(record)
+        if opened is not None:
+            return opened
+        settings = self.maker.settings
+        if record.images and settings.image_processor is not None:
+            for path in dict.fromkeys(record.images):
                 with _attempt(verdict, "media", path):
-                    self._opened.image(path, folder)
-            found = Media(images=(Outline((1, 1)),) * len(paths))
-        if not any(problem.kind == "media" for problem in verdict.problems):
-            video = record.get("video") if record.get("image") is None else None
-            path = video if isinstance(video, str) else None
-            verdict.problems += [Problem(problem.kind, problem.message, path) for problem in trial.problems]
-        return found
+                    self._opened.image(path, settings.image_folder)
+            return Media(images=(Outline((1, 1)),) * len(record.images))
+        verdict.problems += [Problem(problem.kind, problem.message, record.video) for problem in trial.problems]
+        return None
 
     def _check_tokens(self, record: Record, media: Media, verdict: Verdict) -> None:
         encoded: Encoded | None = None
@@ -191,18 +192,12 @@ class RecordChecker:
             self.maker.check_cut(encoded, entries)
 
 
-def _paths(record: Record) -> list[str]:
-    try:
-        return image_paths(record["image"]) if record.get("image") is not None else []
-    except InputError:
-        return []
-
-
-def _oddities(record: Record, turns: list[Turn]) -> Iterator[str]:
+def _oddities(raw: JsonRecord, record: Record) -> Iterator[str]:
     """What training takes, but not as its author may have meant it."""
-    if record.get("image") is not None and record.get("video") is not None:
+    turns = record.turns
+    if raw.get("image") is not None and raw.get("video") is not None:
         yield "has an image and a video; the video is not used"
-    if not has_media(record) and count_image_marks(turns):
+    if not record.has_media and raw.get("image") is None and count_image_marks(turns):
         yield f"has {DEFAULT_IMAGE_TOKEN} but no image: the mark is read as text"
     roles = [turn["from"] for turn in turns]
     unknown = sorted(set(roles) - {HUMAN, ANSWER, SYSTEM})
@@ -242,7 +237,7 @@ def _training_warnings(verdict: Verdict) -> Iterator[None]:
             verdict.warnings.append((str(entry.msg), entry.getMessage()))
 
     collector = Collector(logging.WARNING)
-    logger = logging.getLogger("llava.train")
+    logger = logging.getLogger("llava.samples")
     logger.addHandler(collector)
     try:
         yield

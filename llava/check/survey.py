@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("single image", "several images", "video", "text only")
-_ANSWER = "gpt"
+from llava.samples.record import Record
+from llava.samples.turns import ANSWER
+
+KINDS = ("single image", "several images", "video", "text only", "malformed")
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,24 @@ class Survey:
         self._contents: dict[bytes, list[Place]] = defaultdict(list)
         self._replies: dict[bytes, dict[bytes, list[Place]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, place: Place, record: Mapping[str, Any], turns: Sequence[Mapping[str, str]] | None) -> None:
-        """Take a record; `turns` are its turns as `from` and `value`, None when they are malformed."""
-        self.kinds[_kind(record)] += 1
-        if record.get("id") is not None:
-            self._ids[json.dumps(record["id"], sort_keys=True)].append(place)
-        self._contents[_digest({key: value for key, value in record.items() if key != "id"})].append(place)
-        if turns is not None:
-            self._add_turns(place, record, turns)
+    def add(self, place: Place, raw: Mapping[str, Any], record: Record | None) -> None:
+        """Take a record; `record` is how training reads it, None when it is malformed."""
+        if raw.get("id") is not None:
+            self._ids[json.dumps(raw["id"], sort_keys=True)].append(place)
+        self._contents[_digest({key: value for key, value in raw.items() if key != "id"})].append(place)
+        self.kinds["malformed" if record is None else _kind(record)] += 1
+        if record is not None:
+            self._add_turns(place, record)
 
-    def _add_turns(self, place: Place, record: Mapping[str, Any], turns: Sequence[Mapping[str, str]]) -> None:
+    def _add_turns(self, place: Place, record: Record) -> None:
+        turns, media = record.turns, [record.images, record.video]
         self.turns += len(turns)
-        answers = [turn["value"] for turn in turns if turn["from"] == _ANSWER]
+        answers = [turn["value"] for turn in turns if turn["from"] == ANSWER]
         self.answers.update(answers)
         if any(not answer.strip() for answer in answers):
             self.empty_answers.append(place)
-        media = _media(record)
-        if media is None:
-            return
-        for number, turn in enumerate(turns):
-            if turn["from"] == _ANSWER:
+        for number, turn in enumerate(turns if record.has_media else ()):
+            if turn["from"] == ANSWER:
                 asked = _digest([media, [[t["from"], t["value"]] for t in turns[:number]]])
                 self._replies[asked][_digest(turn["value"])].append(place)
 
@@ -76,18 +76,10 @@ class Survey:
         return [[places[0] for places in replies.values()] for replies in self._replies.values() if len(replies) > 1]
 
 
-def _kind(record: Mapping[str, Any]) -> str:
-    image = record.get("image")
-    if image is not None:
-        return "several images" if isinstance(image, list) and len(image) > 1 else "single image"
-    return "video" if record.get("video") is not None else "text only"
-
-
-def _media(record: Mapping[str, Any]) -> list[Any] | None:
-    image, video = record.get("image"), record.get("video")
-    if image is not None:
-        return ["image", image if isinstance(image, list) else [image]]
-    return None if video is None else ["video", video]
+def _kind(record: Record) -> str:
+    if record.images:
+        return "several images" if len(record.images) > 1 else "single image"
+    return "video" if record.video is not None else "text only"
 
 
 def _digest(value: Any) -> bytes:

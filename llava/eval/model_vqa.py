@@ -26,6 +26,8 @@ from llava.errors import InputError, command
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
+from llava.samples.record import record_media
+from llava.samples.turns import HUMAN, naming, record_turns
 
 MAX_NEW_TOKENS = 1024
 
@@ -51,24 +53,20 @@ def ask(
         InputError: a missing field or an unusable image; the record is named.
     """
     name = f"sample {record.get('sample_id')!r}"
-    turns = record.get("conversations")
-    paths = record.get("image", [])
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(turns, list) or not isinstance(paths, list):
-        raise InputError(f"{name}: needs conversations, and image must be a path or a list of paths")
+    with naming(name):
+        turns, (paths, video) = record_turns(record), record_media(record)
+    if video is not None:
+        raise InputError(f"{name}: videos cannot be evaluated; give images")
     images = [Path(image_folder) / path for path in paths]
     said: list[tuple[str, str | None]] = []
     for position, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise InputError(f"{name}: a turn must be an object with from and value, got {turn!r}")
-        if turn.get("from") != "human":
+        if turn["from"] != HUMAN:
             continue
         asked = extra_prompt + turn["value"]
         text = _with_tags(asked, images) if not said else asked
         [answer] = answerer.answer([Question(name, [*said, (text, None)], images)], decoding)
         said.append((text, answer))
-        following = turns[position + 1] if position + 1 < len(turns) else None
-        yield asked, answer, following.get("value") if isinstance(following, dict) else None
+        yield asked, answer, turns[position + 1]["value"] if position + 1 < len(turns) else None
 
 
 def _with_tags(text: str, images: list[Path]) -> str:

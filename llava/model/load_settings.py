@@ -61,7 +61,7 @@ def quantisation(
             "loading in 8 or 4 bits (--bits, load_8bit, load_4bit) needs bitsandbytes: pip install bitsandbytes."
         )
     # Images are few and their modules small: they stay at full precision.
-    skipped = ["vision_tower", "mm_projector", "lm_head"]
+    skipped = ["model.vision_tower", "model.mm_projector", "lm_head"]
     if load_8bit:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)}
     settings = BitsAndBytesConfig(

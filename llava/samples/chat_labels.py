@@ -6,6 +6,7 @@ in the system and user turns. The labels of the answers alone cover the answer's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ _ROLE_NAMES = {HUMAN: "user", ANSWER: "assistant"}
 
 
 def encode_qwen(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """Qwen's chat form. The system text is `system`, else a leading system turn, else Qwen 1.5's default.
 
@@ -60,7 +61,7 @@ def encode_qwen(
 
 
 def encode_llama_3(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """Llama 3's chat form. The system text is `system`, else a leading system turn, else the template's."""
     return _encode(LLAMA_3, turns, tokenizer, with_images, system, template.system)
@@ -72,7 +73,7 @@ def template_system_text(template: Conversation) -> str:
 
 
 def _encode(
-    chat: ChatFormat, turns: list[Turn], tokenizer: Any, with_images: bool, system: str | None, default: str
+    chat: ChatFormat, turns: Sequence[Turn], tokenizer: Any, with_images: bool, system: str | None, default: str
 ) -> Encoded:
     own_system, turns = split_system(turns)
     if system is None:

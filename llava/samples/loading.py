@@ -28,13 +28,13 @@ from llava.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
+JsonRecord = dict[str, Any]
 STRATEGIES = "all, first:N, end:N, random:N (N a count such as 100, or a part such as 2.5%)"
 _BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.jsonl?)", re.DOTALL)
 _AMOUNT = re.compile(r"(?P<number>\d+)|(?P<percent>\d+(?:\.\d+)?)%")
 
 
-def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[Record], list[str]]:
+def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[JsonRecord], list[str]]:
     """All records of `--data_path` in order, and the files they came from.
 
     `seed` decides what `random:N` takes, the same on every process. Raises `InputError` naming the file, the line
@@ -44,7 +44,7 @@ def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[Record], li
     return [record for _, records in parts for record in records], [file for file, _ in parts]
 
 
-def load_parts(data_path: str | Path, seed: int = 0) -> list[tuple[str, list[Record]]]:
+def load_parts(data_path: str | Path, seed: int = 0) -> list[tuple[str, list[JsonRecord]]]:
     """As `load_records`, file by file: (file, what is taken of it)."""
     if not data_path:
         raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
@@ -69,7 +69,7 @@ def _is_mixture(path: str) -> bool:
     return path.endswith((".yaml", ".yml"))
 
 
-def load_file(path: str | Path) -> list[Record]:
+def load_file(path: str | Path) -> list[JsonRecord]:
     """The records of one `.json` or `.jsonl` file."""
     readers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
     path = str(path)
@@ -126,8 +126,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _load_mixture(path: str, seed: int) -> list[tuple[str, list[Record]]]:
-    parts: list[tuple[str, list[Record]]] = []
+def _load_mixture(path: str, seed: int) -> list[tuple[str, list[JsonRecord]]]:
+    parts: list[tuple[str, list[JsonRecord]]] = []
     for position, entry in enumerate(_mixture_entries(path)):
         file, strategy = entry["json_path"], entry.get("sampling_strategy", "all")
         read = load_file(file)
@@ -157,13 +157,13 @@ def _mixture_entries(path: str) -> list[dict[str, Any]]:
     return entries
 
 
-def sample_records(records: list[Record], strategy: Any, rng: random.Random, where: str) -> list[Record]:
+def sample_records(records: list[JsonRecord], strategy: Any, rng: random.Random, where: str) -> list[JsonRecord]:
     """What a sampling strategy takes of one file; `random` shuffles with `rng` and takes the first N."""
     text = strategy if isinstance(strategy, str) else str(strategy)
     name, colon, amount = text.strip().partition(":")
     if name == "all" and not colon:
         return records
-    takers: dict[str, Callable[[int], list[Record]]] = {
+    takers: dict[str, Callable[[int], list[JsonRecord]]] = {
         "first": lambda count: records[:count],
         "end": lambda count: records[len(records) - count :],
         "random": lambda count: rng.sample(records, len(records))[:count],

@@ -13,7 +13,9 @@ from PIL import Image
 
 from llava.errors import InputError
 from llava.mm_utils import image_processing
-from llava.video import Video, read_video
+from llava.samples.record import Record
+from llava.samples.settings import SampleSettings
+from llava.video import Video, VideoSettings, read_video
 
 IMAGE, VIDEO, TEXT = "image", "video", "text"
 MULTI_IMAGE_ASPECT_RATIO = "pad"
@@ -33,11 +35,6 @@ class Media:
         return len(self.images) + (self.video is not None)
 
 
-def has_media(record: dict[str, Any]) -> bool:
-    """Whether the record has an image or a video; null counts as none."""
-    return record.get("image") is not None or record.get("video") is not None
-
-
 def open_image(path: str, folder: str | None) -> Image.Image:
     """The whole image, decoded, as RGB. Raises `InputError` when it is missing, truncated or no image."""
     file = Path(folder or "", path)
@@ -51,47 +48,38 @@ def open_image(path: str, folder: str | None) -> Image.Image:
 
 
 def open_media(
-    record: dict[str, Any],
-    data_args: Any,
+    record: Record,
+    settings: SampleSettings,
     image: Callable[[str, str | None], Image.Image] = open_image,
-    video: Callable[[str, Any], Video] = read_video,
+    video: Callable[[str, VideoSettings], Video] = read_video,
 ) -> Media:
-    """Open what the record names; an image wins over a video. Raises `InputError` with the path.
+    """Open what the record names. Raises `InputError` with the path.
 
     Args:
         image, video: how one file is opened.
     """
-    if record.get("image") is not None:
-        folder = getattr(data_args, "image_folder", None)
-        return Media(images=tuple(image(path, folder) for path in image_paths(record["image"])))
-    if record.get("video") is not None:
-        path = record["video"]
-        if isinstance(path, list) and len(path) == 1:
-            path = path[0]
-        if not isinstance(path, str):
-            raise InputError(f"`video` must be one path, got {path!r:.80}")
-        return Media(video=video(os.path.join(getattr(data_args, "video_folder", None) or "", path), data_args))
-    return Media()
+    if record.video is not None:
+        return Media(video=video(os.path.join(settings.video_folder or "", record.video), settings.video))
+    return Media(images=tuple(image(path, settings.image_folder) for path in record.images))
 
 
-def media_entries(media: Media, data_args: Any) -> list[Entry]:
+def media_entries(media: Media, settings: SampleSettings) -> list[Entry]:
     """(pixels, (width, height) of the original, modality) of each image, or of the video as one entry.
 
     One image is processed by `image_aspect_ratio`, several are padded to squares; a video is [frames, 3, S, S].
     """
-    processor = data_args.image_processor
     if media.video is not None:
         frames = media.video.frames
-        return [(processor.preprocess(frames, return_tensors="pt")["pixel_values"], frames[0].size, VIDEO)]
+        pixels = settings.image_processor.preprocess(frames, return_tensors="pt")["pixel_values"]
+        return [(pixels, frames[0].size, VIDEO)]
     mode = MULTI_IMAGE_ASPECT_RATIO if len(media.images) > 1 else None
-    return [image_entry(image, data_args, mode) for image in media.images]
+    return [image_entry(image, settings, mode) for image in media.images]
 
 
-def image_entry(image: Image.Image, data_args: Any, aspect_ratio: str | None = None) -> Entry:
-    """One image by `aspect_ratio`, else by `data_args.image_aspect_ratio`."""
-    process = image_processing(aspect_ratio or getattr(data_args, "image_aspect_ratio", None))
-    pinpoints = getattr(data_args, "image_grid_pinpoints", None)
-    return process(image, data_args.image_processor, pinpoints), image.size, IMAGE
+def image_entry(image: Image.Image, settings: SampleSettings, aspect_ratio: str | None = None) -> Entry:
+    """One image by `aspect_ratio`, else by that of the settings."""
+    process = image_processing(aspect_ratio or settings.image_aspect_ratio)
+    return process(image, settings.image_processor, settings.image_grid_pinpoints), image.size, IMAGE
 
 
 def tiles_of(entry: torch.Tensor) -> torch.Tensor:
@@ -109,11 +97,3 @@ def processor_side(processor: Any) -> int:
     crop = getattr(processor, "crop_size", None)
     size = crop if crop is not None else processor.size
     return int(size["height"] if isinstance(size, dict) else size if isinstance(size, int) else size[0])
-
-
-def image_paths(value: Any) -> list[str]:
-    """The paths under a record's `image`, which is one or a list. Raises `InputError` for anything else."""
-    paths = value if isinstance(value, list) else [value]
-    if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise InputError(f"`image` must be a path or a non-empty list of paths, got {value!r:.80}")
-    return paths

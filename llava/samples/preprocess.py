@@ -17,12 +17,13 @@ from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.errors import InputError
 from llava.samples.chat_labels import encode_llama_3, encode_qwen
 from llava.samples.encoding import Encoded
+from llava.samples.settings import SampleSettings
 from llava.samples.span_labels import encode_plain, encode_rounds, encode_v0, encode_v1
 from llava.samples.turns import Turn, naming, place_image_marks, record_turns
 
 Sources = Sequence[Sequence[dict[str, Any]]]
 Batch = dict[str, Any]
-Encoder = Callable[[list[Turn], Any, bool, Conversation, str | None], Encoded]
+Encoder = Callable[[Sequence[Turn], Any, bool, Conversation, str | None], Encoded]
 
 ENCODERS: dict[SeparatorStyle, Encoder] = {
     SeparatorStyle.CHATML: encode_qwen,
@@ -41,7 +42,7 @@ CUT_WITHOUT_IMAGES = frozenset(
 
 
 def encode(
-    turns: list[Turn], tokenizer: Any, has_image: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, has_image: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """Ids and both kinds of labels of one sample, before any cut."""
     encoder = ENCODERS.get(template.sep_style)
@@ -99,9 +100,10 @@ def preprocess_multimodal(sources: Sources, data_args: Any) -> list[list[Turn]] 
 
     Without `data_args.is_multimodal` the conversations come back as they are.
     """
-    if not getattr(data_args, "is_multimodal", True):
+    settings = SampleSettings.of(data_args)
+    if not settings.is_multimodal:
         return sources
-    wrap = bool(getattr(data_args, "mm_use_im_start_end", False))
+    wrap = settings.mm_use_im_start_end
     return [place_image_marks(record_turns({"conversations": list(source)}), wrap) for source in sources]
 
 

@@ -6,23 +6,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from llava import conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, get_template
 from llava.errors import InputError
 from llava.samples.chat_labels import template_system_text
 from llava.samples.encoding import Encoded
-from llava.samples.loading import Record
-from llava.samples.media import Entry, Media, has_media, media_entries, open_image, open_media
+from llava.samples.media import Entry, Media, media_entries, open_image, open_media
 from llava.samples.preprocess import encode
-from llava.samples.turns import Turn, count_image_marks, place_image_marks, record_turns, split_system
-from llava.video import Video, read_video
+from llava.samples.record import Record
+from llava.samples.settings import SampleSettings
+from llava.samples.turns import Turn, count_image_marks, place_image_marks, split_system
+from llava.video import Video, VideoSettings, read_video
 
 logger = logging.getLogger(__name__)
 
@@ -32,44 +31,42 @@ class SampleMaker:
     """The steps from a record to a sample, in the order in which training takes them.
 
     Attributes:
-        tokenizer, data_args: as for `LazySupervisedDataset`.
         open_image: (path, folder) to an image.
-        open_video: (path, `data_args`) to a video.
-        make_entries: media and `data_args` to entries.
+        open_video: (path, settings) to a video.
+        make_entries: media and settings to entries.
     """
 
     tokenizer: Any
-    data_args: Any
+    settings: SampleSettings
     open_image: Callable[[str, str | None], Image.Image] = open_image
-    open_video: Callable[[str, Any], Video] = read_video
-    make_entries: Callable[[Media, Any], list[Entry]] = media_entries
+    open_video: Callable[[str, VideoSettings], Video] = read_video
+    make_entries: Callable[[Media, SampleSettings], list[Entry]] = media_entries
 
     def open(self, record: Record) -> Media:
         """The record's images or video. Raises `InputError` for the first that cannot be used."""
-        if has_media(record) and getattr(self.data_args, "image_processor", None) is None:
+        if record.has_media and self.settings.image_processor is None:
             raise InputError("the record has an image or a video, but there is no vision tower; set --vision_tower")
-        return open_media(record, self.data_args, self.open_image, self.open_video)
+        return open_media(record, self.settings, self.open_image, self.open_video)
 
     def entries(self, media: Media) -> list[Entry]:
         """(pixels, (width, height), modality) of each image, or of the video."""
-        return self.make_entries(media, self.data_args) if media else []
+        return self.make_entries(media, self.settings) if media else []
 
     def check_marks(self, record: Record, media: Media) -> None:
         """Refuse a record with media whose turns have another number of `<image>` marks."""
         if media:
-            _check_marks(count_image_marks(record_turns(record)), len(media))
+            _check_marks(count_image_marks(record.turns), len(media))
 
     def encode(self, record: Record, media: Media) -> Encoded:
         """Ids and labels, before any cut. Raises `InputError` for marks or turns that do not fit."""
-        turns = record_turns(record)
+        turns: Sequence[Turn] = record.turns
         if media:
             self.check_marks(record, media)
-            if media.video is not None and getattr(self.data_args, "add_time_instruction", False):
+            if media.video is not None and self.settings.add_time_instruction:
                 turns = _with_time_instruction(turns, media.video)
-            turns = place_image_marks(turns, bool(getattr(self.data_args, "mm_use_im_start_end", False)))
-        template = self.template
-        use_own = getattr(self.data_args, "use_template_system_prompt", False)
-        system = template_system_text(template) if use_own else None
+            turns = place_image_marks(turns, self.settings.mm_use_im_start_end)
+        template = self.settings.template
+        system = template_system_text(template) if self.settings.use_template_system_prompt else None
         encoded = encode(turns, self.tokenizer, bool(media), template, system)
         kept = encoded.input_ids.count(IMAGE_TOKEN_INDEX)
         if kept > len(media):
@@ -83,7 +80,7 @@ class SampleMaker:
 
         Without `count_image_tokens` only what the collator cuts is known, and any label that it leaves will do.
         """
-        labels = self.labels(encoded) if self._count is None else encoded.answer_labels
+        labels = self.labels(encoded) if self.settings.count_image_tokens is None else encoded.answer_labels
         first = next((k for k, label in enumerate(labels) if label != IGNORE_INDEX), None)
         if first is None:
             return
@@ -103,12 +100,12 @@ class SampleMaker:
         """All checks, at the price of pixels only where they decide. Raises `InputError` for a record that is bad."""
         media = self.open(record)
         encoded = self.encode(record, media)
-        self.check_cut(encoded, self.entries(media) if self._count is not None else [])
+        self.check_cut(encoded, self.entries(media) if self.settings.count_image_tokens is not None else [])
         self.check_supervised(encoded)
 
     def spliced_place(self, encoded: Encoded, index: int, entries: list[Entry]) -> int:
         """Where token `index` (or, for the number of ids, the end) is once images are spliced in, if that is known."""
-        count = self._count
+        count = self.settings.count_image_tokens
         if count is None:
             return index
         before = encoded.input_ids[:index].count(IMAGE_TOKEN_INDEX)
@@ -116,18 +113,7 @@ class SampleMaker:
 
     def labels(self, encoded: Encoded) -> list[int]:
         """The labels that `train_on_answers_only` chooses."""
-        answers_only = getattr(self.data_args, "train_on_answers_only", False)
-        return encoded.answer_labels if answers_only else encoded.labels
-
-    @property
-    def template(self) -> Conversation:
-        """The template of `version`, else `llava.conversation.default_conversation`."""
-        name = getattr(self.data_args, "version", None)
-        return get_template(name) if name else conversation_lib.default_conversation
-
-    @property
-    def _count(self) -> Callable[..., int] | None:
-        return getattr(self.data_args, "count_image_tokens", None)
+        return encoded.answer_labels if self.settings.train_on_answers_only else encoded.labels
 
 
 def _check_marks(marks: int, media: int) -> None:
@@ -137,7 +123,7 @@ def _check_marks(marks: int, media: int) -> None:
         )
 
 
-def _with_time_instruction(turns: list[Turn], video: Video) -> list[Turn]:
+def _with_time_instruction(turns: Sequence[Turn], video: Video) -> list[Turn]:
     """New turns; the first human one tells when the frames of the video were taken."""
     first = split_system(turns)[1][0]
     text = first["value"].replace(DEFAULT_IMAGE_TOKEN, "")

@@ -7,6 +7,7 @@ The answers and their end marks are labelled, nothing else. Text-only samples ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
@@ -27,7 +28,7 @@ _ANSWER_HEADER = {
 
 
 def encode_rounds(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """A conversation of alternating turns in the template's form (Llama 2, MPT, Gemma)."""
     conversation = _fill(turns, template, system)
@@ -43,7 +44,7 @@ def encode_rounds(
 
 
 def encode_v1(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """The v1 (Vicuna) form: a label for each answer with its `</s>`.
 
@@ -81,7 +82,7 @@ def _v1_spans(prompt: str, template: Conversation) -> tuple[list[Span], int]:
 
 
 def encode_plain(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """Caption form of projector pre-training: the image, then the second turn's text and a newline."""
     own_system, turns = split_system(turns)
@@ -97,7 +98,7 @@ def encode_plain(
 
 
 def encode_v0(
-    turns: list[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
+    turns: Sequence[Turn], tokenizer: Any, with_images: bool, template: Conversation, system: str | None = None
 ) -> Encoded:
     """The first form of LLaVA: a header, `### Human: ...` and `### Assistant: ...` lines, and a last `### `."""
     own_system, turns = split_system(turns)
@@ -114,7 +115,7 @@ def encode_v0(
     return select(_tokens(prompt, tokenizer, with_images), spans)
 
 
-def _fill(turns: list[Turn], template: Conversation, system: str | None) -> Conversation:
+def _fill(turns: Sequence[Turn], template: Conversation, system: str | None) -> Conversation:
     """The template with the record's turns, which must alternate."""
     own_system, turns = split_system(turns)
     conversation = template.copy()

@@ -1,12 +1,12 @@
 """The turns of a record in one form, whatever form the file uses.
 
-A record is `{"id", "image" or "video", "conversations"}`; a turn is `{"from", "value"}` or `{"role", "content"}`.
+In a file a turn is `{"from", "value"}` or `{"role", "content"}`.
 Inside the tree a turn is `{"from": "human" | "gpt" | "system" | other, "value": text}`. Records are never changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,11 +22,6 @@ NOISE_MARK = "QA_GT_caption_based_noisy"
 _ROLES = {"user": HUMAN, "assistant": ANSWER}
 
 
-def record_name(record: dict[str, Any], index: int) -> str:
-    """How error messages call a record."""
-    return f"record {record.get('id', index)!r} (number {index})"
-
-
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Put `name` in front of the message of an `InputError` raised inside."""
@@ -36,7 +31,7 @@ def naming(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}") from error
 
 
-def record_turns(record: dict[str, Any]) -> list[Turn]:
+def record_turns(record: Mapping[str, Any]) -> list[Turn]:
     """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
     turns = record.get("conversations")
     if turns is None:
@@ -58,7 +53,7 @@ def _checked_turn(turn: Any, number: int) -> Turn:
     return {"from": _ROLES.get(role, role), "value": value}
 
 
-def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
+def split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
     """(text of a leading system turn or None, the other turns from the first human one on).
 
     As in LLaVA-NeXT, a conversation whose first turn is not human loses that turn.
@@ -71,13 +66,13 @@ def split_system(turns: list[Turn]) -> tuple[str | None, list[Turn]]:
     return system, turns
 
 
-def count_image_marks(turns: list[Turn]) -> int:
+def count_image_marks(turns: Sequence[Turn]) -> int:
     """Number of `<image>` marks in all turns that are used, a leading system turn among them."""
     system, others = split_system(turns)
     return sum(text.count(DEFAULT_IMAGE_TOKEN) for text in [system or "", *(turn["value"] for turn in others)])
 
 
-def place_image_marks(turns: list[Turn], use_im_start_end: bool = False) -> list[Turn]:
+def place_image_marks(turns: Sequence[Turn], use_im_start_end: bool = False) -> list[Turn]:
     """New turns in which a single `<image>` mark comes first, on a line of its own.
 
     Turns with several marks keep them where they are. With `use_im_start_end` every mark is wrapped in

@@ -145,7 +145,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         trainer.known_features = known
     if score is not None:
         trainer.objective = GeneratedScore(
-            score, tokenizer, getattr(data_args, "image_processor", None), model_args.version, data_args.image_folder
+            score, tokenizer, data["train_dataset"].settings.image_processor, model_args.version, data_args.image_folder
         )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,25 @@ def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return code, output.out, output.err
 
 
-def training_set(command: list[str]) -> LazySupervisedDataset:
-    """The data set that training would make with the same flags; its start does not look at records."""
-    arguments = check._parser().parse_args(command)
-    model_args, data_args, training_args = check._run_arguments(arguments)
-    tokenizer = prepare_data_arguments(model_args, data_args, training_args)
-    records, data_args.data_path = json.loads(Path(arguments.files[0]).read_text()), arguments.files[0]
-    empty = Path(arguments.files[0]).with_name("empty.json")
-    empty.write_text("[]")
-    items = LazySupervisedDataset(str(empty), tokenizer, data_args)
-    items.list_data_dict, items._numbers = records, list(range(len(records)))
-    return items
+@dataclass
+class TrainingRun:
+    """What training would have with the same flags."""
+
+    command: list[str]
+
+    def __post_init__(self) -> None:
+        arguments = check._parser().parse_args(self.command)
+        self.folder = Path(arguments.files[0]).parent
+        model_args, self.data_args, training_args = check._run_arguments(arguments)
+        self.tokenizer = prepare_data_arguments(model_args, self.data_args, training_args)
+
+    def data(self, *records: dict[str, Any], **changes: Any) -> LazySupervisedDataset:
+        """Its data set of these records."""
+        file = self.folder / "of_training.json"
+        file.write_text(json.dumps(records))
+        for name, value in changes.items():
+            setattr(self.data_args, name, value)
+        return LazySupervisedDataset(str(file), self.tokenizer, self.data_args)
 
 
 LONG = "word " * 300
@@ -140,7 +149,7 @@ def test_each_problem_is_found_and_named(folder):
     assert sum(len(entry["found"]) for entry in report["problems"].values()) == len(BAD)
     paths = {entry["id"]: entry["path"] for entry in found(report, "media") if "path" in entry}
     assert paths == {"missing": "none.png", "truncated": "half.png", "no picture": "text.png", "no video": "none.mp4"}
-    assert report["kinds"] == {"single image": 13, "several images": 2, "video": 2, "text only": 3}
+    assert report["kinds"] == {"single image": 11, "several images": 2, "video": 2, "text only": 1, "malformed": 4}
 
 
 @pytest.mark.parametrize(
@@ -154,20 +163,18 @@ def test_the_verdict_is_that_of_training(folder, flags):
     for kind in report["problems"].values():
         for entry in kind["found"]:
             refused.setdefault(entry["id"], []).append(entry["message"])
-    items = training_set(command)
-    collate = DataCollatorForSupervisedDataset(items.tokenizer)
-    for index, record in enumerate(items.list_data_dict):
+    training = TrainingRun(command)
+    collate = DataCollatorForSupervisedDataset(training.tokenizer)
+    for record in everything():
         if record["id"] not in refused:
-            collate([items[index]])
+            collate([training.data(record)[0]])
             continue
         with pytest.raises(InputError) as error:
-            collate([items[index]])
+            collate([training.data(record)[0]])
         unsupervised = "no token of this batch is supervised" in str(error.value)
         assert unsupervised or any(message in str(error.value) for message in refused[record["id"]])
     assert refused and len(refused) == report["would_fail"]
-    items.data_args.skip_bad_samples = True
-    items.skipped.clear()
-    items._leave_out_bad_samples()
+    items = training.data(*everything(), skip_bad_samples=True)
     assert {entry["id"] for entry in items.skipped} == set(refused)
 
 
@@ -178,7 +185,7 @@ def test_lengths_are_those_of_the_model(folder, flags):
     """Without weights here, spliced by the real model there."""
     records = [record | {"id": name} for name, record in GOOD.items()]
     command = words(folder, records, model_max_length=2000, mm_use_im_patch_token=False, **flags)
-    items = training_set(command)
+    items = TrainingRun(command).data(*records)
     _, model, _, _ = load_pretrained_model(str(TINY), None, "llava_qwen", torch_dtype="float32")
     defaults = {"image_aspect_ratio": "square", "mm_patch_merge_type": "flat", "mm_newline_position": "grid"}
     for name, value in (defaults | flags).items():
@@ -196,7 +203,7 @@ def test_lengths_are_those_of_the_model(folder, flags):
                 batch["input_ids"], None, batch["attention_mask"], None, batch["labels"],
                 batch["images"], batch["modalities"], batch["image_sizes"],
             )  # fmt: skip
-        assert checker.check(record).length == spliced[4].shape[1], record["id"]
+        assert checker.check(record, index).length == spliced[4].shape[1], record["id"]
 
 
 def test_all_pictures_are_named_and_each_is_opened_once(folder, monkeypatch):
@@ -217,14 +224,14 @@ def test_all_pictures_are_named_and_each_is_opened_once(folder, monkeypatch):
 
 
 def test_outlines_count_as_pixels_do(folder):
-    items = training_set(words(folder, [GOOD["one"]], **ANYRES))
-    args, count = items.data_args, items.data_args.count_image_tokens
+    settings = TrainingRun(words(folder, [GOOD["one"]], **ANYRES)).data(GOOD["one"]).settings
+    count = settings.count_image_tokens
     opened = OpenedOnce()
     assert opened.image("wide.png", str(folder)) == Outline((200, 60))
     for paths in (["a.png"], ["wide.png"], ["tall.png"], ["a.png", "wide.png"]):
         pictures = Media(tuple(Image.open(folder / path) for path in paths))
-        outlines = entry_outlines(Media(tuple(opened.image(path, str(folder)) for path in paths)), args)
-        real = media_entries(pictures, args)
+        outlines = entry_outlines(Media(tuple(opened.image(path, str(folder)) for path in paths)), settings)
+        real = media_entries(pictures, settings)
         assert [count(*entry) for entry in outlines] == [count(*entry) for entry in real]
         assert all(entry[0].device.type == "meta" for entry in outlines)
 

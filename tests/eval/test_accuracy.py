@@ -95,8 +95,8 @@ def test_left_padding():
         ({"image": "scan/images/none.png"}, r"scan_train_00001.*none\.png does not exist"),
         ({"image": "broken.png"}, r"scan_train_00001.*broken\.png cannot be decoded"),
         ({"image": "cut.png"}, r"scan_train_00001.*cut\.png cannot be decoded"),
-        ({"image": []}, "scan_train_00001.*1 <image> tags for 0 images"),
-        ({"conversations": []}, "scan_train_00001.*no conversations"),
+        ({"image": []}, "scan_train_00001.*`image` must be a path or a non-empty list"),
+        ({"conversations": []}, "scan_train_00001.*`conversations` must be a non-empty list"),
     ],
 )
 def test_bad_records_are_named(loaded, records, tmp_path, change, message):

@@ -37,12 +37,12 @@ def test_other_spellings_of_turns():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"id": "x1"}, "x1.*no conversations"),
-        ({"id": "x2", "conversations": []}, "x2.*no conversations"),
+        ({"id": "x1"}, "x1.*no `conversations`"),
+        ({"id": "x2", "conversations": []}, "x2.*`conversations` must be a non-empty list"),
         ({"id": "x3", "conversations": [HUMAN]}, "x3.*alternate"),
         ({"id": "x4", "conversations": [HUMAN, HUMAN, ANSWER]}, "x4.*alternate"),
-        ({"id": "x5", "conversations": [HUMAN, {"from": "gpt"}]}, "x5.*from and value"),
-        ({"id": "x6", "conversations": [HUMAN, ANSWER], "image": 3}, "x6.*image must be"),
+        ({"id": "x5", "conversations": [HUMAN, {"from": "gpt"}]}, "x5.*turn 1 needs texts under `from` and `value`"),
+        ({"id": "x6", "conversations": [HUMAN, ANSWER], "image": 3}, "x6.*`image` must be"),
         ({"conversations": [HUMAN, ANSWER], "video": "v.mp4"}, "record 5.*videos"),
     ],
 )

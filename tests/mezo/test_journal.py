@@ -399,7 +399,7 @@ class TestDurable:
         context = multiprocessing.get_context("fork")
         lengths = set()
         done, longest = 0, 0.08  # seconds that a process lives; more where none of its steps was done by then
-        while kills < 34 or done <= 20:  # in each of three storages
+        while kills < 34 or done <= 20 or len(lengths) < 2:  # in each of three storages
             child = context.Process(target=_slowly, args=(folder, steps, storage))
             child.start()
             time.sleep(chosen.uniform(0.0, longest))
@@ -412,8 +412,7 @@ class TestDurable:
                 lengths.add((folder / RECORDS).stat().st_size % journal.header.record_bytes)
                 longest *= 1.0 if len(journal.records) > done else 1.2
                 done = len(journal.records)
-        assert len(lengths) > 1, "no kill came inside a write"
-        assert done < steps, "the last kills came after the last step"
+            assert done < steps, "the last kill came after the last step"
         assert same(weights(*run(folder, steps, torch.bfloat16, storage)), expected)
 
 

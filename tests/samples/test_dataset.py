@@ -157,8 +157,7 @@ def test_words_per_image(tmp_path, qwen):
     records = [{"image": ["a", "b"], "conversations": TURNS}, {"video": "v", "conversations": TURNS}]
     items = dataset(tmp_path, records, qwen)
     assert items.lengths == [5 + 128, 5]
-    items.data_args.words_per_image = 700
-    assert items.lengths == [5 + 1400, 5]
+    assert dataset(tmp_path, records, qwen, words_per_image=700).lengths == [5 + 1400, 5]
 
 
 @pytest.fixture()
@@ -232,9 +231,9 @@ def test_marks_in_a_system_turn_count(tmp_path, qwen):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_record(bad, name, tmp_path, short):
     record, message = bad[name]
-    items = dataset(tmp_path, [{"conversations": TURNS}, record | {"id": "the-id"}], short, **IN_TRAINING)
-    items[0]
     with pytest.raises(InputError, match=rf"record 'the-id' \(number 1\): .*{message}"):
+        items = dataset(tmp_path, [{"conversations": TURNS}, record | {"id": "the-id"}], short, **IN_TRAINING)
+        items[0]
         items[1]
 
 

@@ -55,8 +55,8 @@ def test_records_and_lengths(root, name):
     assert read.lengths == case["lengths"]
     assert read.modality_lengths == case["modality_lengths"]
     assert read.data_args.dataset_paths == [path.replace("{ROOT}", str(root)) for path in case["dataset_paths"]]
-    read.data_args.early_mix_text = True
-    assert read.modality_lengths == case["modality_lengths_early_mix_text"]
+    mixed = dataset(case["data_path"].replace("{ROOT}", str(root)), early_mix_text=True)
+    assert mixed.modality_lengths == case["modality_lengths_early_mix_text"]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -17,6 +17,7 @@ from llava.samples.dataset import make_supervised_data_module
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
 from llava.train.zo.epoch_sampler import EpochSampler
+from llava.train.zo.forwards import Forwards
 from llava.train.zo.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
 from llava.train.zo.trainer import MeZOTrainer
 
@@ -97,14 +98,14 @@ def test_a_step_has_the_records_that_are_planned(
 ) -> None:
     trainer = make(flags(**changes))
     seen: list[list[int]] = [[] for _ in rows]
-    accumulate = MeZOTrainer._accumulate
+    accumulate = Forwards.accumulate
 
-    def noted(self: MeZOTrainer, network: Any, inputs: dict[str, Any], size: int) -> float:
+    def noted(self: Forwards, step: int, inputs: dict[str, Any], size: int) -> float:
         assert len(inputs["input_ids"]) == size
-        seen[self.state.global_step].append(size)
-        return accumulate(self, network, inputs, size)
+        seen[step].append(size)
+        return accumulate(self, step, inputs, size)
 
-    monkeypatch.setattr(MeZOTrainer, "_accumulate", noted)
+    monkeypatch.setattr(Forwards, "accumulate", noted)
     trainer.train()
     assert seen == rows
 

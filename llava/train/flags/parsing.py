@@ -29,7 +29,7 @@ from llava.train.flags.arguments import (
 )
 from llava.train.objectives import score_of
 from llava.train.parts.tunable import parse_parts
-from llava.train.zo.settings import refuse_impossible
+from llava.train.zo.settings import Settings, refuse_impossible
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def check_run(values: Any, given: set[str]) -> None:
         raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
     if not values.mm_feature_cache_gb > 0:
         raise InputError(f"--mm_feature_cache_gb {values.mm_feature_cache_gb} must be above 0")
+    Settings.of(values)
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
     # asked here because transformers would look for it only after changing global state

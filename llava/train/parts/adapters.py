@@ -21,7 +21,7 @@ def add_lora(model: nn.Module, args: Any) -> nn.Module:
     """`model` wrapped by PEFT with fresh LoRA weights, in float32 as in LLaVA-NeXT, on the language model's layers."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    if args.bits != 16:
+    if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     config = LoraConfig(
         r=args.lora_r,

@@ -53,7 +53,8 @@ class Settings:
             config = MeZOConfig(**engine)
         except ValueError as error:
             name, _, rest = str(error).partition(" ")
-            raise InputError(f"--{flag_of(name)} {rest}" if name in engine else str(error)) from error
+            text = f"--{flag_of(name)} {rest.removeprefix('is ')}" if name in engine else str(error)
+            raise InputError(text) from error
         return cls(config, **own)
 
     def planned_rows(self, args: Any) -> list[int] | None:
