@@ -12,6 +12,7 @@ import dataclasses
 import io
 from typing import Any
 
+from llava.chat_formats import QWEN, QWEN_SYSTEM
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
 from llava.prompt_styles import SeparatorStyle, render
@@ -121,14 +122,18 @@ _VISION_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-_HELPFUL = "You are a helpful assistant."
 _QWEN_2_5 = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 
 def _qwen(system: str) -> Conversation:
-    roles = ("<|im_start|>user", "<|im_start|>assistant")
-    style = SeparatorStyle.CHATML
-    return Conversation(f"<|im_start|>system\n{system}", roles, sep_style=style, sep="<|im_end|>", version="qwen")
+    user, assistant = (QWEN.opening(role).rstrip("\n") for role in ("user", "assistant"))
+    return Conversation(
+        f"{QWEN.opening('system')}{system}",
+        (user, assistant),
+        sep_style=SeparatorStyle.CHATML,
+        sep=QWEN.end_mark,
+        version=QWEN.name,
+    )
 
 
 def _two(system: str, version: str = "v1") -> Conversation:
@@ -139,8 +144,8 @@ def _two(system: str, version: str = "v1") -> Conversation:
 
 def _mpt(
     system: str,
-    roles: tuple[str, str] = ("<|im_start|>user\n", "<|im_start|>assistant\n"),
-    sep: str = "<|im_end|>",
+    roles: tuple[str, str] = (QWEN.opening("user"), QWEN.opening("assistant")),
+    sep: str = QWEN.end_mark,
 ) -> Conversation:
     return Conversation(system, roles, sep_style=SeparatorStyle.MPT, sep=sep, version="mpt")
 
@@ -189,17 +194,17 @@ def _templates() -> dict[str, Conversation]:
         "v1": _two(_CHAT_SYSTEM.format("user")),
         "llava_v1": _two(_CHAT_SYSTEM.format("human")),
         "llava_v1_mmtag": _two(_CHAT_SYSTEM.format("user"), "v1_mmtag"),
-        "llama_2": _llama_2(_HELPFUL),
+        "llama_2": _llama_2(QWEN_SYSTEM),
         "llava_llama_2": _llama_2(_VISION_SYSTEM),
-        "llava_llama_2_simple": _llama_2(_HELPFUL),
+        "llava_llama_2_simple": _llama_2(QWEN_SYSTEM),
         "llava_llama_2_mmtag": _llama_2(_VISION_SYSTEM, version="llama_v2_mmtag"),
         "mistral_instruct": _llama_2("", sep=""),
-        "mistral_direct": _mpt("<|im_start|>system\nAnswer the questions."),
-        "mistral_orca": _mpt(f"<|im_start|>system\n{_HELPFUL}"),
-        "mistral_zephyr": _mpt(f"<|system|>\n{_HELPFUL}", ("<|user|>\n", "<|assistant|>\n"), "</s>"),
-        "mpt": _mpt(f"<|im_start|>system\n{_HELPFUL}"),
-        "qwen_1_5": _qwen(_HELPFUL),
-        "qwen_2": _qwen(_HELPFUL),
+        "mistral_direct": _mpt(f"{QWEN.opening('system')}Answer the questions."),
+        "mistral_orca": _mpt(f"{QWEN.opening('system')}{QWEN_SYSTEM}"),
+        "mistral_zephyr": _mpt(f"<|system|>\n{QWEN_SYSTEM}", ("<|user|>\n", "<|assistant|>\n"), "</s>"),
+        "mpt": _mpt(f"{QWEN.opening('system')}{QWEN_SYSTEM}"),
+        "qwen_1_5": _qwen(QWEN_SYSTEM),
+        "qwen_2": _qwen(QWEN_SYSTEM),
         "qwen_2_5": _qwen(_QWEN_2_5),
         "plain": plain,
         "llava_llama_3": llama_3,

@@ -30,6 +30,7 @@ from llava.check.survey import Place, Survey
 from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError, command
+from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import check_checkpoint, find_file, read_json
 from llava.samples.loading import JsonRecord, load_parts
 from llava.samples.record import record_name
@@ -225,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     report = check(arguments)
     if arguments.output is not None:
         try:
-            arguments.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_durably(arguments.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise InputError(f"--output {arguments.output}: cannot write there ({error})") from error
     sys.stdout.write("\n".join(report_lines(report, arguments.show)) + "\n")

@@ -31,6 +31,7 @@ from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import question_and_reference, record_id
+from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import check_checkpoint
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
@@ -212,7 +213,7 @@ def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records:
         results.append({"step": step, **_evaluate_into(output, settings, arguments, records, load)})
     if several:
         table = arguments.output.with_suffix(".json")
-        table.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_durably(table, json.dumps(results, indent=2) + "\n")
         plot_accuracy(results, arguments.output.with_suffix(".png"))
 
 

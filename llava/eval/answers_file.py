@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from llava.errors import InputError
+from llava.mezo.durable import write_durably
 
 _START_AGAIN = "pass --overwrite to start again, or choose another --output"
 
@@ -107,9 +108,7 @@ class AnswersFile:
 
     def _write_summary(self, result: Mapping[str, Any]) -> None:
         text = json.dumps({"settings": self.settings, **result}, indent=2, ensure_ascii=False) + "\n"
-        draft = self.summary_path.with_suffix(".json.part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, self.summary_path)
+        write_durably(self.summary_path, text)
 
 
 def file_identity(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError, command
+from llava.mezo.durable import write_durably
 from llava.runs.plots import plot_bars, plot_curves
 from llava.runs.run_report import REPORT_FILE
 from llava.runs.runs import ZO_SETTINGS, Group, grouped, read_run, rise_after_minimum, share_of_adamw, varying
@@ -206,9 +207,9 @@ def write(folders: Sequence[Path], output: Path, title: str, notes: Sequence[str
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         text = page(groups, title, draw(groups, stem), notes)
-        output.write_text(text, encoding="utf-8")
+        write_durably(output, text)
         content = {"title": title, "groups": [summary(group, groups) for group in groups]}
-        stem.with_name(f"{stem.name}_rows.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_durably(stem.with_name(f"{stem.name}_rows.json"), json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"--output {output}: cannot write there ({error})") from error
     return text

@@ -20,8 +20,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from llava.errors import InputError
+from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.files import JOURNAL_FOLDER, write_durably
+from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.journal.locking import FolderLock
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 
@@ -101,7 +102,7 @@ def flat_arguments(*groups: Any) -> dict[str, Any]:
 
 def save_arguments(arguments: dict[str, Any], folder: Path) -> None:
     """Write the flags beside the weights they led to."""
-    write_durably(folder / ARGUMENTS_FILE, (json.dumps(arguments, indent=2) + "\n").encode())
+    write_durably(folder / ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
 
 
 def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.mezo.durable import write_durably
 
 REPORT_FILE = "report.json"
 STATE_FILE = "trainer_state.json"
@@ -58,9 +58,7 @@ def write_report(output_dir: str | Path, fields: Mapping[str, Any]) -> Path:
     path = Path(output_dir) / REPORT_FILE
     text = json.dumps(_json_safe(dict(fields)), indent=2) + "\n"
     try:
-        draft = path.with_suffix(".json.part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write_durably(path, text)
     except OSError as error:
         raise InputError(f"{path}: cannot write the report ({error}); set another --output_dir") from error
     return path

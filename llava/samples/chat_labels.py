@@ -7,45 +7,14 @@ in the system and user turns. The labels of the answers alone cover the answer's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from llava.chat_formats import LLAMA_3, QWEN, QWEN_SYSTEM, ChatFormat
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.samples.encoding import Encoded, token_id, tokenize
 from llava.samples.turns import ANSWER, HUMAN, SYSTEM, Turn, split_system
 
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """What stands around a turn's text, and which tokens are labelled wherever they are."""
-
-    name: str
-    header: str
-    end_mark: str
-    after: str
-    labelled_everywhere: tuple[str, ...]
-    begin: str = ""
-    strip: bool = False
-
-
-QWEN = ChatFormat(
-    name="qwen",
-    header="<|im_start|>{role}\n",
-    end_mark="<|im_end|>",
-    after="\n",
-    labelled_everywhere=("<|im_start|>", "<|im_end|>", "\n"),
-)
-LLAMA_3 = ChatFormat(
-    name="llama_v3",
-    header="<|start_header_id|>{role}<|end_header_id|>\n\n",
-    end_mark="<|eot_id|>",
-    after="",
-    labelled_everywhere=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    begin="<|begin_of_text|>",
-    strip=True,
-)
-QWEN_SYSTEM = "You are a helpful assistant."
 _ROLE_NAMES = {HUMAN: "user", ANSWER: "assistant"}
 
 
@@ -69,7 +38,7 @@ def encode_llama_3(
 
 def template_system_text(template: Conversation) -> str:
     """The system text that a template asks with, without Qwen's marker in front."""
-    return template.system.removeprefix(QWEN.header.format(role=SYSTEM))
+    return template.system.removeprefix(QWEN.opening(SYSTEM))
 
 
 def _encode(
@@ -87,7 +56,7 @@ def _encode(
     for turn in [{"from": SYSTEM, "value": system}, *turns]:
         role = _ROLE_NAMES.get(turn["from"], turn["from"])
         text = turn["value"].strip() if chat.strip else turn["value"]
-        header = chat.header.format(role=role)
+        header = chat.opening(role)
         tokens = tokenize(tokenizer, header + text + chat.end_mark + chat.after, with_images, special_tokens=False)
         answer_end = len(header) + len(text) + len(chat.end_mark)
         for token in tokens:

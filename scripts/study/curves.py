@@ -24,6 +24,7 @@ from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate
 from storage import run as run_scheme
 
 from llava.errors import command
+from llava.mezo.durable import write_durably
 from llava.runs.plots import plot_curves
 from llava.runs.runs import rise_after_minimum
 
@@ -38,9 +39,7 @@ def losses_of(scheme: str, task: Task, seed: int, options: argparse.Namespace) -
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         result = run_scheme(scheme, _task(task, options), seed, TEST_RECORDS)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result), encoding="utf-8")
-        part.replace(path)
+        write_durably(path, json.dumps(result))
     return json.loads(path.read_text(encoding="utf-8"))["losses"]
 
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from llava.errors import InputError, command
 from llava.mezo import MeZO, MeZOConfig
+from llava.mezo.durable import write_durably
 from llava.samples.loading import load_file
 from llava.samples.stratified import spread
 
@@ -219,9 +220,7 @@ class Runs:
             if self.deadline is not None and time.time() > self.deadline:
                 return None
             result = self.study.run(METHODS[name], rate, seed, split)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(result) + "\n", encoding="utf-8")
-            part.replace(file)
+            write_durably(file, json.dumps(result) + "\n")
             tqdm.write(f"{file.stem}: {100 * result['accuracy']:.1f} %, {result['seconds']:.0f} s")
         found: float = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
         return found

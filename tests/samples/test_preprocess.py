@@ -15,6 +15,7 @@ from llava.conversation import conv_templates
 from llava.errors import InputError
 from llava.mm_utils import tokenizer_image_token
 from llava.samples import preprocess as rules
+from llava.samples.chat_labels import template_system_text
 from llava.samples.preprocess import preprocess, preprocess_multimodal
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
@@ -143,13 +144,27 @@ def test_answers_only(request, template, tokenizer, end, media):
 @pytest.mark.parametrize("template", ["v1", "llava_llama_2", "mistral_instruct", "chatml_direct", "gemma_instruct"])
 @pytest.mark.parametrize("media", [True, False])
 def test_ids_are_those_of_the_prompt(llama, template, media):
+    check_ids_and_prompt(llama, template, media)
+
+
+@pytest.mark.parametrize("template", ["qwen_1_5", "qwen_2", "qwen_2_5", "llava_llama_3"])
+@pytest.mark.parametrize("media", [True, False])
+def test_ids_of_chat_forms_are_those_of_the_prompt(request, template, media):
+    check_ids_and_prompt(request.getfixturevalue("llama_3" if "llama" in template else "qwen"), template, media)
+
+
+def check_ids_and_prompt(tokenizer, template, media):
     filled = conv_templates[template].copy()
+    filled.tokenizer = tokenizer
     texts = ["<image>\nWhat is in the image?", "A small dog.", "And <image> here?", "It is red."]
     for number, text in enumerate(texts):
         filled.append_message(filled.roles[number % 2], text)
-    ids = preprocess(turns(*texts), llama, media, conv_templates[template])["input_ids"][0].tolist()
-    prompt = filled.get_prompt()
-    assert ids == (tokenizer_image_token(prompt, llama) if media else llama(prompt).input_ids)
+    system = template_system_text(filled) if template == "qwen_2_5" else None  # trained with Qwen 1.5's otherwise
+    ids = preprocess(turns(*texts), tokenizer, media, conv_templates[template], system_message=system)["input_ids"]
+    prompt = filled.get_prompt().removeprefix("<|begin_of_text|>")  # which the tokenizer puts there itself
+    prompt = prompt.removesuffix("<|start_header_id|>assistant<|end_header_id|>\n\n")  # of the next answer
+    expected = tokenizer_image_token(prompt, tokenizer) if media else tokenizer(prompt).input_ids
+    assert ids[0].tolist() == expected
 
 
 @pytest.mark.parametrize("answer", ["A dog.", " A dog.", "  a", "\nA dog."])

@@ -20,12 +20,18 @@ OF_A_RUN = ("trainer_state", "report", "training_args", "optimizer", "scheduler"
 """Beginnings of names of files that tell how a model was trained: they are another run's."""
 
 
-def folder_of(model: str) -> Path | None:
-    """The folder of a model that is on this machine: `model` itself or, for a hub id, its snapshot in the cache."""
-    from huggingface_hub import try_to_load_from_cache
+def folder_of(model: str, download: bool = False) -> Path | None:
+    """The folder of a model: `model` itself or, for a hub id, its snapshot in the cache; None if it is not there.
+
+    Args:
+        download: fetch a hub id that is not there.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     if (Path(model) / "config.json").is_file():
         return Path(model)
+    if download and model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return Path(snapshot_download(model))
     try:
         config = try_to_load_from_cache(model, "config.json")
     except ValueError:  # a path is no hub id

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.header import (
     CHECKSUM_BYTES,
@@ -256,22 +257,6 @@ def _copy(journal: Journal, folder: Path, count: int) -> Parent:
     write_durably(folder / RECORDS, (journal.folder / RECORDS).read_bytes()[: count * journal.header.record_bytes])
     write_durably(folder / HEADER, (journal.folder / HEADER).read_bytes())
     return Parent(count, journal.checksums[count])
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """The whole file or none: written beside it, brought to the disk, renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    with suppress(OSError):  # a folder cannot be opened everywhere
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _check_same(journal: Journal, header: Header) -> None:

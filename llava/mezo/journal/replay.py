@@ -24,7 +24,7 @@ from torch import nn
 
 from llava.mezo.algorithms.course import Course
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.base_model import BaseModel
+from llava.mezo.journal.base_model import BaseModel, folder_of
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.header import Header
@@ -179,7 +179,10 @@ def run(options: argparse.Namespace) -> None:
         raise JournalError(f"--every {options.every}: it must be at least 1")
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise JournalError(f"--output-dir {options.output_dir} is not empty; choose another one")
-    base = BaseModel(_local_folder(options.model_path), journal)
+    folder = folder_of(options.model_path, download=True)
+    if folder is None:
+        raise JournalError(f"--model-path {options.model_path}: no such folder with a model")
+    base = BaseModel(folder, journal)
     replay = Replay(journal, lambda name: base.read(name).to(options.device))
     dtypes = set(journal.header.dtypes)
     dtype = getattr(torch, dtypes.pop()) if len(dtypes) == 1 else None
@@ -190,16 +193,6 @@ def run(options: argparse.Namespace) -> None:
         folder = options.output_dir / f"step-{step}" if options.every else options.output_dir
         base.write(folder, replay.names, replay.weight, dtype)
         logger.info("%s: step %d (%d steps in %.1f s)", folder, step, count, time.monotonic() - begin)
-
-
-def _local_folder(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise JournalError(f"--model-path {model}: no such folder")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model))
 
 
 if __name__ == "__main__":

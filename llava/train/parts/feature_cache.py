@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import nn
 
 from llava.errors import InputError
+from llava.mezo.durable import write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +86,7 @@ class FeatureCache:
         data = save({"features": tensor}, {"key": key, "checksum": _hash(_bytes(tensor))})
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as draft:
-                try:
-                    draft.write(data)
-                    draft.close()
-                    os.replace(draft.name, path)
-                except BaseException:
-                    os.unlink(draft.name)
-                    raise
+            write_durably(path, data, sync=False)  # a damaged entry is noticed, and made again
         except OSError as error:
             self._writable = False
             logger.warning("--mm_feature_cache %s: no more features are kept (%s)", self.folder, error)
@@ -135,7 +129,7 @@ class TileFeatures:
         self.cache = cache
         self.dtype = dtype
         """In which the modules read pixels, where a caller may have them in another one."""
-        self._weights = fingerprint(modules)
+        self._weights = weights_key(modules)
 
     def key(self, tile: torch.Tensor) -> str:
         """Name of the entry of one tile [3, S, S]."""
@@ -189,7 +183,7 @@ class CachedEncoder:
         return features
 
 
-def fingerprint(modules: Iterable[nn.Module]) -> str:
+def weights_key(modules: Iterable[nn.Module]) -> str:
     """Hash of all weights of the modules: names, dtypes, shapes and values."""
     parts: list[Any] = []
     for module in modules:

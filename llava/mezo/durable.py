@@ -1,0 +1,34 @@
+"""Files that are whole or not there, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes | str, sync: bool = True) -> None:
+    """The whole file or none: written beside it, brought to the disk, renamed. Text is written as UTF-8.
+
+    Args:
+        sync: False for what a power cut may cost; the end of the process still leaves all or nothing.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if not sync:
+        return
+    with suppress(OSError):  # a folder cannot be opened everywhere
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
