@@ -85,7 +85,7 @@ def usable_base(repository: Repository, revision: str) -> str:
     for path in trainer_edits.EDITED:
         if repository.read(base, path) is None:
             raise InputError(f"{repository.path} is not LLaVA-NeXT: {path} is not in {revision}")
-    if repository.read(base, mezo_files.SEAM.replace(".", "/") + ".py") is not None:
+    if repository.read(base, mezo_files.SEAM) is not None:
         raise InputError(f"--base {revision} has this MeZO already: nothing to do, or give upstream's main")
     return base
 

@@ -1,7 +1,6 @@
 """The second commit: the engine and its trainer as files of their own, tests, flags and the choice of trainer.
 
-Which modules go along is computed: those that `llava.train.zo.trainer` imports, directly or not, as far as LLaVA-NeXT
-does not have them. Flags and their help come from `llava.train.flags.arguments`.
+What goes along is the engine and `llava/train/zo`, whole. Flags and their help come from `llava.train.flags.arguments`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from source_edits import Source
@@ -19,12 +17,13 @@ from llava.errors import InputError
 from llava.train.flags.arguments import TRAINER_MODES, TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[2]
-SEAM = "llava.train.zo.trainer"
-ENGINE = "llava/mezo"
+SEAM = "llava/train/zo/trainer.py"
+FILES = (
+    *("llava/mezo/**/*.py", "llava/train/zo/*.py"),
+    *("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md"),
+)
 FOR_GRAPHS = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket")
 """Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded."""
-OF_UPSTREAM = ("llava", "llava.train", "llava.train.llava_trainer")
-OTHERS = ("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md")
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
@@ -37,7 +36,7 @@ names; regular training imports nothing of this.
 CHECK = """\
 
 if training_args.trainer_mode == "zo":
-    from llava.train.zo.arguments import refuse_impossible
+    from llava.train.zo.settings import refuse_impossible
 
     refuse_impossible(training_args)
 """
@@ -50,24 +49,8 @@ if training_args.trainer_mode == "zo":
 
 def new_files() -> dict[str, bytes]:
     """Path -> contents of the modules, tests and the description of the journal that are added."""
-    modules = set(_needed_modules(SEAM)) | {str(path.relative_to(ROOT)) for path in (ROOT / ENGINE).rglob("*.py")}
-    others = {str(path.relative_to(ROOT)) for pattern in OTHERS for path in ROOT.glob(pattern)}
-    return {path: (ROOT / path).read_bytes() for path in sorted(modules | others)}
-
-
-def _needed_modules(module: str) -> Iterator[str]:
-    """Paths of a module and of all of this tree's that it needs outside the engine."""
-    waiting, seen = [module], set(OF_UPSTREAM)
-    while waiting:
-        name = waiting.pop()
-        path = ROOT / (name.replace(".", "/") + ".py")
-        if name in seen or name.startswith(ENGINE.replace("/", ".")) or not path.exists():
-            continue
-        seen.add(name)
-        yield str(path.relative_to(ROOT))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "llava":
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    found = sorted({path for pattern in FILES for path in ROOT.glob(pattern)})
+    return {str(path.relative_to(ROOT)): path.read_bytes() for path in found}
 
 
 def train_with_mezo(text: str) -> str:
