@@ -1,4 +1,4 @@
-"""Pre-training pictures with ellipses and spots: near the scans, but without ventricles or the scans' question."""
+"""Pre-training pictures like the scans: an ellipse with bright and dark spots, but without ventricles or their question."""
 
 from __future__ import annotations
 
