@@ -1,4 +1,4 @@
-"""Pre-training pictures like the scans: an ellipse with bright and dark spots, but without ventricles or their question."""
+"""Pre-training pictures like the scans: an ellipse with bright and dark spots, no ventricles, other questions."""
 
 from __future__ import annotations
 
