@@ -179,7 +179,7 @@ class TrainedWeights:
         return [copy.view(*rows.shape, shape[1]) for copy in copies.values()]
 
     def update(self, updates: Sequence[Update]) -> None:
-        """Change all weights by one update after the other; see `kernels/__init__.py` for the arithmetic."""
+        """Change all weights by one update after the other; see `kernels/interface.py` for the arithmetic."""
         self.refresh()
         by_class = [
             Update(u.seeds, self._of_classes(u.coefficients), tuple(u.decays[group] for group, _ in self._classes))

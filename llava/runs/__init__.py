@@ -1,0 +1,1 @@
+"""The folder of a run as data: training writes it, reports and pictures are made of it."""

@@ -1,4 +1,4 @@
-"""Pre-training pictures with coloured blocks or dots at marked heights: near the charts, but without a scale."""
+"""Pre-training pictures with coloured blocks or dots at marked heights: like the charts, but without a scale."""
 
 from __future__ import annotations
 

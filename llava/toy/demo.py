@@ -1,6 +1,6 @@
 """The three demo sets, drawn from a seed: what playground/data holds.
 
-    python -m llava.data.demo --output playground/data --seed 42
+    python -m llava.toy.demo --output playground/data --seed 42
 
 writes, for each of `scan` (is there a mass: yes or no), `figure` (geometry with options) and `chart` (read a value),
 a folder with train.json, val.json, test.json (LLaVA JSON) and images/ (PNG). No picture is in two splits.

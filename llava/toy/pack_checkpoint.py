@@ -1,6 +1,6 @@
 """From the folder of the pre-training run to the small checkpoint that playground/ carries.
 
-    python -m llava.data.pack_checkpoint --run RUN --output playground/tiny-llava-onevision
+    python -m llava.toy.pack_checkpoint --run RUN --output playground/tiny-llava-onevision
 
 keeps config, tokenizer and weights, stores the weights in bfloat16 (half the size; the config says float32, so they
 are used in float32 again) and drops the paths of the machine it was trained on.

@@ -1,6 +1,6 @@
 """The drawings that the tiny checkpoint is pre-trained on: related to the demo tasks, but never the same questions.
 
-    python -m llava.data.pretraining --output DIR --samples 120000 --seed 7
+    python -m llava.toy.pretraining --output DIR --samples 120000 --seed 7
 
 writes DIR/train.json (LLaVA JSON) and DIR/images/; every sample is a function of (seed, its number), so a larger
 number continues a smaller one. `--first N` starts at number N: use numbers that training did not see for checking.

@@ -1,4 +1,4 @@
-"""Pre-training pictures with ellipses and spots: near the scans, but without ventricles or the scans' question."""
+"""Pre-training pictures like the scans: an ellipse with bright and dark spots, no ventricles, other questions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The untrained parts of the tiny checkpoint: a plain Qwen2 with its tokenizer, and a SigLIP tower.
 
-    python -m llava.data.tiny_model --output DIR --seed 0
+    python -m llava.toy.tiny_model --output DIR --seed 0
 
 writes DIR/language_model and DIR/vision_tower, ordinary transformers folders with random weights, as
 `llava.train.train --model_name_or_path DIR/language_model --vision_tower DIR/vision_tower` expects them.

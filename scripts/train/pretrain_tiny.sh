@@ -21,10 +21,10 @@ BATCH=24
 mkdir -p "$BUILD"
 
 [ -f "$BUILD/drawings/train.json" ] ||
-    "$PY" -m llava.data.pretraining --output "$BUILD/drawings" --samples $((STEPS * BATCH)) --seed 7
+    "$PY" -m llava.toy.pretraining --output "$BUILD/drawings" --samples $((STEPS * BATCH)) --seed 7
 [ -f "$BUILD/check/train.json" ] ||
-    "$PY" -m llava.data.pretraining --output "$BUILD/check" --samples 2100 --first 10000000 --rounds 1 --seed 7
-[ -d "$BUILD/untrained/vision_tower" ] || "$PY" -m llava.data.tiny_model --output "$BUILD/untrained" --seed 0
+    "$PY" -m llava.toy.pretraining --output "$BUILD/check" --samples 2100 --first 10000000 --rounds 1 --seed 7
+[ -d "$BUILD/untrained/vision_tower" ] || "$PY" -m llava.toy.tiny_model --output "$BUILD/untrained" --seed 0
 
 "$PY" -m llava.train.train \
     --model_name_or_path "$BUILD/untrained/language_model" \
@@ -62,7 +62,7 @@ mkdir -p "$BUILD"
     --seed 0 \
     "$@"
 
-"$PY" -m llava.data.pack_checkpoint --run "$BUILD/run" --output "$OUTPUT"
+"$PY" -m llava.toy.pack_checkpoint --run "$BUILD/run" --output "$OUTPUT"
 
 # Accuracy of every question type on drawings that training has not seen, and of the demo's tasks before fine-tuning.
 "$PY" -m llava.eval.accuracy --model-path "$OUTPUT" --data "$BUILD/check/train.json" --image-folder "$BUILD/check" \

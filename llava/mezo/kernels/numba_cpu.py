@@ -317,7 +317,7 @@ def _store_nearest(u, address, kind):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
-    """S(u, r) in float16, see `kernels/__init__.py`."""
+    """S(u, r) in float16, see `interface.py`."""
     sign, size = (bits >> U16) & SIGN16, bits & SIZE32
     if size > INF32:
         return sign | NAN_FLOAT16
@@ -336,7 +336,7 @@ def _single_to_half_stochastic(bits, r):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _store_line(values, r, target, step):  # type: ignore[no-untyped-def]
-    """target[i] = G(values[i], r[i]), see `kernels/__init__.py`."""
+    """target[i] = G(values[i], r[i]), see `interface.py`."""
     inverse = np.float32(PARTS_OF_A_STEP) / step  # exact, for a power of two
     limit = np.float32(LARGEST_ON_GRID * PARTS_OF_A_STEP)
     for i in range(target.size):

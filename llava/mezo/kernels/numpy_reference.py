@@ -1,4 +1,4 @@
-"""The readable kernel: NumPy, one line per line of the definition in `kernels/__init__.py`. Slow, and never removed."""
+"""The readable kernel: NumPy, one line per line of the definition in `interface.py`. Slow, and never removed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Kernel for CUDA, written in Triton: one program for each tile of 2048 elements, one launch for all weights of a part.
 
 Stored weights are handled as bit patterns, so that stochastic rounding is the one written down in
-`kernels/__init__.py`; `enable_fp_fusion=False` keeps multiplications and additions apart. Whatever changes from step to
+`interface.py`; `enable_fp_fusion=False` keeps multiplications and additions apart. Whatever changes from step to
 step (seed, scales, coefficients, decay) is read from device memory, so that launches can be captured in a CUDA graph.
 Points of several pairs, which few estimators have, are made by `torch_any.py`.
 With TRITON_INTERPRET=1 the same code runs on CPU tensors, which is how it is tested without a GPU.

@@ -1,0 +1,1 @@
+"""LLaVA on each language model that is supported, a short file each."""

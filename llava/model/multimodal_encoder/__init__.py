@@ -1,0 +1,1 @@
+"""Vision towers, and the image processor in front of them."""

@@ -1,0 +1,1 @@
+"""The projector between the vision tower and the language model."""

@@ -1,0 +1,1 @@
+"""The place of the resamplers of LLaVA-NeXT, which are not supported here."""
