@@ -9,21 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llava.compatibility import names_of
 from llava.constants import LOGDIR
-from llava.video import process_video_with_decord, process_video_with_pyav
 
-__all__ = [
-    "StreamToLogger",
-    "build_logger",
-    "disable_torch_init",
-    "pretty_print_semaphore",
-    "process_rank",
-    "process_video_with_decord",
-    "process_video_with_pyav",
-    "rank0_print",
-    "rank_print",
-    "setup_logging",
-]
+__getattr__ = names_of(__name__)
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 

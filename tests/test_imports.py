@@ -17,8 +17,8 @@ FILES = sorted((ROOT / "llava").rglob("*.py"))
 # A module may import from its own layer and from those before it; the longest name that fits counts.
 LAYERS = (
     {"llava.mezo"},
-    {"llava.errors", "llava.constants"},
-    {"llava.utils", "llava.chat_formats", "llava.prompt_styles", "llava.conversation", "llava.video"},
+    {"llava.errors", "llava.constants", "llava.compatibility"},
+    {"llava.utils", "llava.chat_formats", "llava.prompt_styles", "llava.conversation"},
     {"llava.mm_utils"},
     {"llava.model"},
     {"llava.samples"},
@@ -31,7 +31,6 @@ MAY_IMPORT_MEZO = ("llava.eval", "llava.runs", "llava.train.zo", "llava.train.fl
 FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable")  # below everything, and with the engine since they travel with it
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.
 CHOSEN_LATER = {
-    "llava": {"llava.model"},
     "llava.mezo.kernels.choice": {"llava.mezo.kernels"},
     "llava.train.train": {"llava.train.zo.trainer"},
 }

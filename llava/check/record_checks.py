@@ -32,7 +32,7 @@ from llava.samples.record import Record, record_media
 from llava.samples.sample_maker import SampleMaker
 from llava.samples.settings import SampleSettings
 from llava.samples.turns import ANSWER, HUMAN, SYSTEM, Turn, count_image_marks, record_turns
-from llava.video import Video, VideoSettings, read_video
+from llava.samples.video import Video, VideoSettings, read_video
 
 # What can be wrong with a record, in the order in which training would notice.
 PROBLEMS = {

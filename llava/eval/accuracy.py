@@ -19,122 +19,25 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llava.errors import InputError, command
 from llava.eval.answers_file import AnswersFile, file_identity, model_identity
-from llava.eval.generation import Answerer, Decoding, Question, load_model
+from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
-from llava.eval.questions import question_and_reference, record_id
+from llava.eval.questions import record_id
+from llava.eval.scoring import evaluate, grouped
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import check_checkpoint
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
 
-Answers = list[dict[str, Any]]
-
-
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    image_processor: Any,
-    records: Sequence[Mapping[str, Any]],
-    image_folder: str | Path,
-    metric: str = "exact",
-    batch_size: int = 8,
-    version: str = "qwen_1_5",
-    max_new_tokens: int = 32,
-    progress: bool = True,
-    done: Answers | None = None,
-    on_batch: Callable[[Answers], None] | None = None,
-) -> dict[str, Any]:
-    """Answer every record greedily and compare with its last answer.
-
-    The model is in eval mode while this runs and gets its mode back afterwards.
-
-    Args:
-        records: LLaVA JSON records; image paths are below `image_folder`.
-        metric: a key of `llava.eval.metrics.METRICS`.
-        version: name of the conversation template.
-        done: answers to the first records from an earlier run.
-        on_batch: called with the new answers of every batch.
-
-    Returns:
-        total, correct, accuracy (a share, 0..1), metric, and answers (id, prompt, prediction, reference, correct).
-
-    Raises:
-        InputError: no record, or a record or image that cannot be used; the record is named.
-    """
-    is_correct = metric_named(metric)
-    if not records or batch_size < 1:
-        raise InputError(f"nothing to evaluate: {len(records)} records in batches of {batch_size}; both must be >= 1")
-    # All records are checked before the first is answered: a bad one at the end would waste the run.
-    asked = [question_and_reference(dict(record), k, image_folder) for k, record in enumerate(records)]
-    answers = list(done or [])
-    answerer = Answerer(model, tokenizer, image_processor, version)
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
-            questions = [asked[k][0] for k in batch]
-            predictions = answerer.answer(questions, decoding)
-            fresh = [_entry(records[k], k, *asked[k], text) for k, text in zip(batch, predictions, strict=True)]
-            answers += fresh
-            if on_batch is not None:
-                on_batch(fresh)
-    finally:
-        model.train(was_training)
-    for answer in answers:
-        answer["correct"] = is_correct(answer["prediction"], answer["reference"])
-    correct = sum(answer["correct"] for answer in answers)
-    return {
-        "total": len(answers),
-        "correct": correct,
-        "accuracy": correct / len(answers),
-        "metric": metric,
-        "answers": answers,
-    }
-
-
-def grouped(records: Sequence[Mapping[str, Any]], answers: Answers, field: str) -> dict[str, dict[str, Any]]:
-    """total, correct and accuracy for every value of a field of the records, sorted; of a list, its last entry.
-
-    Raises:
-        InputError: a record without the field.
-    """
-    hits: dict[str, list[bool]] = {}
-    for k, (record, answer) in enumerate(zip(records, answers, strict=True)):
-        if field not in record:
-            raise InputError(f"--group-by {field}: record {record_id(dict(record), k)!r} has no such field")
-        value = record[field][-1] if isinstance(record[field], list) else record[field]
-        hits.setdefault(str(value), []).append(answer["correct"])
-    return {
-        value: {"total": len(group), "correct": sum(group), "accuracy": sum(group) / len(group)}
-        for value, group in sorted(hits.items())
-    }
-
 
 def _counts(result: Mapping[str, Any]) -> str:
     return f"total {result['total']}  correct {result['correct']}  accuracy {result['accuracy']:.4f}"
-
-
-def _batches(numbers: range, size: int, total: int, progress: bool) -> Iterator[list[int]]:
-    with tqdm(total=total, initial=numbers.start, desc="evaluating", unit="record", disable=not progress) as bar:
-        for start in range(numbers.start, numbers.stop, size):
-            batch = list(range(start, min(start + size, numbers.stop)))
-            yield batch
-            bar.update(len(batch))
-
-
-def _entry(record: Mapping[str, Any], index: int, question: Question, reference: str, text: str) -> dict[str, Any]:
-    prompt = question.turns[-1][0]
-    return {"id": record_id(dict(record), index), "prompt": prompt, "prediction": text, "reference": reference}
 
 
 def _parser() -> argparse.ArgumentParser:

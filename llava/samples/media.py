@@ -15,7 +15,7 @@ from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.samples.record import Record
 from llava.samples.settings import SampleSettings
-from llava.video import Video, VideoSettings, read_video
+from llava.samples.video import Video, VideoSettings, read_video
 
 IMAGE, VIDEO, TEXT = "image", "video", "text"
 MULTI_IMAGE_ASPECT_RATIO = "pad"

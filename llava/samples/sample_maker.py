@@ -21,7 +21,7 @@ from llava.samples.preprocess import encode
 from llava.samples.record import Record
 from llava.samples.settings import SampleSettings
 from llava.samples.turns import Turn, count_image_marks, place_image_marks, split_system
-from llava.video import Video, VideoSettings, read_video
+from llava.samples.video import Video, VideoSettings, read_video
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava import conversation
 from llava.conversation import Conversation, get_template
-from llava.video import VideoSettings
+from llava.samples.video import VideoSettings
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,12 @@ from typing import Any
 import torch
 import transformers
 
+from llava.compatibility import names_of
 from llava.runs import run_folder
-from llava.samples.samplers import (
-    LengthGroupedSampler,
-    get_length_grouped_indices,
-    get_length_grouped_indices_auto_single,
-    get_modality_length_grouped_indices,
-    get_modality_length_grouped_indices_auto,
-    get_variable_length_grouped_indices,
-    split_to_even_chunks,
-)
+from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
 from llava.train.parts import saving
+from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.zo import state
@@ -32,17 +26,7 @@ from llava.train.zo.epoch_sampler import EpochSampler
 ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
 """Flags whose order leaves nothing to answers."""
 
-__all__ = [
-    "LLaVATrainer",
-    "LengthGroupedSampler",
-    "get_length_grouped_indices",
-    "get_length_grouped_indices_auto_single",
-    "get_modality_length_grouped_indices",
-    "get_modality_length_grouped_indices_auto",
-    "get_variable_length_grouped_indices",
-    "should_only_save_mm_adapter",
-    "split_to_even_chunks",
-]
+__getattr__ = names_of(__name__)
 
 
 def should_only_save_mm_adapter(args: Any) -> bool:
@@ -64,6 +48,8 @@ class LLaVATrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
         self.run_arguments: dict[str, Any] = run_folder.flat_arguments(self.args)
         """All flags of the run, written beside every saved model."""
+        self.feature_cache: FeatureCache | None = None
+        """Where features of frozen modules come from, if they are kept."""
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.ddp_find_unused_parameters is None:
@@ -73,7 +59,8 @@ class LLaVATrainer(transformers.Trainer):
 
     def report(self) -> dict[str, Any]:
         """What this kind of trainer adds to report.json."""
-        return {}
+        cache = self.feature_cache
+        return {} if cache is None else {"feature_cache": {"hits": cache.hits, "misses": cache.misses}}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -81,8 +68,7 @@ class LLaVATrainer(transformers.Trainer):
         if grouped is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochSampler(grouped, seed)
-        given = () if train_dataset is None else (train_dataset,)  # transformers 4.40 takes none
-        return super()._get_train_sampler(*given)
+        return super()._get_train_sampler(train_dataset)
 
     def _stratified_sampler(self, dataset: Any) -> StratifiedSampler | None:
         """Every answer evenly spread, if the flags allow it and answers come more than once."""
@@ -130,9 +116,8 @@ class LLaVATrainer(transformers.Trainer):
             saving.save_adapter(self.model, folder, state_dict)
         else:
             saving.save_full(self.model, folder, state_dict)
-        tokenizer = getattr(self, "processing_class", None)  # absent in transformers 4.40
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
         run_folder.save_arguments(self.run_arguments, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

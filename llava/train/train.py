@@ -19,32 +19,14 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava import conversation
+from llava.compatibility import names_of
 from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.runs import run_folder
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
-from llava.samples.collator import DataCollatorForSupervisedDataset
-from llava.samples.dataset import LazySupervisedDataset, make_supervised_data_module
-from llava.samples.preprocess import (
-    preprocess,
-    preprocess_gemma,
-    preprocess_llama3,
-    preprocess_llama_2,
-    preprocess_mpt,
-    preprocess_multimodal,
-    preprocess_plain,
-    preprocess_qwen,
-    preprocess_v1,
-)
+from llava.samples.dataset import make_supervised_data_module
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
-from llava.train.compatibility import (
-    get_mm_adapter_state_maybe_zero_3,
-    get_peft_state_maybe_zero_3,
-    get_peft_state_non_lora_maybe_zero_3,
-    maybe_zero_3,
-    safe_save_model_for_hf_trainer,
-)
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths
@@ -52,45 +34,14 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
 from llava.train.parts import feature_cache
-from llava.train.parts.adapters import add_lora, find_all_linear_names
-from llava.train.parts.build import (
-    add_vision,
-    get_model,
-    get_tokenizer,
-    quantisation_of_run,
-    smart_tokenizer_and_embedding_resize,
-)
+from llava.train.parts.adapters import add_lora
+from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
 from llava.train.parts.saving import lora_names
 from llava.train.parts.tunable import select_trainable
 from llava.train.zo.resume_points import newest_checkpoint, start_of
 from llava.utils import setup_logging
 
-__all__ = [
-    "DataArguments",
-    "DataCollatorForSupervisedDataset",
-    "LazySupervisedDataset",
-    "ModelArguments",
-    "TrainingArguments",
-    "find_all_linear_names",
-    "get_mm_adapter_state_maybe_zero_3",
-    "get_model",
-    "get_peft_state_maybe_zero_3",
-    "get_peft_state_non_lora_maybe_zero_3",
-    "make_supervised_data_module",
-    "maybe_zero_3",
-    "preprocess",
-    "preprocess_gemma",
-    "preprocess_llama3",
-    "preprocess_llama_2",
-    "preprocess_mpt",
-    "preprocess_multimodal",
-    "preprocess_plain",
-    "preprocess_qwen",
-    "preprocess_v1",
-    "safe_save_model_for_hf_trainer",
-    "smart_tokenizer_and_embedding_resize",
-    "train",
-]
+__getattr__ = names_of(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -123,32 +74,11 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
 
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
-    data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
-    where = training_args.mm_feature_cache, training_args.mm_feature_cache_gb
-    cache, known = None, None
-    if training_args.mm_feature_cache is not None and training_args.trainer_mode == "zo":
-        known = feature_cache.tile_features(model, *where)
-        data["data_collator"].find_features = None if known is None else known.find
-    elif training_args.mm_feature_cache is not None:
-        cache = feature_cache.install(model, *where)
-    score = score_of(training_args.zo_objective) if training_args.trainer_mode == "zo" else None
-    if score is not None:
-        data["train_dataset"] = WithRecords(data["train_dataset"])
-        data["data_collator"] = CollateWithRecords(data["data_collator"])
-    times, stop = StepTimes(), StopOnSignal(save=not journaled)
-    callbacks = [ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop]
-    trainer = trainer_class(training_args.trainer_mode)(
-        model=model, args=training_args, processing_class=tokenizer, callbacks=callbacks, **data
-    )
+    trainer = make_trainer(model, tokenizer, model_args, data_args, training_args)
     trainer.run_arguments = arguments
-    if known is not None:
-        trainer.known_features = known
-    if score is not None:
-        trainer.objective = GeneratedScore(
-            score, tokenizer, data["train_dataset"].settings.image_processor, model_args.version, data_args.image_folder
-        )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    times, stop = StepTimes(), StopOnSignal(save=not journaled)
+    for callback in (ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
+        trainer.add_callback(callback)
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -158,11 +88,8 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         sys.exit(EXIT_DIVERGED)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         sys.exit(EXIT_SIGNAL)
-    more = {"skipped_samples": getattr(data["train_dataset"], "skipped", [])}
-    if cache is not None:
-        more["feature_cache"] = {"hits": cache.hits, "misses": cache.misses}
     with run_folder.refusing_full_disk(folder):
-        finish(trainer, folder, model_args, times, more)
+        finish(trainer, folder, model_args, times)
     leave_together(trainer)
 
 
@@ -181,6 +108,38 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     return model, tokenizer
 
 
+def make_trainer(
+    model: Any, tokenizer: Any, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> LLaVATrainer:
+    """The trainer of a run with its data, its cache of features and its objective."""
+    data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
+    cache = known = None
+    if training_args.mm_feature_cache is not None:
+        where = training_args.mm_feature_cache, training_args.mm_feature_cache_gb
+        known = feature_cache.tile_features(model, *where) if zo else None
+        cache = None if zo else feature_cache.install(model, *where)
+        data["data_collator"].find_features = None if known is None else known.find
+    score = score_of(training_args.zo_objective) if zo else None
+    if score is not None:
+        data["train_dataset"] = WithRecords(data["train_dataset"])
+        data["data_collator"] = CollateWithRecords(data["data_collator"])
+    trainer = trainer_class(training_args.trainer_mode)(
+        model=model, args=training_args, processing_class=tokenizer, **data
+    )
+    if zo:
+        trainer.known_features = known
+    else:
+        trainer.feature_cache = cache
+    if score is not None:
+        trainer.objective = GeneratedScore(
+            score, tokenizer, settings.image_processor, model_args.version, settings.image_folder
+        )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def trainer_class(mode: str) -> type[LLaVATrainer]:
     """The trainer of a `--trainer_mode`."""
     if mode == "zo":
@@ -196,14 +155,8 @@ def leave_together(trainer: LLaVATrainer) -> None:
     trainer.accelerator.end_training()
 
 
-def finish(
-    trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes, more: dict[str, Any]
-) -> None:
-    """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run.
-
-    Args:
-        more: further entries of the report.
-    """
+def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes) -> None:
+    """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run."""
     trainer.model.config.use_cache = True
     trainer.save_model()
     if not trainer.args.should_save:
@@ -227,7 +180,7 @@ def finish(
             "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "versions": versions(),
-            **more,
+            "skipped_samples": trainer.train_dataset.skipped,
             **trainer.report(),
         },
     )

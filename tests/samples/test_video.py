@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from llava.errors import InputError
+from llava.samples.video import VideoSettings, read_video, sample_indices
 from llava.utils import process_video_with_decord, process_video_with_pyav
-from llava.video import VideoSettings, read_video, sample_indices
 
 FRAMES, FPS = 24, 8
 
