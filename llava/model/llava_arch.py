@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -28,6 +28,16 @@ from llava.model.vocabulary import add_image_tokens
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
 Images = torch.Tensor | Sequence[torch.Tensor]
+
+
+class FeatureSource(Protocol):
+    """Gives features of images."""
+
+    projected: bool
+    """Whether they have been through the projector."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Of pixels [n, 3, S, S]."""
 
 
 class LlavaMetaForCausalLM:
@@ -69,9 +79,14 @@ class LlavaMetaForCausalLM:
         """Add the image marks that the arguments ask for to the tokenizer, and rows for them to the embeddings."""
         add_image_tokens(self, model_args, tokenizer)
 
+    feature_source: FeatureSource | None = None
+    """What is asked for features of images in place of the tower, as a cache of a frozen one is."""
+
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels [n, 3, S, S] to features [n, patches, hidden]."""
-        return self.project(self.get_vision_tower()(images))
+        source = self.feature_source
+        features = self.get_vision_tower()(images) if source is None else source(images)
+        return features if source is not None and source.projected else self.project(features)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """What the tower gives, [n, patches, width], to features [n, patches, hidden]."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -19,7 +19,10 @@ from transformers import (
 )
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.mezo import MeZO, MeZOConfig
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaQwenConfig, LlavaQwenForCausalLM
+from llava.train.zo.forwards import Forwards
+from llava.train.zo.settings import Settings
 from llava.train.zo.sparse_loss import padded_on_the_right, sparse_loss
 
 LANGUAGE: dict[str, Any] = {
@@ -105,6 +108,25 @@ def test_lora_counts() -> None:
     assert loss is not None and before is not None
     assert float(loss) == pytest.approx(float(wrapped(**inputs).loss), abs=1e-5)
     assert float(loss) != pytest.approx(float(before), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_tokens_in_front_count(kind: type) -> None:
+    """What PEFT's wrapper itself puts in front of the text is perturbed with the rest."""
+    model = build("qwen2")
+    wrapped = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    inputs = batch("right", images=False)
+    assert sparse_loss(wrapped, inputs) is None
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    mezo = MeZO(trained, wrapped, MeZOConfig(eps=1e-1, kernel="torch"), lr=1e-3)
+    settings = Settings(MeZOConfig())
+
+    def whole_loss(network: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return network(**batch).loss
+
+    Forwards(mezo, wrapped, settings, dict, whole_loss).accumulate(0, inputs, 3)
+    mezo.step()
+    assert mezo.last is not None and abs(mezo.last.projected_grad) > 1e-4
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -154,22 +154,19 @@ class TileFeatures:
 class CachedEncoder:
     """Pixels [n, 3, S, S] to features [n, patches, width]: tiles that are known are read, the others encoded.
 
-    It stands for `encode`, the forward of `modules` in a row. The last batch is remembered in memory, for the 2n
-    forwards of a zeroth-order step.
+    It stands for `encode`, the forward of `modules` in a row, as a model's `feature_source`.
     """
 
     def __init__(
-        self, encode: Callable[[torch.Tensor], torch.Tensor], modules: Iterable[nn.Module], cache: FeatureCache
+        self, encode: Callable[[torch.Tensor], torch.Tensor], modules: Sequence[nn.Module], cache: FeatureCache
     ) -> None:
         self.encode = encode
         self.cache = cache
+        self.projected = len(modules) > 1
         self.key = TileFeatures(modules, cache).key
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if self._last is not None and _equal(self._last[0], images):
-            return self._last[1]
         keys = [self.key(tile) for tile in images]
         found = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         missing = [key for key, features in found.items() if features is None]
@@ -178,9 +175,7 @@ class CachedEncoder:
             for key, features in zip(missing, computed, strict=True):
                 self.cache.put(key, features)
                 found[key] = features
-        features = torch.stack([found[key].to(images.device) for key in keys])  # type: ignore[union-attr]
-        self._last = images, features
-        return features
+        return torch.stack([found[key].to(images.device) for key in keys])  # type: ignore[union-attr]
 
 
 def weights_key(modules: Iterable[nn.Module]) -> str:
@@ -201,11 +196,9 @@ def install(network: nn.Module, folder: str, gigabytes: float) -> FeatureCache |
     model, modules = _frozen_modules(network, folder)
     if not modules:
         return None
-    cache = _open(folder, gigabytes)
-    if len(modules) == 1:
-        modules[0].forward = CachedEncoder(modules[0].forward, modules, cache)
-    else:
-        model.encode_images = CachedEncoder(model.encode_images, modules, cache)
+    cache, tower = _open(folder, gigabytes), modules[0]
+    encode = tower if len(modules) == 1 else lambda tiles: model.project(tower(tiles))
+    model.feature_source = CachedEncoder(encode, modules, cache)
     return cache
 
 
@@ -244,7 +237,3 @@ def _hash(*parts: Any) -> str:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory, whatever its dtype."""
     return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

@@ -13,7 +13,7 @@ from llava.mezo import MeZO, reuse_outputs
 from llava.mezo.errors import InputError
 from llava.mezo.head import cross_entropy, token_errors
 from llava.train.zo.settings import Settings
-from llava.train.zo.sparse_loss import laid_out_loss, plain_head, sparse_loss
+from llava.train.zo.sparse_loss import laid_out_loss, plain_head, sparse_loss, whole_model
 from llava.train.zo.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
 
 Inputs = dict[str, Any]
@@ -50,8 +50,8 @@ class Forwards:
         self._prepare = prepare
         self._whole_loss = whole_loss
         self._measure = token_errors if zo.objective == "accuracy" else cross_entropy
-        base: Any = network.get_base_model() if hasattr(network, "get_base_model") else network
-        lays_out = hasattr(base, "geometry") and plain_head(base) is not None
+        base = whole_model(network)
+        lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
         self._laid_out_loss = functools.partial(laid_out_loss, base, measure=self._measure)
 

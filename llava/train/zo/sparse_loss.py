@@ -26,9 +26,9 @@ def sparse_loss(network: nn.Module, inputs: Mapping[str, Any], measure: Measure 
         inputs: what the collator gives: `input_ids`, `labels`, `attention_mask`, with images also those.
         measure: what is taken of hidden states, head and supervised tokens.
     """
-    model = network.get_base_model() if hasattr(network, "get_base_model") else network
-    head = plain_head(model)
-    if head is None or inputs.get("labels") is None:
+    model = whole_model(network)
+    head = None if model is None else plain_head(model)
+    if model is None or head is None or inputs.get("labels") is None:
         return None
     states, targets = supervised(*last_hidden(model, inputs))
     return measure(states, head.weight, targets)
@@ -43,6 +43,17 @@ def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Meas
         measure: as for `sparse_loss`.
     """
     return measure(model.laid_out_states(tensors), plain_head(model).weight, tensors["targets"])
+
+
+def whole_model(network: nn.Module) -> Any:
+    """The model whose forward is all that the network does: inside PEFT's wrapper where adapters are within layers.
+
+    None where the wrapper itself does something, as it puts tokens in front in prompt and prefix tuning.
+    """
+    if not hasattr(network, "get_base_model"):
+        return network
+    prompts = any(config.is_prompt_learning for config in network.peft_config.values())
+    return None if prompts else network.get_base_model()
 
 
 def plain_head(model: nn.Module) -> nn.Module | None:
