@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from llava.mezo import algorithms, trained
+from llava.mezo import trained
+from llava.mezo.algorithms import interface as algorithms
 from llava.mezo.kernels.interface import Part, Weight
 from llava.mezo.kernels.numpy_reference import NumpyTable
 from llava.mezo.updates import Update
