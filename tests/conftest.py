@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the processes of tests
 
 import pytest
 
@@ -25,3 +28,12 @@ def _default_template_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     from llava import conversation
 
     monkeypatch.setattr(conversation, "default_conversation", conversation.default_conversation)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collect_new_objects_only() -> Iterator[None]:
+    """Each run ends with a garbage collection, and going through all of torch and transformers takes half a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +120,11 @@ def run_flags(bases: dict[str, Path], tower_folder: Path, golden: Path) -> Calla
 def flags(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
     """`run_flags` with an output folder of the test's own."""
     return functools.partial(run_flags, output_dir=tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def no_picture_of_the_loss() -> Iterator[None]:
+    """Drawing it takes longer than a step of the runs in tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llava.train.train.plot_loss", lambda *args, **kwargs: None)
+        yield

@@ -19,6 +19,8 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
 
+pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
+
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "model" / "saved_runs.json").read_text())["runs"]}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from llava.train.train import build, train
 from llava.train.zo import journaled_run, resume_points
 from llava.train.zo import trainer as mezo_trainer
 
+pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
+
 Flags = Callable[..., list[str]]
 
 
@@ -40,8 +43,8 @@ def base(run_flags: Flags, small_tower_folder: Path, tmp_path_factory: pytest.Te
     return folder
 
 
-@pytest.fixture()
-def flags(run_flags: Flags, base: Path, tmp_path: Path) -> Flags:
+@pytest.fixture(scope="module")
+def plain_flags(run_flags: Flags, base: Path) -> Flags:
     """Command line of eight zeroth-order steps in bfloat16 on the whole model."""
 
     def make(**changes: Any) -> list[str]:
@@ -57,11 +60,15 @@ def flags(run_flags: Flags, base: Path, tmp_path: Path) -> Flags:
             "learning_rate": 1e-3,
             "lr_scheduler_type": "cosine",
             "weight_decay": 0.1,
-            "output_dir": tmp_path / "out",
         }
         return run_flags(**(values | changes))
 
     return make
+
+
+@pytest.fixture()
+def flags(plain_flags: Flags, tmp_path: Path) -> Flags:
+    return functools.partial(plain_flags, output_dir=tmp_path / "out")
 
 
 @pytest.fixture()
@@ -113,35 +120,68 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in entry.items() if key not in timed} for entry in entries]
 
 
-@pytest.mark.parametrize("moment", ["before the update", "after the update", "after the log"])
-@pytest.mark.parametrize("points", ["none", "every step", "full checkpoints"])
+POINTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "every step": {},
+    "full checkpoints": {"save_strategy": "steps", "save_steps": 2, "zo_weight_storage": "fixed16"},
+}
+BATCHES = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+BATCHES |= {"group_by_modality_length": True, "zo_num_directions": 2}
+
+
+@pytest.fixture(scope="module")
+def never_killed(plain_flags: Flags, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run that goes through; where points make no difference to it, it takes place once."""
+    done: dict[str, Path] = {}
+
+    def run(points: str) -> Path:
+        key = str(POINTS[points])
+        if key not in done:
+            folder = tmp_path_factory.mktemp("whole") / "out"
+            train(argv=plain_flags(**BATCHES, **POINTS[points], output_dir=folder))
+            done[key] = folder
+        return done[key]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("points", "deaths"),
+    [
+        ("none", [(2, "before the update"), (4, "after the update"), (6, "after the log")]),
+        ("every step", [(2, "after the update"), (3, "after the log"), (5, "before the update")]),
+        ("full checkpoints", [(3, "after the log"), (5, "before the update"), (7, "after the update")]),
+    ],
+    ids=POINTS,
+)
 def test_a_killed_run_ends_as_the_one_that_was_not(
-    moment: str, points: str, flags: Flags, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    points: str,
+    deaths: list[tuple[int, str]],
+    never_killed: Callable[[str], Path],
+    flags: Flags,
+    kill: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
-    changes |= {"group_by_modality_length": True, "zo_num_directions": 2}
-    if points == "full checkpoints":
-        changes |= {"save_strategy": "steps", "save_steps": 2, "zo_weight_storage": "fixed16"}
-    train(argv=flags(**changes, output_dir=tmp_path / "whole"))
-    if points == "every step":
-        monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
-    for step in (3, 6):
+    changes = {**BATCHES, **POINTS[points]}
+    whole, out = never_killed(points), tmp_path / "out"
+    for step, moment in deaths:
+        if points == "every step":
+            monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
         kill(step, moment)
         with pytest.raises(Killed):
             train(argv=flags(**changes))
         monkeypatch.undo()
         if points == "every step":
-            monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
-            expected = {f"resume-{step - 1}"} if step > 1 else set()
-            assert {path.name for path in (tmp_path / "out" / "mezo_journal").glob("resume-*")} == expected
+            expected = {f"resume-{step - 1}"}
+            assert {path.name for path in (out / "mezo_journal").glob("resume-*")} == expected
         if points == "none":
-            assert not list((tmp_path / "out").glob("**/resume-*")) + list((tmp_path / "out").glob("checkpoint-*"))
+            assert not list(out.glob("**/resume-*")) + list(out.glob("checkpoint-*"))
     train(argv=flags(**changes))
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
-    assert history(tmp_path / "out") == history(tmp_path / "whole")
-    names = (RECORDS, HEADER)
-    out, whole = (tmp_path / folder / "mezo_journal" for folder in ("out", "whole"))
-    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    assert same(weights(out), weights(whole))
+    assert history(out) == history(whole)
+    for name in (RECORDS, HEADER):
+        assert (out / "mezo_journal" / name).read_bytes() == (whole / "mezo_journal" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
