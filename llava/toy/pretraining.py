@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from llava.errors import InputError, command
-from llava.toy import blocks, grids, spots
+from llava.toy import like_charts, like_figures, like_scans
 from llava.toy.drawing import MOST_ROUNDS, Sample, sample_rng
 from llava.toy.records import write_split
 
 STREAM = 1000  # keeps these random streams apart from those of the demo sets
 _TURN: tuple[Callable[[np.random.Generator], Sample], ...] = (
-    spots.draw,
-    grids.draw_shapes,
-    blocks.draw,
-    grids.draw_corners,
-    spots.draw,
-    grids.draw_pies,
-    blocks.draw,
+    like_scans.draw,
+    like_figures.draw_shapes,
+    like_charts.draw,
+    like_figures.draw_corners,
+    like_scans.draw,
+    like_figures.draw_pies,
+    like_charts.draw,
 )
 
 

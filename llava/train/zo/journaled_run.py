@@ -32,10 +32,10 @@ from llava.mezo.journal.files import Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
 from llava.train.zo import state
+from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
 from llava.train.zo.starting_point import StartingPoint, prepare
-from llava.train.zo.unsaved import load_unsaved, save_unsaved
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class JournaledRun(transformers.Trainer):
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
             super()._save(output_dir, *args, **kwargs)
             if self.args.should_save:
-                save_unsaved(self.model, Path(output_dir or self.args.output_dir))
+                save_other_weights(self.model, Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.mezo.journal is not None:
@@ -162,7 +162,7 @@ class JournaledRun(transformers.Trainer):
         full = self._full_checkpoint(Path(resume_from_checkpoint))
         if full is not None:
             super()._load_from_checkpoint(str(full), model)
-            load_unsaved(self.model, full)
+            load_other_weights(self.model, full)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.starting_point is None:

@@ -17,7 +17,7 @@ from llava.mezo.tensor_files import TensorFiles, write_tensors
 FILE = "trained.safetensors"
 
 
-def save_unsaved(model: nn.Module, folder: Path) -> None:
+def save_other_weights(model: nn.Module, folder: Path) -> None:
     """Write the trained weights that the folder's safetensors files lack, if any, by canonical name."""
     files, names = TensorFiles(folder), names_in_files(model)
     rest = {
@@ -31,8 +31,8 @@ def save_unsaved(model: nn.Module, folder: Path) -> None:
         write_tensors(folder / FILE, shapes, rest.__getitem__)
 
 
-def load_unsaved(model: nn.Module, folder: Path) -> None:
-    """Read back what `save_unsaved` wrote, if anything."""
+def load_other_weights(model: nn.Module, folder: Path) -> None:
+    """Read back what `save_other_weights` wrote, if anything."""
     if not (folder / FILE).exists():
         return
     files, parameters = TensorFiles(folder), parameters_by_name(model)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from llava.toy.drawing import BLACK, COLOURS, SIZE, Round, Sample, box, conversation, finish, pick, scaled
-from llava.toy.grids import ground
+from llava.toy.like_figures import ground
 
 HIGHEST = 9
 _UNIT = 5.5  # pixels of height per unit
