@@ -26,6 +26,7 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import load_pretrained_model
+from llava.model.llava_arch import PromptTooLong
 
 Turns = Sequence[tuple[str, str | None]]
 _HUMAN, _ASSISTANT = 0, 1
@@ -94,7 +95,8 @@ class Answerer:
         """One stripped answer per question, without end marks.
 
         Raises:
-            InputError: an image cannot be read, or tags and images of a question do not match in number.
+            InputError: an image cannot be read, tags and images of a question do not match in number, or the model
+                cannot take it whole.
         """
         decoding = Decoding() if decoding is None else decoding
         rows = [self._prompt_ids(question) for question in questions]
@@ -102,15 +104,18 @@ class Answerer:
         stop, criteria = self._stop_mark(), None
         if stop is not None:
             criteria = StoppingCriteriaList([KeywordsStoppingCriteria([stop], self.tokenizer, input_ids)])
-        output = self.model.generate(
-            input_ids,
-            attention_mask=attention_mask,
-            pad_token_id=self._pad_id(),
-            stopping_criteria=criteria,
-            use_cache=True,
-            **self._image_arguments(questions),
-            **decoding.arguments(),
-        )
+        try:
+            output = self.model.generate(
+                input_ids,
+                attention_mask=attention_mask,
+                pad_token_id=self._pad_id(),
+                stopping_criteria=criteria,
+                use_cache=True,
+                **self._image_arguments(questions),
+                **decoding.arguments(),
+            )
+        except PromptTooLong as error:
+            raise InputError(f"{questions[error.row].name}: {error}") from error
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         return [_cut(text, stop) for text in texts]
 

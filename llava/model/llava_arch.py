@@ -30,6 +30,14 @@ __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 Images = torch.Tensor | Sequence[torch.Tensor]
 
 
+class PromptTooLong(InputError):
+    """A prompt that the model cannot take whole; `row` is its number in the batch."""
+
+    def __init__(self, row: int, length: int, most: int) -> None:
+        super().__init__(f"the prompt has {length} tokens with its images, and the model takes at most {most}")
+        self.row = row
+
+
 class FeatureSource(Protocol):
     """Gives features of images."""
 
@@ -205,7 +213,8 @@ class LlavaMetaForCausalLM:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         features = self.image_features(images, image_sizes, modalities, len(input_ids))
         side = getattr(self.config, "tokenizer_padding_side", None) or "right"
-        batch = self._splice(input_ids, attention_mask, labels, features, side)
+        limit = getattr(self.config, "tokenizer_model_max_length", None)
+        batch = self._splice(input_ids, attention_mask, labels, features, side, limit)
         new_positions = None if position_ids is None else batch.position_ids
         if self.training and getattr(self.config, "use_pos_skipping", False):
             new_positions = skip_positions(batch, self.config.pos_skipping_range)
@@ -219,13 +228,14 @@ class LlavaMetaForCausalLM:
         labels: torch.Tensor | None,
         features: Sequence[torch.Tensor],
         padding_side: str,
+        limit: int | None = None,
     ) -> Any:
         keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         rows = [ids[kept] for ids, kept in zip(input_ids, keep, strict=True)]
         row_labels = [target[kept] for target, kept in zip(targets, keep, strict=True)]
         embeds, row_labels = splice_rows(rows, row_labels, features, self.get_input_embeddings())
-        embeds, row_labels = cut_rows(embeds, row_labels, getattr(self.config, "tokenizer_model_max_length", None))
+        embeds, row_labels = cut_rows(embeds, row_labels, limit)
         return pad_rows(embeds, row_labels, padding_side)
 
     def forward(
@@ -285,6 +295,8 @@ class LlavaMetaForCausalLM:
     ) -> Any:
         """The library's generate, with images. Rows are padded on the left, whatever side `inputs` are padded on.
 
+        A prompt is never cut, whatever length the model was trained with.
+
         Args:
             inputs: [rows, length] ids, -200 for a mark. Without `attention_mask`, pad tokens at either end of a
                 row count as padding.
@@ -292,6 +304,10 @@ class LlavaMetaForCausalLM:
 
         Returns:
             The new tokens alone, [rows, new tokens], or what the library returns otherwise.
+
+        Raises:
+            PromptTooLong: a prompt has more tokens than the language model has positions.
+            InputError: images and marks do not match.
         """
         if kwargs.pop("inputs_embeds", None) is not None:
             raise InputError("generate takes token ids (inputs), not inputs_embeds.")
@@ -309,6 +325,9 @@ class LlavaMetaForCausalLM:
             )
         features = [] if images is None else self.image_features(images, image_sizes, modalities, len(input_ids))
         batch = self._splice(input_ids, mask, None, features, "left")
+        lengths, most = batch.mask.sum(1).tolist(), self.config.max_position_embeddings
+        if max(lengths) > most:
+            raise PromptTooLong(lengths.index(max(lengths)), max(lengths), most)
         return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
 
 

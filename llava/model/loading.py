@@ -88,11 +88,23 @@ def check_loaded(model: nn.Module, info: dict[str, Any], projector_needed: bool 
     others = {name for name in missing - tokens if not name.startswith(TOWER_PREFIX)}
     if not projector_needed:
         others = {name for name in others if not name.startswith(_PROJECTOR_PREFIX)}
+    broken = not_finite(model)
+    if broken is not None:
+        raise InputError(f"{model.config.name_or_path}: the weight {broken} has numbers that are not finite")
     if others:
         raise InputError(
             f"{model.config.name_or_path}: the checkpoint lacks {len(others)} weights of {type(model).__name__}: "
             f"{_some(others)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
         )
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module) -> str | None:
+    """Name of the first weight that has a NaN or an infinity; None if all are finite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta and not torch.isfinite(parameter).all():
+            return name
+    return None
 
 
 def _settle_tower(model: Any, missing: set[str]) -> None:

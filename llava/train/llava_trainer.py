@@ -22,6 +22,7 @@ from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.zo import state
 from llava.train.zo.epoch_sampler import EpochSampler
+from llava.train.zo.resume_points import newest_checkpoint
 
 ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
 """Flags whose order leaves nothing to answers."""
@@ -56,6 +57,24 @@ class LLaVATrainer(transformers.Trainer):
             # post_layernorm of a SigLIP tower counts as tuned with it, and nothing reads it
             self.args.ddp_find_unused_parameters = True
         super().create_accelerator_and_postprocess()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the base class.
+
+        Raises:
+            FloatingPointError: the loss is not finite, on any rank: the weights are lost, and are not saved.
+        """
+        loss = super().training_step(*args, **kwargs)
+        total = loss if self.args.world_size == 1 else self.accelerator.reduce(loss.detach().clone(), "sum")
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {float(loss)}{self.advice()}")
+        return loss
+
+    def advice(self) -> str:
+        """What to do after a run has diverged."""
+        kept = newest_checkpoint(Path(self.args.output_dir))
+        where = f"the last good weights are in {kept}" if kept else "no checkpoint was saved before"
+        return f": the run has diverged; {where}. Lower --learning_rate, or look at the data."
 
     def report(self) -> dict[str, Any]:
         """What this kind of trainer adds to report.json."""

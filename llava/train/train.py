@@ -20,8 +20,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava import conversation
 from llava.compatibility import names_of
-from llava.errors import command
+from llava.errors import InputError, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.model.loading import not_finite
 from llava.runs import run_folder
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
@@ -38,7 +39,7 @@ from llava.train.parts.adapters import add_lora
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
 from llava.train.parts.saving import lora_names
 from llava.train.parts.tunable import select_trainable
-from llava.train.zo.resume_points import newest_checkpoint, start_of
+from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of
 from llava.utils import setup_logging
 
 __getattr__ = names_of(__name__)
@@ -67,7 +68,9 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
             run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
     arguments = run_folder.flat_arguments(model_args, data_args, training_args)
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
-    checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
+    checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
+    if checkpoint is None:
+        checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
     if checkpoint is not None:
         run_folder.check_same_run(checkpoint, arguments)
         logger.info("resuming from %s", checkpoint)
@@ -82,6 +85,9 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            broken = not_finite(trainer.model)  # after the last step no loss tells
+            if broken is not None:
+                raise FloatingPointError(f"the weight {broken} is not finite{trainer.advice()}")
     except FloatingPointError as error:
         sys.stderr.write(f"error: {error}\n")
         leave_together(trainer)
@@ -137,6 +143,13 @@ def make_trainer(
         )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    if len(trainer.get_train_dataloader()) == 0:
+        raise InputError(
+            f"--data_path {data_args.data_path}: {len(data['train_dataset'])} records make no full batch "
+            f"(--per_device_train_batch_size {training_args.per_device_train_batch_size}, {training_args.world_size} "
+            "processes, and what the sampler flags group): nothing would be trained. Lower the batch size, or give "
+            "--dataloader_drop_last False"
+        )
     return trainer
 
 

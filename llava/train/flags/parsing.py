@@ -117,6 +117,14 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("stratify_answers", values.stratify_answers, STRATIFY)
     _one_of("bits", values.bits, (4, 8, 16))
+    if values.gradient_accumulation_steps < 1:
+        raise InputError(f"--gradient_accumulation_steps {values.gradient_accumulation_steps} must be at least 1")
+    if values.per_device_train_batch_size < 1:
+        raise InputError(f"--per_device_train_batch_size {values.per_device_train_batch_size} must be at least 1")
+    if values.max_steps == 0:
+        raise InputError("--max_steps 0 would train nothing: give a number of steps, or -1 for --num_train_epochs")
+    if values.max_steps < 0 and not values.num_train_epochs > 0:
+        raise InputError(f"--num_train_epochs {values.num_train_epochs} would train nothing: it must be above 0")
     if values.model_max_length < 1:
         raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
     if not values.mm_feature_cache_gb > 0:

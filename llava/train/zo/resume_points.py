@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from llava.mezo.errors import JournalError
+from llava.mezo.errors import InputError, JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,23 @@ def start_of(output_dir: Path) -> Path | None:
     points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
     full, light = full_checkpoint(output_dir, last), points[0] if points else journal
     return full if full is not None and steps_of(full) > steps_of(light) else light
+
+
+def given_checkpoint(given: str | None) -> Path | None:
+    """The checkpoint of `--resume_from_checkpoint`; None where it says no more than True or False.
+
+    Raises:
+        InputError: no complete checkpoint.
+    """
+    if given is None or given.lower() in ("true", "false"):
+        return None
+    path = Path(given)
+    if not (path / TRAINER_STATE_NAME).exists():
+        raise InputError(
+            f"--resume_from_checkpoint {given}: no {TRAINER_STATE_NAME} there, which a whole checkpoint of a run has; "
+            "give its checkpoint-N folder, or leave the flag out to go on from the newest one in --output_dir"
+        )
+    return path
 
 
 def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
