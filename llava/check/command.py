@@ -46,6 +46,7 @@ RUN_FLAGS = (
     *("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "vision_tower"),
     *("mm_vision_select_feature", "mm_use_im_start_end", "mm_use_im_patch_token", "use_template_system_prompt"),
     *("video_fps", "frames_upbound", "force_sample", "add_time_instruction", "mm_newline_position"),
+    *("image_window", "max_image_pixels"),
     *("mm_spatial_pool_stride", "mm_spatial_pool_mode", "add_faster_video", "faster_token_stride", "seed"),
 )
 # Those that a checkpoint writes down too, with their defaults: a run with others counts other image tokens.
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         how: dict[str, Any] = {"help": str(fields[name].metadata.get("help", "as for train.py")).replace("%", "%%")}
         if "bool" in str(fields[name].type):
             how |= {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+        elif "list[float]" in str(fields[name].type):
+            how |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
         elif "int" in str(fields[name].type):
             how |= {"type": int}
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name, **how)
@@ -86,7 +89,10 @@ def _run_arguments(arguments: argparse.Namespace) -> tuple[ModelArguments, DataA
     given |= {"data_path": arguments.files[0]}
     if arguments.model_path is not None:
         given["model_name_or_path"] = arguments.model_path
-    return parse_arguments([f"--{name}={value}" for name, value in given.items()])
+    words: list[str] = []
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return parse_arguments(words)
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:

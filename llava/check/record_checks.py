@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from llava.samples.media import (
     VIDEO,
     Entry,
     Media,
-    open_image,
+    open_picture,
     processor_side,
 )
 from llava.samples.record import Record, record_media
@@ -73,9 +74,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outline:
-    """What is kept of a picture: (width, height)."""
+    """What is kept of a picture: (width, height), and what is done to it when it is read."""
 
     size: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
 
 class OpenedOnce:
@@ -84,8 +86,12 @@ class OpenedOnce:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Any] = {}
 
-    def image(self, path: str, folder: str | None) -> Outline:
-        return self._once((IMAGE, path), lambda: Outline(open_image(path, folder).size))
+    def image(self, path: str, settings: SampleSettings) -> Outline:
+        def outline() -> Outline:
+            picture, notes = open_picture(Path(settings.image_folder or "", path), settings.pictures)
+            return Outline(picture.size, tuple(notes))
+
+        return self._once((IMAGE, path), outline)
 
     def video(self, path: str, settings: VideoSettings) -> Video:
         def outline() -> Video:
@@ -166,12 +172,14 @@ class RecordChecker:
         with _attempt(trial, "media"):
             opened = self.maker.open(record)
         if opened is not None:
+            for note in dict.fromkeys(note for image in opened.images for note in image.notes):
+                verdict.warnings.append((note, note))
             return opened
         settings = self.maker.settings
         if record.images and settings.image_processor is not None:
             for path in dict.fromkeys(record.images):
                 with _attempt(verdict, "media", path):
-                    self._opened.image(path, settings.image_folder)
+                    self._opened.image(path, settings)
             return Media(images=(Outline((1, 1)),) * len(record.images))
         verdict.problems += [Problem(problem.kind, problem.message, record.video) for problem in trial.problems]
         return None

@@ -1,13 +1,8 @@
 """Pictures of any kind to small RGB PNG files.
 
-| picture | becomes |
-| --- | --- |
-| with an EXIF orientation | turned upright |
-| RGBA, LA, palette or grey with transparency | drawn over white |
-| 16-bit grey | 0..65535 scaled to 0..255 |
-| CMYK, palette, black and white, others | converted to RGB |
-| MPO (JPEG of some cameras) | its first frame, which is the photograph; the others are previews or depth |
-| other files of several frames or pages, 32-bit float | refused: which frame or range is meant is not known |
+What is done to one is in `llava.samples.pictures`, the reader of training. Refused here, since it is not known what
+is meant: files of several frames or pages (but for MPO, the JPEG of some cameras, whose first frame is the
+photograph), grey values in floating point or beyond 16 bits.
 
 Colour profiles and metadata are dropped.
 """
@@ -16,13 +11,10 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from llava.errors import InputError
-
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow gives 16-bit files either mode
-_LARGEST = 65535
+from llava.samples.pictures import LARGEST, SIXTEEN_BIT, to_rgb
 
 
 def prepared_png(data: bytes, max_side: int, where: str) -> bytes:
@@ -32,7 +24,7 @@ def prepared_png(data: bytes, max_side: int, where: str) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            small = scaled_down(to_rgb(image), max_side)
+            small = scaled_down(_as_meant(image), max_side)
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         # Pillow names the buffer it read from by its address in memory, which helps nobody.
         reason = "it is no picture" if isinstance(error, Image.UnidentifiedImageError) else error
@@ -42,30 +34,21 @@ def prepared_png(data: bytes, max_side: int, where: str) -> bytes:
     return file.getvalue()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture, upright and without transparency, mode RGB.
+def _as_meant(image: Image.Image) -> Image.Image:
+    """An opened picture as RGB.
 
     Raises:
         ValueError: several frames, or grey values without a known range.
     """
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ValueError(f"it has {image.n_frames} frames or pages, but must have one")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT:
-        image = _to_eight_bits(image)
     if image.mode == "F":
         raise ValueError("it has grey values in floating point, whose range is not known")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(opaque, image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > _LARGEST:
-        raise ValueError(f"it has grey values from {values.min()} to {values.max()}, but 16 bits end at {_LARGEST}")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 257 = 65535 / 255, rounded to nearest
+    if image.mode in SIXTEEN_BIT:
+        low, high = image.getextrema()
+        if low < 0 or high > LARGEST:
+            raise ValueError(f"it has grey values from {low} to {high}, but 16 bits end at {LARGEST}")
+    return to_rgb(image)[0]
 
 
 def scaled_down(image: Image.Image, max_side: int) -> Image.Image:

@@ -34,6 +34,7 @@ from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import check_checkpoint
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
+from llava.samples.pictures import PictureSettings
 
 
 def _counts(result: Mapping[str, Any]) -> str:
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
+    parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
+    parser.add_argument("--max-image-pixels", type=int, help="as in training")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
@@ -72,6 +75,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "version": arguments.version,
         "max_new_tokens": arguments.max_new_tokens,
         "torch_dtype": arguments.torch_dtype,
+        "image_window": arguments.image_window,
     }
 
 
@@ -160,6 +164,7 @@ def _evaluate_into(
             batch_size=arguments.batch_size,
             version=arguments.version,
             max_new_tokens=arguments.max_new_tokens,
+            pictures=PictureSettings.of(arguments),
             done=file.done,
             on_batch=file.append,
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from transformers import StoppingCriteriaList
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -27,6 +26,9 @@ from llava.mm_utils import (
 )
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import PromptTooLong
+from llava.samples.media import open_picture
+from llava.samples.pictures import PictureSettings
+from llava.samples.turns import naming
 
 Turns = Sequence[tuple[str, str | None]]
 _HUMAN, _ASSISTANT = 0, 1
@@ -73,7 +75,8 @@ class Decoding:
 class Answerer:
     """A model with its tokenizer, image processor and conversation template, ready to answer.
 
-    `image_mode` replaces the model's way of making tiles (a value of `--image_aspect_ratio`) for all images.
+    `image_mode` replaces the model's way of making tiles (a value of `--image_aspect_ratio`) for all images; `pictures`
+    says how they are read.
     """
 
     def __init__(
@@ -83,12 +86,14 @@ class Answerer:
         image_processor: Any,
         version: str = "qwen_1_5",
         image_mode: str | None = None,
+        pictures: PictureSettings | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.template = get_template(version)
         self.image_mode = image_mode
+        self.pictures = pictures
 
     @torch.no_grad()
     def answer(self, questions: Sequence[Question], decoding: Decoding | None = None) -> list[str]:
@@ -164,7 +169,8 @@ class Answerer:
         own_mode = getattr(config, "image_aspect_ratio", None) if len(question.images) == 1 else "pad"
         mode = self.image_mode or own_mode
         process, pinpoints = image_processing(mode), getattr(config, "image_grid_pinpoints", None)
-        images = [open_image(path, question.name) for path in question.images]
+        with naming(question.name):
+            images = [open_picture(path, self.pictures, "--image-folder")[0] for path in question.images]
         return [(process(image, self.image_processor, pinpoints), image.size, "image") for image in images]
 
     def _pad_id(self) -> int:
@@ -204,22 +210,6 @@ def left_padded(rows: Sequence[torch.Tensor], pad_id: int, device: Any) -> tuple
         input_ids[k, longest - len(row) :] = row
         mask[k, longest - len(row) :] = True
     return input_ids.to(device), mask.to(device)
-
-
-def open_image(path: Path, name: str) -> Image.Image:
-    """A picture, fully decoded.
-
-    Raises:
-        InputError: missing, truncated or not an image; the message names the file and `name`.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: image {path} does not exist; check --image-folder") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name}: image {path} cannot be decoded ({error})") from error
 
 
 def _cut(text: str, stop: str | None) -> str:

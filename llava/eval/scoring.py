@@ -12,6 +12,7 @@ from llava.errors import InputError
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
+from llava.samples.pictures import PictureSettings
 
 Answers = list[dict[str, Any]]
 
@@ -29,6 +30,7 @@ def evaluate(
     progress: bool = True,
     done: Answers | None = None,
     on_batch: Callable[[Answers], None] | None = None,
+    pictures: PictureSettings | None = None,
 ) -> dict[str, Any]:
     """Answer every record greedily and compare with its last answer.
 
@@ -40,6 +42,7 @@ def evaluate(
         version: name of the conversation template.
         done: answers to the first records from an earlier run.
         on_batch: called with the new answers of every batch.
+        pictures: how pictures are read.
 
     Returns:
         total, correct, accuracy (a share, 0..1), metric, and answers (id, prompt, prediction, reference, correct).
@@ -53,7 +56,7 @@ def evaluate(
     # All records are checked before the first is answered: a bad one at the end would waste the run.
     asked = [question_and_reference(dict(record), k, image_folder) for k, record in enumerate(records)]
     answers = list(done or [])
-    answerer = Answerer(model, tokenizer, image_processor, version)
+    answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures)
     decoding = Decoding(max_new_tokens=max_new_tokens)
     was_training = model.training
     model.eval()

@@ -83,7 +83,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self, image_file: str, overwrite_image_aspect_ratio: str | None = None
     ) -> tuple[torch.Tensor, tuple[int, int], str]:
         """(pixels, (width, height), "image") of a file below `image_folder`."""
-        image = open_image(image_file, self.settings.image_folder)
+        image = open_image(image_file, self.settings)
         return image_entry(image, self.settings, overwrite_image_aspect_ratio)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

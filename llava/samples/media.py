@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from PIL import Image
 
 from llava.errors import InputError
 from llava.mm_utils import image_processing
+from llava.samples.pictures import PictureSettings, read_picture
 from llava.samples.record import Record
 from llava.samples.settings import SampleSettings
 from llava.samples.video import Video, VideoSettings, read_video
+
+logger = logging.getLogger(__name__)
 
 IMAGE, VIDEO, TEXT = "image", "video", "text"
 MULTI_IMAGE_ASPECT_RATIO = "pad"
@@ -35,14 +39,31 @@ class Media:
         return len(self.images) + (self.video is not None)
 
 
-def open_image(path: str, folder: str | None) -> Image.Image:
-    """The whole image, decoded, as RGB. Raises `InputError` when it is missing, truncated or no image."""
-    file = Path(folder or "", path)
+def open_image(path: str, settings: SampleSettings) -> Image.Image:
+    """The whole image, decoded, as RGB; what was done to it is logged once a kind.
+
+    Raises:
+        InputError: it is missing, truncated, too large or no image.
+    """
+    image, notes = open_picture(Path(settings.image_folder or "", path), settings.pictures)
+    for note in notes:
+        if note not in _SAID:
+            _SAID.add(note)
+            logger.warning("image %s and others like it: %s", path, note)
+    return image
+
+
+_SAID: set[str] = set()
+
+
+def open_picture(
+    file: Path, settings: PictureSettings | None = None, flag: str = "--image_folder"
+) -> tuple[Image.Image, list[str]]:
+    """As `read_picture`. Raises `InputError` that names the file; `flag` says which folder it is below."""
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
+        return read_picture(file, settings)
     except FileNotFoundError as error:
-        raise InputError(f"image {file} does not exist; check --image_folder and the record's path") from error
+        raise InputError(f"image {file} does not exist; check {flag} and the record's path") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise InputError(f"image {file} cannot be decoded, it is damaged or not an image: {error}") from error
 
@@ -50,7 +71,7 @@ def open_image(path: str, folder: str | None) -> Image.Image:
 def open_media(
     record: Record,
     settings: SampleSettings,
-    image: Callable[[str, str | None], Image.Image] = open_image,
+    image: Callable[[str, SampleSettings], Image.Image] = open_image,
     video: Callable[[str, VideoSettings], Video] = read_video,
 ) -> Media:
     """Open what the record names. Raises `InputError` with the path.
@@ -60,7 +81,7 @@ def open_media(
     """
     if record.video is not None:
         return Media(video=video(os.path.join(settings.video_folder or "", record.video), settings.video))
-    return Media(images=tuple(image(path, settings.image_folder) for path in record.images))
+    return Media(images=tuple(image(path, settings) for path in record.images))
 
 
 def media_entries(media: Media, settings: SampleSettings) -> list[Entry]:

@@ -31,14 +31,14 @@ class SampleMaker:
     """The steps from a record to a sample, in the order in which training takes them.
 
     Attributes:
-        open_image: (path, folder) to an image.
+        open_image: (path, settings) to an image.
         open_video: (path, settings) to a video.
         make_entries: media and settings to entries.
     """
 
     tokenizer: Any
     settings: SampleSettings
-    open_image: Callable[[str, str | None], Image.Image] = open_image
+    open_image: Callable[[str, SampleSettings], Image.Image] = open_image
     open_video: Callable[[str, VideoSettings], Video] = read_video
     make_entries: Callable[[Media, SampleSettings], list[Entry]] = media_entries
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llava import conversation
 from llava.conversation import Conversation, get_template
+from llava.samples.pictures import PictureSettings
 from llava.samples.video import VideoSettings
 
 
@@ -35,6 +36,7 @@ class SampleSettings:
     skip_bad_samples: bool = False
     seed: int | None = None
     video: VideoSettings = field(default_factory=VideoSettings)
+    pictures: PictureSettings = field(default_factory=PictureSettings)
 
     @classmethod
     def of(cls, data_args: Any) -> SampleSettings:
@@ -42,9 +44,9 @@ class SampleSettings:
 
         The one place that is lenient about other people's objects: all else reads a value of this class.
         """
-        names = [one.name for one in fields(cls) if one.name != "video"]
+        names = [one.name for one in fields(cls) if one.name not in ("video", "pictures")]
         found = {name: getattr(data_args, name) for name in names if hasattr(data_args, name)}
-        return cls(**found, video=VideoSettings.of(data_args))
+        return cls(**found, video=VideoSettings.of(data_args), pictures=PictureSettings.of(data_args))
 
     @property
     def template(self) -> Conversation:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from llava.errors import InputError
+from llava.samples.pictures import read_picture
 
 FOLDER_FPS = 2
 FOLDER_FRAMES = 10
@@ -159,7 +160,6 @@ def _decode_with_decord(path: Path, pick: Pick) -> tuple[list[Image.Image], list
 
 def _open_frame(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+        return read_picture(file)[0]
+    except Exception as error:  # decoders raise errors of many kinds
         raise InputError(f"video frame {file} cannot be read as an image: {error}") from error

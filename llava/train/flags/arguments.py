@@ -96,6 +96,10 @@ class DataArguments:
     image_grid_pinpoints: str | None = flag(None, '"(1x1),...,(6x6)" in tiles or a list of [width, height] in pixels')
     image_crop_resolution: int | None = flag(None, "crop_split setting; only kept in the config")
     image_split_resolution: int | None = flag(None, "crop_split setting; only kept in the config")
+    image_window: list[float] | None = flag(  # noqa: RUF009
+        None, "this tree: LOW HIGH, the grey values of 16-bit, 32-bit and floating point pictures that become 0 and 255"
+    )
+    max_image_pixels: int | None = flag(None, "this tree: larger pictures are refused; default: 178956970, as Pillow")
     video_folder: str | None = flag(None, "folder in front of the video paths of the records")
     video_fps: int | None = flag(1, "frames taken per second of video")
     frames_upbound: int | None = flag(0, "at most this many frames of a video; 0: no limit")
