@@ -84,13 +84,14 @@ class OpenedOnce:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Any] = {}
 
-    def image(self, path: str, folder: str | None) -> Outline:
+    def image(self, path: str, folder: str | None) -> Any:
         return self._once((IMAGE, path), lambda: Outline(open_image(path, folder).size))
 
     def video(self, path: str, settings: VideoSettings) -> Video:
         def outline() -> Video:
             video = read_video(path, settings)
-            return Video([Outline(video.frames[0].size)] * len(video.frames), video.times, video.seconds)
+            frame: Any = Outline(video.frames[0].size)
+            return Video([frame] * len(video.frames), video.times, video.seconds)
 
         return self._once((VIDEO, path), outline)
 

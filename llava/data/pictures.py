@@ -49,7 +49,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: several frames, or grey values without a known range.
     """
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(f"it has {image.n_frames} frames or pages, but must have one")
+        raise ValueError(f"it has {getattr(image, 'n_frames', 'several')} frames or pages, but must have one")
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT:
         image = _to_eight_bits(image)
