@@ -184,7 +184,8 @@ def test_after_ctrl_c_the_run_goes_on(quick: Flags, tmp_path: Path) -> None:
     words = quick(trainer_mode="zo", max_steps=100_000, save_strategy="no")
     command = [sys.executable, str(ROOT / "llava" / "train" / "train_mem.py"), *words]
     log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(command, stderr=log, stdout=log, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
     deadline = time.monotonic() + 120
     while "step 3 of" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         assert process.poll() is None, (tmp_path / "log").read_text()

@@ -202,9 +202,9 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
 def test_every_algorithm_is_resumed_and_replayed(
     changes: dict[str, Any], flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"weight_decay": 0.0, **changes}
+    changes = {"weight_decay": 0.0, "max_steps": 6, **changes}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
-    kill(5, "before the update")
+    kill(4, "before the update")
     with pytest.raises(Killed):
         train(argv=flags(**changes))
     monkeypatch.undo()
@@ -216,8 +216,8 @@ def test_every_algorithm_is_resumed_and_replayed(
     assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
     used = json.loads((tmp_path / "out" / "report.json").read_text())["zo_kernel"]
     assert used == ("torch" if changes.get("zo_estimator") == "lowrank" else "numba")
-    branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:4", "output_dir": tmp_path / "branch"}
-    train(argv=flags(**branch, max_steps=1))
+    branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:3", "output_dir": tmp_path / "branch"}
+    train(argv=flags(**branch | {"max_steps": 1}))
     assert replay([*words[:3], str(tmp_path / "branch" / "mezo_journal"), "--output-dir", str(tmp_path / "b")]) == 0
     assert same(weights(tmp_path / "b"), weights(tmp_path / "branch"))
 
