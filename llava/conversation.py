@@ -224,9 +224,9 @@ conv_templates: dict[str, Conversation] = _templates()
 default_conversation: Conversation = conv_templates["v0"]
 
 
-def get_template(name: str) -> Conversation:
+def get_template(name: str | None) -> Conversation:
     """The template called `name`; raises `InputError` with the allowed names for any other."""
-    if name not in conv_templates:
+    if name is None or name not in conv_templates:
         allowed = ", ".join(sorted(conv_templates))
         raise InputError(f"--version (or --conv-mode) {name!r} is not a conversation template; allowed: {allowed}")
     return conv_templates[name]

@@ -81,7 +81,7 @@ def _expand_tile_range(pinpoints: str, patch_size: int) -> list[list[int]]:
     return grids
 
 
-def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Sequence[int]]) -> Size:
+def select_best_resolution(original_size: Sequence[int], possible_resolutions: Sequence[Sequence[int]]) -> Size:
     """Pick the resolution that keeps most of the picture's pixels; among equals the one that wastes least.
 
     Args:
@@ -103,7 +103,7 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
     return width, height
 
 
-def get_anyres_image_grid_shape(image_size: Size, grid_pinpoints: Any, patch_size: int) -> tuple[int, int]:
+def get_anyres_image_grid_shape(image_size: Sequence[int], grid_pinpoints: Any, patch_size: int) -> tuple[int, int]:
     """Grid (columns, rows) of tiles of side `patch_size` that `process_anyres_image` cuts this picture into."""
     width, height = select_best_resolution(image_size, expand_grid_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size

@@ -31,7 +31,7 @@ runs_this_checkout() {
 import os, sys
 import llava, torch, transformers, accelerate, numba
 if sys.argv[2] == "dev":
-    import hypothesis, mypy, pytest
+    import hypothesis, mypy, pytest, xdist
 sys.exit(os.path.realpath(os.path.dirname(llava.__file__)) != os.path.join(os.path.realpath(sys.argv[1]), "llava"))
 EOF
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, looks at the code (ruff, mypy) and runs the tests: bash scripts/test.sh
-# With arguments, pytest alone: bash scripts/test.sh -m "not slow", bash scripts/test.sh tests/samples
+# With arguments, pytest alone: bash scripts/test.sh -m "not slow" (a minute), bash scripts/test.sh tests/samples.
+# Two processes share the tests; -n 0 is one alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 use_python dev
@@ -10,4 +11,4 @@ if [ $# -eq 0 ]; then
     "$PY" -m ruff format --check llava scripts tests
     "$PY" -m mypy
 fi
-exec "$PY" -m pytest "$@"
+exec "$PY" -m pytest -n 2 --dist worksteal "$@"

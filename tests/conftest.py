@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,9 +30,7 @@ def _default_template_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _collect_new_objects_only() -> Iterator[None]:
+def _collect_new_objects_only() -> None:
     """Each run ends with a garbage collection, and going through all of torch and transformers takes half a second."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -137,23 +137,32 @@ def test_engine_needs_torch_and_the_standard_library_alone() -> None:
         assert {name.split(".")[0] for name in imported(file)} <= allowed, file
 
 
-def imported_with(module: str) -> set[str]:
-    """All modules that a fresh Python has after importing one."""
-    code = f"import sys, {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-
-
 ENGINE = {"llava.mezo.kernels", "llava.mezo.perturb", "llava.mezo.optimizer", "llava.mezo.trained"}
+# In an order in which each may need more than those before it.
+IMPORTED = ("llava.mezo.journal.records", "llava.mezo.journal.__main__", "llava.train.train", "llava.train.zo.trainer")
 
 
+@pytest.fixture(scope="module")
+def imported_with() -> dict[str, set[str]]:
+    """All modules that one fresh Python has after importing these, one after the other."""
+    code = f"import importlib, sys\nfor name in {IMPORTED}:\n    importlib.import_module(name); print(*sys.modules)"
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {name: set(line.split()) for name, line in zip(IMPORTED, lines, strict=True)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["llava.train.train", "llava.mezo.journal.records", "llava.mezo.journal.__main__"])
-def test_who_needs_no_engine_imports_none(module: str) -> None:
-    assert not imported_with(module) & ENGINE
+def test_who_needs_no_engine_imports_none(module: str, imported_with: dict[str, set[str]]) -> None:
+    assert module in imported_with[module]
+    assert not imported_with[module] & ENGINE
 
 
-def test_the_trainer_imports_the_engine() -> None:
-    assert imported_with("llava.train.zo.trainer") > ENGINE
+@pytest.mark.slow
+def test_the_trainer_imports_the_engine(imported_with: dict[str, set[str]]) -> None:
+    assert imported_with["llava.train.zo.trainer"] > ENGINE
 
 
 def test_importing_the_package_is_light() -> None:
-    assert not imported_with("llava.constants") & {"torch", "transformers", "numpy"}
+    code = "import sys, llava.constants; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "llava.constants" in modules and not set(modules) & {"torch", "transformers", "numpy"}

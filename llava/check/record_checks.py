@@ -86,7 +86,7 @@ class OpenedOnce:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Any] = {}
 
-    def image(self, path: str, settings: SampleSettings) -> Outline:
+    def image(self, path: str, settings: SampleSettings) -> Any:
         def outline() -> Outline:
             picture, notes = open_picture(Path(settings.image_folder or "", path), settings.pictures)
             return Outline(picture.size, tuple(notes))
@@ -96,7 +96,8 @@ class OpenedOnce:
     def video(self, path: str, settings: VideoSettings) -> Video:
         def outline() -> Video:
             video = read_video(path, settings)
-            return Video([Outline(video.frames[0].size)] * len(video.frames), video.times, video.seconds)
+            frame: Any = Outline(video.frames[0].size)
+            return Video([frame] * len(video.frames), video.times, video.seconds)
 
         return self._once((VIDEO, path), outline)
 

@@ -57,14 +57,16 @@ def prepare_data_arguments(
 def _tower(config: Any, path: str, training_args: TrainingArguments) -> VisionTower:
     """The tower that the config names, without memory for its weights."""
     shapes = _shapes_if_there(path, training_args.cache_dir)
-    describe_tower(tower_name(config), config, shapes).remember(config)
+    name = tower_name(config)
+    assert name is not None
+    describe_tower(name, config, shapes).remember(config)
     with torch.device("meta"):
         return build_vision_tower(config, in_checkpoint=True)
 
 
 def _shapes_if_there(path: str, cache_dir: str | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the tower's weights in the checkpoint; a description of the tower may have to do without them."""
-    where = {"local_only": True, "cache_dir": cache_dir}
+    where: dict[str, Any] = {"local_only": True, "cache_dir": cache_dir}
     try:
         weight_files(path, **where)
     except InputError:  # an index whose shards are not here

@@ -41,7 +41,7 @@ def _as_meant(image: Image.Image) -> Image.Image:
         ValueError: several frames, or grey values without a known range.
     """
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(f"it has {image.n_frames} frames or pages, but must have one")
+        raise ValueError(f"it has {getattr(image, 'n_frames', 'several')} frames or pages, but must have one")
     if image.mode == "F":
         raise ValueError("it has grey values in floating point, whose range is not known")
     if image.mode in SIXTEEN_BIT:

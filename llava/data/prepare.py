@@ -143,7 +143,11 @@ def _summary(output: Path, manifest: dict[str, Any]) -> str:
             lines.append(f"  kinds: {_counts(kinds)}")
         lines.append(f"  {answers['different']} different answers: {_counts(answers['most_common'])}")
     metric = SETS[manifest["task"]].metric
-    settings = {"DATA_PATH": output / "train.json", "IMAGE_FOLDER": output, "EVAL_DATA": output / "test.json"}
+    settings: dict[str, object] = {
+        "DATA_PATH": output / "train.json",
+        "IMAGE_FOLDER": output,
+        "EVAL_DATA": output / "test.json",
+    }
     settings |= {} if metric == "exact" else {"EVAL_METRIC": metric}
     given = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in settings.items())
     return "\n".join([*lines, f"train on it: {given} bash scripts/train/mezo_onevision_si.sh 0.5b"]) + "\n"

@@ -66,7 +66,7 @@ class Decoding:
     def arguments(self) -> dict[str, Any]:
         """As arguments of `generate`. Sampling settings are reset when greedy: a checkpoint may carry its own."""
         if self.temperature == 0:
-            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         else:
             sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
         return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, **sampling}
@@ -148,7 +148,8 @@ class Answerer:
             raise InputError(f"{question.name}: {tags} <image> tags for {len(question.images)} images; they must match")
         if question.images and self.image_processor is None:
             raise InputError(f"{question.name}: it has images, but the model has no vision tower")
-        return tokenizer_image_token(self.prompt(question), self.tokenizer, return_tensors="pt")
+        ids: Any = tokenizer_image_token(self.prompt(question), self.tokenizer, return_tensors="pt")
+        return ids
 
     def _image_arguments(self, questions: Sequence[Question]) -> dict[str, Any]:
         if not any(question.images for question in questions):

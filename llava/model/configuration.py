@@ -6,13 +6,18 @@ Transformers 5 spells some keys of config.json in new ways. Files are written wi
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig as _Base
+else:
+    _Base = object  # a language model's config class comes behind the mixin
 
 # Found again from the tower's name; written only where that would not work (see TowerSpec.remember).
 TOWER_KEYS = ("mm_vision_tower_config", "mm_image_processor_config")
 
 
-class LlavaConfigMixin:
+class LlavaConfigMixin(_Base):
     """Goes in front of a language model's config class; subclasses set `model_type` and `base_model_type`."""
 
     base_model_type: ClassVar[str]

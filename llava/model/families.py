@@ -12,7 +12,7 @@ from llava.model.configuration import TOWER_KEYS
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
-FAMILIES: tuple[type, ...] = (LlavaQwenForCausalLM, LlavaLlamaForCausalLM)
+FAMILIES: tuple[type[Any], ...] = (LlavaQwenForCausalLM, LlavaLlamaForCausalLM)
 SUPPORTED_MODELS = "Qwen2 (model_type qwen2 or llava_qwen) and Llama (model_type llama or llava_llama)"
 
 _CLASS_OF_MODEL_TYPE = {
@@ -27,7 +27,7 @@ _CLASS_OF_WORD = {"qwen": LlavaQwenForCausalLM, "quyen": LlavaQwenForCausalLM} |
 )
 
 
-def model_class_for(config: Any, name_or_path: str | None = None) -> type:
+def model_class_for(config: Any, name_or_path: str | None = None) -> type[Any]:
     """The LLaVA class for a config: by `model_type`, else by `architectures`, else by the last part of the path.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -31,7 +32,7 @@ def join_tiles(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return grid.permute(4, 0, 2, 1, 3).reshape(tiles.shape[-1], rows * side, columns * side)
 
 
-def unpad_image(tensor: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
+def unpad_image(tensor: torch.Tensor, original_size: Sequence[int]) -> torch.Tensor:
     """Cut off the rows or columns of a map [C, height, width] that show padding.
 
     Args:

@@ -110,6 +110,7 @@ class Geometry:
         sources, row_labels = cut_rows(*_spliced(rows, row_labels, images), self.limit)
 
         length = _round_up(max(map(len, sources)), bucket)
+        target: Numbers
         source, target = np.full((len(rows), length), ZERO), np.full((len(rows), length + 1), IGNORE_INDEX)
         for k, (own, label) in enumerate(zip(sources, row_labels, strict=True)):
             source[k, : len(own)] = own
@@ -175,8 +176,8 @@ class Geometry:
             except NotImplementedError:  # torch does not interpolate between integers
                 pass
         zeros = torch.zeros(tiles, self.patches, 1)
-        kinds = merge_entry(zeros, self.plan, size, self.tile_size, kind, *(token.float() for token in learned))
-        kinds = kinds.flatten().long().numpy()
+        merged = merge_entry(zeros, self.plan, size, self.tile_size, kind, *(token.float() for token in learned))
+        kinds = merged.flatten().long().numpy()
         return np.where(kinds == 0, np.arange(len(kinds)), kinds), True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,6 +24,16 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.splicing import cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
 from llava.model.vision_modules import LlavaMetaModel
 from llava.model.vocabulary import add_image_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    class _Base(PreTrainedModel):
+        config_class: Any
+        generate: Any
+        model: Any
+else:
+    _Base = object  # a language model with head comes behind the mixin
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 
@@ -48,7 +58,7 @@ class FeatureSource(Protocol):
         """Of pixels [n, 3, S, S]."""
 
 
-class LlavaMetaForCausalLM:
+class LlavaMetaForCausalLM(_Base):
     """Adds images to the `forward` and `generate` of a causal language model whose `model` is a `LlavaMetaModel`."""
 
     # The loss is a mean over the tokens of one batch; the Trainer then averages over accumulated batches.
@@ -70,9 +80,10 @@ class LlavaMetaForCausalLM:
         if pretrained_model_name_or_path is not None:
             config = loading.settled_config(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         kwargs["key_mapping"] = {**loading.READ_AS, **(kwargs.get("key_mapping") or {})}
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         loading.forget_renaming(model)
         loading.check_loaded(model, info, projector_needed=not elsewhere)
         return (model, info) if want_info else model
@@ -92,9 +103,9 @@ class LlavaMetaForCausalLM:
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels [n, 3, S, S] to features [n, patches, hidden]."""
-        source = self.feature_source
-        features = self.get_vision_tower()(images) if source is None else source(images)
-        return features if source is not None and source.projected else self.project(features)
+        source: Any = self.feature_source or self.get_vision_tower()
+        features = source(images)
+        return features if self.feature_source and self.feature_source.projected else self.project(features)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """What the tower gives, [n, patches, width], to features [n, patches, hidden]."""
@@ -118,7 +129,8 @@ class LlavaMetaForCausalLM:
         if len(sizes) != len(entries):
             raise InputError(f"image_sizes has {len(sizes)} entries for {len(entries)} images: give one for each.")
         encoded = self.encode_images(torch.cat(entries)).split([len(entry) for entry in entries])
-        plan, tile = MergePlan.from_config(self.config), self.get_vision_tower().image_size
+        tower: Any = self.get_vision_tower()
+        plan, tile = MergePlan.from_config(self.config), tower.image_size
         newline, faster = self._learned_tokens()
         return [
             merge_entry(features, plan, size, tile, kind, newline, faster)
@@ -134,12 +146,13 @@ class LlavaMetaForCausalLM:
     def geometry(self) -> Geometry:
         """How ids and images become a sequence, for `layout.py`."""
         tower = self.get_vision_tower()
+        embeddings: Any = self.get_input_embeddings()
         return Geometry(
             plan=MergePlan.from_config(self.config),
             patches=0 if tower is None else tower.num_patches,
             tile_size=0 if tower is None else tower.image_size,
             limit=getattr(self.config, "tokenizer_model_max_length", None),
-            vocabulary=self.get_input_embeddings().num_embeddings,
+            vocabulary=embeddings.num_embeddings,
         )
 
     def merged_tokens(self, features: torch.Tensor, size: Sequence[int] | None, kind: str) -> torch.Tensor:
@@ -265,8 +278,9 @@ class LlavaMetaForCausalLM:
             float32, each position predicting the next. With `dpo_forward`: (logits, labels after splicing).
         """
         if inputs_embeds is None:
+            ids: Any = input_ids
             prepared = self.prepare_inputs_labels_for_multimodal(
-                input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
+                ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
             )
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
         if input_ids is not None and inputs_embeds is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):

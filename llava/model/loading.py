@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, weight_files
@@ -30,7 +29,7 @@ _PROJECTOR_PREFIX = "model.mm_projector."
 _HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
 
 
-def settled_config(config_class: type, name_or_path: Any, config: Any, arguments: dict[str, Any]) -> Any:
+def settled_config(config_class: type[Any], name_or_path: Any, config: Any, arguments: dict[str, Any]) -> Any:
     """The config to load a checkpoint with: read if it is not given, with the tower's architecture filled in.
 
     Args:
@@ -44,7 +43,9 @@ def settled_config(config_class: type, name_or_path: Any, config: Any, arguments
         # A relative tower folder is looked for inside the checkpoint.
         config.name_or_path = str(name_or_path)
     if getattr(config, "mm_vision_tower", None) is not None:
-        describe_tower(tower_name(config), config, tower_shapes(str(name_or_path), **hub)).remember(config)
+        name = tower_name(config)
+        assert name is not None
+        describe_tower(name, config, tower_shapes(str(name_or_path), **hub)).remember(config)
     return config
 
 
@@ -70,7 +71,7 @@ def forget_renaming(model: Any) -> None:
         model._weight_conversions = kept
 
 
-def check_loaded(model: nn.Module, info: dict[str, Any], projector_needed: bool = True) -> None:
+def check_loaded(model: Any, info: dict[str, Any], projector_needed: bool = True) -> None:
     """Deal with what a checkpoint lacks.
 
     The tower's weights come from its own source when all are missing; learned tokens start at fixed random numbers,

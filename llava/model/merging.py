@@ -61,7 +61,7 @@ def merge_image(
     return tokens if plan.nobase else torch.cat([base, tokens])
 
 
-def grid_of(tiles: int, plan: MergePlan, image_size: tuple[int, int] | None, tile_size: int) -> tuple[int, int]:
+def grid_of(tiles: int, plan: MergePlan, image_size: Sequence[int] | None, tile_size: int) -> tuple[int, int]:
     """(rows, columns) of the grid that an image was cut into.
 
     Raises:

@@ -67,8 +67,7 @@ def modality_of_each(modalities: Sequence[str] | str | None, images: int, rows: 
     # ["image"] is the default of LLaVA-NeXT, which callers pass on whatever the number of images in their one row.
     if rows == 1 and modalities is not None and list(modalities) == ["image"]:
         modalities = "image"
-    shared = modalities is None or isinstance(modalities, str)
-    kinds = [modalities or "image"] * images if shared else list(modalities)
+    kinds = [modalities or "image"] * images if modalities is None or isinstance(modalities, str) else list(modalities)
     if len(kinds) != images:
         raise InputError(f"modalities has {len(kinds)} entries for {images} images: give one for each.")
     unknown = [kind for kind in kinds if kind not in MODALITIES]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,8 +16,13 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_resampler.builder import build_vision_resampler
 from llava.model.vision_settings import copy_settings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object  # a language model without head comes behind the mixin
 
-class LlavaMetaModel:
+
+class LlavaMetaModel(_Base):
     """Adds `vision_tower`, `mm_projector`, `image_newline` and `faster_token` to a language model without head."""
 
     def __init__(self, config: Any) -> None:

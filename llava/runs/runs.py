@@ -94,7 +94,7 @@ class Group:
 
     def spread(self, name: str) -> float | None:
         """Standard deviation (n - 1) of it over the runs; None for one run, or without all numbers."""
-        values = [run.report.get(name) for run in self.runs]
+        values: list[Any] = [run.report.get(name) for run in self.runs]
         return None if None in values or len(values) < 2 else statistics.stdev(values)
 
     @property

@@ -34,7 +34,7 @@ class Batch(dict[str, Any]):
             return place
 
         values = {name: put(value) for name, value in self.items()}
-        together = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))  # type: ignore[call-overload]
+        together = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))  # type: ignore[call-overload, unused-ignore]
         for place, tensor in places:
             _view(together, place).copy_(tensor)
         return _unpacked, (together, values)

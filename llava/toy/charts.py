@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from llava.data.prompts import CHART
 from llava.toy.drawing import (
@@ -37,7 +37,7 @@ def height_of(value: float) -> float:
     return BOTTOM - (BOTTOM - TOP) * value / LARGEST
 
 
-def axes() -> tuple[Image.Image, object]:
+def axes() -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """An oversampled canvas with grid lines at every second unit and the two axes."""
     image, pen = canvas(WHITE)
     for value in range(2, LARGEST + 1, 2):

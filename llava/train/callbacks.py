@@ -43,7 +43,8 @@ class ProgressBar(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        shown = {key: f"{logs[key]:.4g}" for key in SHOWN_IN_BAR if key in (logs or {})}
+        values = logs or {}
+        shown = {key: f"{values[key]:.4g}" for key in SHOWN_IN_BAR if key in values}
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
         elif state.is_world_process_zero and shown:

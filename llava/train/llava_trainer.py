@@ -7,7 +7,7 @@ LoRA runs included) and no pickle.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -23,6 +23,9 @@ from llava.train.parts.tunable import adapter_only
 from llava.train.zo import state
 from llava.train.zo.epoch_sampler import EpochSampler
 from llava.train.zo.resume_points import newest_checkpoint
+
+if TYPE_CHECKING:
+    from llava.train.flags.arguments import TrainingArguments
 
 ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
 """Flags whose order leaves nothing to answers."""
@@ -40,6 +43,12 @@ class LLaVATrainer(transformers.Trainer):
 
     `tokenizer`, transformers 4's name of `processing_class`, is taken too.
     """
+
+    args: TrainingArguments
+    model: Any
+    train_dataset: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "tokenizer" in kwargs:
@@ -125,7 +134,7 @@ class LLaVATrainer(transformers.Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         if not self.args.should_save:
             return
         folder.mkdir(parents=True, exist_ok=True)

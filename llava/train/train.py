@@ -62,7 +62,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args)
-    folder = Path(training_args.output_dir)
+    folder = Path(str(training_args.output_dir))
     with training_args.main_process_first(local=False):
         if training_args.process_index == 0:
             run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
@@ -130,7 +130,7 @@ def make_trainer(
     if score is not None:
         data["train_dataset"] = WithRecords(data["train_dataset"])
         data["data_collator"] = CollateWithRecords(data["data_collator"])
-    trainer = trainer_class(training_args.trainer_mode)(
+    trainer: Any = trainer_class(training_args.trainer_mode)(
         model=model, args=training_args, processing_class=tokenizer, **data
     )
     if zo:
@@ -139,7 +139,7 @@ def make_trainer(
         trainer.feature_cache = cache
     if score is not None:
         trainer.objective = GeneratedScore(
-            score, tokenizer, settings.image_processor, model_args.version, settings.image_folder
+            score, tokenizer, settings.image_processor, str(model_args.version), settings.image_folder
         )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

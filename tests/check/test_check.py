@@ -410,7 +410,7 @@ def test_all_forms_of_data(folder, capsys):
     assert code == 1 and f"{files[0]}: record 'bad' (number 2): no `conversations`" in text
 
 
-@pytest.mark.parametrize("name", ["scan", "figure", "chart"])
+@pytest.mark.parametrize("name", [pytest.param("scan", marks=pytest.mark.slow), "figure", "chart"])
 def test_demo_sets_pass(name, capsys):
     command = [f"{DEMO / name}/{{train,val,test}}.json", "--image-folder", str(DEMO / name), "--model-path", str(TINY)]
     command += ["--model-max-length=512", "--train-on-answers-only", *(f"--{k}={v}" for k, v in ANYRES.items())]

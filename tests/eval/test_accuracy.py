@@ -35,6 +35,7 @@ def failure(capsys, arguments):
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(loaded, records, tmp_path):
     text_only = {"id": "text", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "?"}]}
     mixed = [*records, text_only]

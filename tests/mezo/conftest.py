@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+    config.addinivalue_line("markers", "slow: more than two seconds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

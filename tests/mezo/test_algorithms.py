@@ -45,7 +45,13 @@ COMMON: dict[str, Any] = {"eps": 1e-2, "seed": 3, "window": 3, "momentum": 0.8, 
 COMMON |= {"anchor_steps": 3, "rank": 2, "basis_steps": 2}
 CONFIGS = configs()
 each_config = pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda c: f"{c.estimator}-{c.rule}-{c.num_directions}-{c.noise}"
+    "config",
+    [
+        # the torch kernel alone has directions of low rank, and it takes its time
+        pytest.param(c, marks=pytest.mark.slow if c.estimator == "lowrank" and c.num_directions > 1 else ())
+        for c in CONFIGS
+    ],
+    ids=lambda c: f"{c.estimator}-{c.rule}-{c.num_directions}-{c.noise}",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -51,22 +53,26 @@ def run(
     return losses
 
 
+@pytest.mark.slow
 def test_regression_is_solved() -> None:
     losses = run(torch.float32, steps=500, lr=2e-2, directions=4)
     assert losses[0] > 30 and losses[-1] < 0.1 * losses[0]
 
 
+@functools.cache
 def gain(dtype: torch.dtype, nearest: torch.dtype | None = None, storage: str = "native") -> float:
     losses = run(dtype, steps=800, lr=1.25e-4, nearest=nearest, storage=storage)
     return losses[0] - losses[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_follow_float32(dtype: torch.dtype, storage: str) -> None:
     assert gain(dtype, storage=storage) == pytest.approx(gain(torch.float32), rel=0.1)
 
 
+@pytest.mark.slow
 def test_rounding_to_nearest_would_lose_most_updates() -> None:
     """Shows that the test above can fail: the same run, rounded to the nearest bfloat16."""
     assert gain(torch.float32, nearest=torch.bfloat16) < 0.5 * gain(torch.float32)

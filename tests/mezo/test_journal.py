@@ -391,6 +391,7 @@ class TestDurable:
         with pytest.raises(JournalError, match="cannot be made"):
             Journal.open(tmp_path / "file" / "journal", Journal.read(ten).header)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
     def test_killed_a_hundred_times_it_ends_as_if_nothing_had_happened(self, storage: str, tmp_path: Path) -> None:
         steps, kills, chosen = 400, 0, random.Random(storage)

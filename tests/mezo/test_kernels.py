@@ -39,6 +39,7 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     return load(request.param, "cpu")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_kernels_agree(number: int) -> None:

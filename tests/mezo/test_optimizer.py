@@ -171,6 +171,7 @@ def test_agrees_with_the_directional_derivative() -> None:
         assert direction.projected_grad == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_mean_of_many_estimates_points_along_the_gradient() -> None:
     torch.manual_seed(0)
     model = nn.Linear(6, 3)

@@ -78,6 +78,7 @@ def test_loss_with_black_images(name, loaded):
     )
 
 
+@pytest.mark.slow
 def test_loss_of_the_padded_batch(loaded):
     length = max(len(case["input_ids"]) for case in CASES.values())
     ids = torch.full((len(CASES), length), PAD)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,6 +25,10 @@ ROOT = Path(__file__).parents[2]
 PLAYGROUND = ROOT / "playground"
 CHECKPOINT = PLAYGROUND / "tiny-llava-onevision"
 SCRIPT = ROOT / "scripts" / "train" / "mezo_onevision_si.sh"
+sys.path.insert(0, str(ROOT / "scripts" / "train"))
+
+import run_and_evaluate  # noqa: E402
+
 QUICK = ["--max_steps", "6", "--save_steps", "3", "--logging_steps", "2", "--disable_tqdm", "True"]
 
 
@@ -78,8 +86,26 @@ def demo(folder: Path, questions: Path | str, *flags: str, **more: str) -> subpr
     return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
+@pytest.fixture()
+def demo_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The same, but the command that the script would start is a call: exit code, output, and what went to stderr."""
+
+    def run(*words: Any, **more: str) -> tuple[int, str, str]:
+        planned = demo(*words, "--dry_run", **more)
+        assert planned.returncode == 0, planned.stderr
+        words = shlex.split(planned.stdout)
+        code = 0
+        try:
+            run_and_evaluate.main(words[words.index("--preset") :])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
 @pytest.mark.slow
-def test_the_whole_job(questions: Path, tmp_path: Path) -> None:
+def test_the_whole_job(questions: Path, tmp_path: Path, demo_here: Callable[..., tuple[int, str, str]]) -> None:
     folder = tmp_path / "run"
     first = demo(folder, questions)
     assert first.returncode == 0, first.stderr
@@ -93,26 +119,26 @@ def test_the_whole_job(questions: Path, tmp_path: Path) -> None:
     for name in ("accuracy before", "accuracy after", "final loss", "time per step", "peak memory", str(folder)):
         assert name in table
 
-    again = demo(folder, questions)
-    assert again.returncode == 2
-    assert again.stderr.splitlines()[-1].startswith(f"error: OUTPUT_DIR {folder} holds a finished run")
+    code, _, errors = demo_here(folder, questions)
+    assert code == 2
+    assert errors.splitlines()[-1].startswith(f"error: OUTPUT_DIR {folder} holds a finished run")
 
-    other = demo(folder, "", "--overwrite_output_dir", "True", "--max_steps", "2")
-    assert other.returncode == 0, other.stderr
+    code, _, errors = demo_here(folder, "", "--overwrite_output_dir", "True", "--max_steps", "2")
+    assert code == 0, errors
     report = json.loads((folder / "report.json").read_text())
     assert (report["steps"], report["accuracy_before"], report["accuracy_after"]) == (2, None, None)
 
 
-@pytest.mark.slow
-def test_what_is_missing_is_said_before_anything_is_loaded(questions: Path, tmp_path: Path) -> None:
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    model = demo(tmp_path / "a", questions, MODEL="lmms-lab/no-such-model", **offline)
-    assert (model.returncode, model.stdout) == (2, "")
-    assert re.match(r"error: --model_name_or_path lmms-lab/no-such-model: .*set MODEL or .*\n$", model.stderr)
-    data = demo(tmp_path / "b", questions, DATA_PATH=str(tmp_path / "none.json"))
-    assert (data.returncode, data.stdout) == (2, "")
-    assert re.match(r"error: --data_path .*none\.json: no such file; set DATA_PATH.*\n$", data.stderr)
+def test_what_is_missing_is_said_before_anything_is_loaded(
+    questions: Path, tmp_path: Path, demo_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, output, errors = demo_here(tmp_path / "a", questions, MODEL="lmms-lab/no-such-model")
+    assert (code, output) == (2, "")
+    assert re.match(r"error: --model_name_or_path lmms-lab/no-such-model: .*set MODEL or .*\n$", errors)
+    code, output, errors = demo_here(tmp_path / "b", questions, DATA_PATH=str(tmp_path / "none.json"))
+    assert (code, output) == (2, "")
+    assert re.match(r"error: --data_path .*none\.json: no such file; set DATA_PATH.*\n$", errors)
     (tmp_path / "file").write_text("")
-    folder = demo(tmp_path / "file" / "run", questions)
-    assert (folder.returncode, folder.stdout) == (2, "")
-    assert re.match(r"error: --output_dir .* cannot be written to .*set OUTPUT_DIR.*\n$", folder.stderr)
+    code, output, errors = demo_here(tmp_path / "file" / "run", questions)
+    assert (code, output) == (2, "")
+    assert re.match(r"error: --output_dir .* cannot be written to .*set OUTPUT_DIR.*\n$", errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -14,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train" / "mezo_onevision_si.sh"
+sys.path.insert(0, str(ROOT / "scripts" / "train"))
+
+from run_and_evaluate import run  # noqa: E402
 
 # The study's table of hyper-parameters for MeZO, and the settings common to its runs.
 STUDY = {
@@ -101,9 +105,14 @@ def in_common(commands: str, **environment: str) -> subprocess.CompletedProcess[
 def test_another_checkout_s_code_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava" / "__init__.py").write_text("raise SystemExit('the wrong checkout')")
-    command = f'cd "{tmp_path}"; "{sys.executable}" "{ROOT}/scripts/train/run_and_evaluate.py" --help'
-    result = in_common(command, PYTHONPATH=str(tmp_path))
-    assert result.returncode == 0, result.stderr
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "script.py"
+    script.write_text("import llava.constants; print(llava.__file__)")
+    words = f'cd "{tmp_path}"; "{sys.executable}" "{script}"'
+    result = in_common(words, PYTHONPATH=str(tmp_path))
+    assert (result.returncode, result.stdout) == (0, f"{ROOT / 'llava' / '__init__.py'}\n"), result.stderr
+    result = in_common(f'export PYTHONPATH="{tmp_path}"; {words}')  # what would happen without common.sh's path
+    assert "the wrong checkout" in result.stderr
 
 
 def test_python_without_this_checkout_is_not_used(tmp_path: Path) -> None:
@@ -144,15 +153,25 @@ Path("ready").touch()
 time.sleep(60)
 """
     (tmp_path / "child.py").write_text(child)
-    code = "import sys; from run_and_evaluate import run; run([sys.executable, 'child.py'])"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts' / 'train'}"}
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True)
+    parent = multiprocessing.get_context("fork").Process(target=_run_in_a_new_session, args=(tmp_path,))
+    parent.start()
     while not (tmp_path / "ready").exists():
-        assert parent.poll() is None
+        assert parent.exitcode is None
         time.sleep(0.05)
+    assert parent.pid is not None
     if name == "SIGINT":
         os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
     else:
         parent.terminate()
-    assert parent.wait(timeout=30) == 130
+    parent.join(timeout=30)
+    assert parent.exitcode == 130
     assert (tmp_path / "saved").exists()
+
+
+def _run_in_a_new_session(folder: Path) -> None:
+    """With the handlers of a new Python; a fork is spared the import of what training needs."""
+    os.setsid()
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    run([sys.executable, "child.py"])

@@ -290,6 +290,7 @@ def test_orders_are_compared_in_pairs(options, task, monkeypatch):
     assert order.differences(found, pool)[-1] == "| scan | 2 | +10.0, +2.0 | +6.0 ± 4.0 |"
 
 
+@pytest.mark.slow
 def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
     """Each kind of method, for a few steps of a small model; what was run is not run again."""
     words = ["<pad>", "<unk>", "great", "terrible", "It", "was", *"abcdefgh"]

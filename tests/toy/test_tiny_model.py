@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2ForCausalLM
 from llava.data.prompts import SCAN
 from llava.toy import tiny_model
 
+pytestmark = pytest.mark.slow  # the tokenizer is trained
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -182,6 +182,7 @@ def test_other_pixels_or_weights_are_another_entry(tmp_path: Path) -> None:
     assert len({key(tile), key(tile.half()), key(tile.view(3, 4, 16)), key(tile.flip(0))}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zo", "regular"])
 @pytest.mark.parametrize("parts", ["mm_language_model", "mm_language_model,mm_mlp_adapter"])
 def test_a_run_gives_the_same_weights_with_a_cache(

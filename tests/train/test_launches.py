@@ -112,6 +112,7 @@ def counted_step(
     return counter, model, sum(p.numel() for p in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "blocks"),
     [(LANGUAGE_MODEL, LAYERS), (f"{LANGUAGE_MODEL},{PROJECTOR},{VISION_TOWER}", LAYERS + TOWER_LAYERS)],

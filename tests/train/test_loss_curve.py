@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCAN = ROOT / "playground" / "data" / "scan"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16"])  # float32 weights are kept the same way under either
 def test_forty_steps(storage: str, tmp_path: Path) -> None:
     values = {

@@ -275,6 +275,7 @@ def test_the_log_shows_a_zeroth_order_step(mezo: Make) -> None:
     assert not any("projected_grad" in entry for entry in trainer.state.log_history if "train_runtime" in entry)
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down(mezo: Make) -> None:
     trainer = mezo(max_steps=60, learning_rate=2e-2, per_device_train_batch_size=16, logging_steps=5)
     trainer.train()
@@ -289,6 +290,7 @@ def test_frozen_vision_parts_run_once_per_micro_batch(mezo: Make) -> None:
     assert trainer.model.training  # as it was before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "storage"),
     [
@@ -322,6 +324,7 @@ def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.
     assert first == second and len(resumed.model.losses) == 4 * 2 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_a_run_resumes_from_its_journal_alone(

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "model" / "saved_runs.json").read_text())["runs"]}
+EACH = [pytest.param(name, marks=() if name == "adapter-mm_tunable_parts" else pytest.mark.slow) for name in CASES]
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 
 # LLaVA-NeXT's file -> the files that stand for it here; those not named keep their name. Pickles became safetensors and
@@ -154,7 +155,7 @@ def tensors_of(file: Path) -> dict[str, tuple[list[int], str]]:
         return {name: (piece.get_shape(), DTYPES[piece.get_dtype()]) for name, piece in slices.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_files(name: str, run_of: Callable[[str], Run]) -> None:
     folder = run_of(name).folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -172,7 +173,7 @@ def test_files(name: str, run_of: Callable[[str], Run]) -> None:
     assert more <= ALSO_HERE | (complete if checkpoints else set())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_weights(name: str, run_of: Callable[[str], Run]) -> None:
     folder = run_of(name).folder
     for file, content in CASES[name]["tensors"].items():
@@ -191,7 +192,7 @@ def test_weights(name: str, run_of: Callable[[str], Run]) -> None:
         assert tensors_of(folder / parent / here) == expected
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_config(name: str, run_of: Callable[[str], Run]) -> None:
     run = run_of(name)
     expected = CASES[name]["config.json"]
@@ -209,7 +210,7 @@ def test_config(name: str, run_of: Callable[[str], Run]) -> None:
         assert {key: config.get(key) for key in entries} == entries
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "lora" in name])
+@pytest.mark.parametrize("name", [case for case in EACH if "lora" in case.values[0]])
 def test_adapter_config(name: str, run_of: Callable[[str], Run]) -> None:
     run = run_of(name)
     config = json.loads((run.folder / "adapter_config.json").read_text())
@@ -221,7 +222,7 @@ def test_adapter_config(name: str, run_of: Callable[[str], Run]) -> None:
     assert config.keys() >= {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type", "peft_type"}
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "generation_config.json" in CASES[name]])
+@pytest.mark.parametrize("name", [case for case in EACH if "generation_config.json" in CASES[case.values[0]]])
 def test_generation_config(name: str, run_of: Callable[[str], Run]) -> None:
     config = json.loads((run_of(name).folder / "generation_config.json").read_text())
     expected = CASES[name]["generation_config.json"]
@@ -229,14 +230,14 @@ def test_generation_config(name: str, run_of: Callable[[str], Run]) -> None:
         assert config[key] == expected[key]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_trainer_state(name: str, run_of: Callable[[str], Run]) -> None:
     state = json.loads((run_of(name).folder / "trainer_state.json").read_text())
     assert state["global_step"] == CASES[name]["run"]["steps"]
     assert set(CASES[name]["trainer_state_keys"]) <= state.keys()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_loads_back(name: str, run_of: Callable[[str], Run]) -> None:
     run = run_of(name)
     model = load(run)
@@ -244,6 +245,7 @@ def test_loads_back(name: str, run_of: Callable[[str], Run]) -> None:
     torch.testing.assert_close(logits_of(model), run.logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter-mm_tunable_parts", "lora-adapter-and-lm"])
 def test_checkpoint_of_a_step_loads_back(name: str, run_of: Callable[[str], Run]) -> None:
     run = run_of(name)
@@ -251,6 +253,7 @@ def test_checkpoint_of_a_step_loads_back(name: str, run_of: Callable[[str], Run]
     assert (logits_of(load(run, run.folder / "checkpoint-1")) - run.logits).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_lora_with_biases_loads_back(
     bias: str,

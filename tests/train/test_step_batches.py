@@ -110,6 +110,7 @@ def test_a_step_has_the_records_that_are_planned(
     assert seen == rows
 
 
+@pytest.mark.slow
 def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> None:
     """Six records at once, and in parts of four and two."""
     losses = []

@@ -100,6 +100,7 @@ def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> No
     assert set(logs[-1]) == expected
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_other_seed_other_weights(quick: Flags, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(argv=quick(trainer_mode="zo", save_strategy="no", output_dir=tmp_path / name, zo_seed=seed))
@@ -107,6 +108,7 @@ def test_same_seed_same_weights_and_other_seed_other_weights(quick: Flags, tmp_p
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zo", "regular"])
 @pytest.mark.parametrize("parts", ["mm_language_model", "mm_mlp_adapter"])
 def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, quick: Flags, tmp_path: Path) -> None:
@@ -120,6 +122,7 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, q
     assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zo", "regular"])
 def test_lora_run_resumes_completely(mode: str, quick: Flags, tmp_path: Path) -> None:
     changes = {"trainer_mode": mode, "lora_enable": True, "lora_r": 4, "save_steps": 2, "lora_dropout": 0.0}
@@ -180,11 +183,13 @@ def test_loss_that_is_not_finite_is_not_applied(
     assert not (tmp_path / "out" / "trainer_state.json").exists()
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_run_goes_on(quick: Flags, tmp_path: Path) -> None:
     words = quick(trainer_mode="zo", max_steps=100_000, save_strategy="no")
     command = [sys.executable, str(ROOT / "llava" / "train" / "train_mem.py"), *words]
     log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(command, stderr=log, stdout=log, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
     deadline = time.monotonic() + 120
     while "step 3 of" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         assert process.poll() is None, (tmp_path / "log").read_text()

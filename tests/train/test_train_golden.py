@@ -58,6 +58,7 @@ def batch_loss(names: Iterable[str]) -> float:
     return sum(case["loss"] * count for case, count in zip(cases, counts, strict=True)) / sum(counts)
 
 
+@pytest.mark.slow
 def test_losses_of_single_samples(logged_losses: Callable[..., list[float]]) -> None:
     losses = logged_losses(CASES, batch=1)
     assert sorted(losses) == pytest.approx(sorted(case["loss"] for case in CASES.values()), abs=1e-4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,12 +57,13 @@ def logs_of(folder: Path) -> list[tuple[float, float, float]]:
     return [(entry["loss"], entry["loss_plus"], entry["loss_minus"]) for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: Path) -> None:
     """Bit for bit: losses are means over both processes, of which each uses its own copy of the updated weights.
 
     Both runs see the same samples in a step, since the sampler orders them by processes times accumulated batches.
     """
-    run_on_two(small_run(output_dir=tmp_path / "two"))
+    launched_on_two(small_run(output_dir=tmp_path / "two"))
     train(argv=small_run(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
 
     assert len(logs_of(tmp_path / "one")) == 3
@@ -74,11 +77,12 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     # stopped while the third record was being written, and started again
     shutil.copytree(journals[0], tmp_path / "again" / "mezo_journal")
     os.truncate(tmp_path / "again" / "mezo_journal" / "records.bin", 3 * 44 - 10)
-    run_on_two(small_run(output_dir=tmp_path / "again"))
+    run_on_two(small_run(output_dir=tmp_path / "again"), tmp_path / "log")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(again[name], one[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
@@ -93,9 +97,9 @@ def test_steps_in_parts_and_in_two_rounds(
 ) -> None:
     """The records of a step are shared out; where one process does the same, it ends the same."""
     two = small_run(**changes, per_device_train_batch_size=rows[0] if rows else 1, output_dir=tmp_path / "two")
-    run_on_two(two)
+    run_on_two(two, tmp_path / "log")
     if rows is None:  # its last points follow from losses of both, which one process would have to take at once
-        run_on_two(small_run(**changes, output_dir=tmp_path / "one"))
+        run_on_two(small_run(**changes, output_dir=tmp_path / "one"), tmp_path / "log")
     else:
         train(argv=small_run(**changes, per_device_train_batch_size=rows[1], output_dir=tmp_path / "one"))
     journals = [tmp_path / name / "mezo_journal" / "records.bin" for name in ("two", "one")]
@@ -104,12 +108,41 @@ def test_steps_in_parts_and_in_two_rounds(
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[1])
 
 
-def run_on_two(words: list[str]) -> None:
+def launched_on_two(words: list[str]) -> None:
+    """As a user starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(ROOT / "llava" / "train" / "train_mem.py"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def run_on_two(words: list[str], log: Path) -> None:
+    """The same without the launcher, and forked from a process that has imported all: three imports take longest."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llava.train.train", "llava.train.zo.trainer"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [context.Process(target=_rank, args=(rank, port, words, log)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+        if rank.exitcode != 0:
+            for other in ranks:
+                other.kill()
+    assert [rank.exitcode for rank in ranks] == [0, 0], log.read_text()[-3000:]
+
+
+def _rank(rank: int, port: str, words: list[str], log: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    train(argv=words)
 
 
 class Replica(torch.nn.Module):

@@ -145,6 +145,7 @@ def never_killed(plain_flags: Flags, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("points", "deaths"),
     [
@@ -184,6 +185,7 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
         assert (out / "mezo_journal" / name).read_bytes() == (whole / "mezo_journal" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -202,9 +204,9 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
 def test_every_algorithm_is_resumed_and_replayed(
     changes: dict[str, Any], flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"weight_decay": 0.0, **changes}
+    changes = {"weight_decay": 0.0, "max_steps": 6, **changes}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
-    kill(5, "before the update")
+    kill(4, "before the update")
     with pytest.raises(Killed):
         train(argv=flags(**changes))
     monkeypatch.undo()
@@ -216,8 +218,8 @@ def test_every_algorithm_is_resumed_and_replayed(
     assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
     used = json.loads((tmp_path / "out" / "report.json").read_text())["zo_kernel"]
     assert used == ("torch" if changes.get("zo_estimator") == "lowrank" else "numba")
-    branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:4", "output_dir": tmp_path / "branch"}
-    train(argv=flags(**branch, max_steps=1))
+    branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:3", "output_dir": tmp_path / "branch"}
+    train(argv=flags(**branch | {"max_steps": 1}))
     assert replay([*words[:3], str(tmp_path / "branch" / "mezo_journal"), "--output-dir", str(tmp_path / "b")]) == 0
     assert same(weights(tmp_path / "b"), weights(tmp_path / "branch"))
 
@@ -256,6 +258,7 @@ def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base:
         assert same({name: found[name] for name in expected}, expected)
 
 
+@pytest.mark.slow
 def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any) -> None:
     changes = {"lora_enable": True, "lora_r": 4}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
@@ -268,6 +271,7 @@ def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: 
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
 
 
+@pytest.mark.slow
 def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first"))
     start = tmp_path / "first" / "mezo_journal"
@@ -288,6 +292,7 @@ def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: 
     assert not same(weights(tmp_path / "zero"), weights(tmp_path / "last"))
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: Path) -> None:
     changes = {"lora_enable": True, "lora_r": 4}
     train(argv=flags(**changes, output_dir=tmp_path / "first", max_steps=4))
@@ -297,6 +302,7 @@ def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: 
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "first" / file))
 
 
+@pytest.mark.slow
 def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "whole"))
     monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
@@ -364,6 +370,7 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first", max_steps=2))
@@ -393,6 +400,7 @@ def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fp32"])
 def test_steps_are_evaluated_without_writing_a_model(
     storage: str, flags: Flags, base: Path, golden: Path, tmp_path: Path, capsys: Any

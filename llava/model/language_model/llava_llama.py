@@ -21,9 +21,9 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # type: ignore[misc]  # generate takes images
     config_class = LlavaConfig
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", *TOWER_LAYERS]
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", *TOWER_LAYERS]  # type: ignore[misc]
 
     def __init__(self, config: LlavaConfig) -> None:
         # Past LlamaForCausalLM's own __init__, which would build the language model a first time without images.

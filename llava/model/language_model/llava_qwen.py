@@ -21,9 +21,9 @@ class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
     config_class = LlavaQwenConfig
 
 
-class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
+class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):  # type: ignore[misc]  # generate takes images
     config_class = LlavaQwenConfig
-    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", *TOWER_LAYERS]
+    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", *TOWER_LAYERS]  # type: ignore[misc]
 
     def __init__(self, config: LlavaQwenConfig) -> None:
         # Past Qwen2ForCausalLM's own __init__, which would build the language model a first time without images.

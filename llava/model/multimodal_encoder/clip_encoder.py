@@ -77,7 +77,7 @@ class CLIPVisionTower(VisionTower):
         self.select_feature = feature
 
     def build(self, attn_implementation: str | None) -> nn.Module:
-        config = copy.deepcopy(self.spec.vision_config)
+        config: Any = copy.deepcopy(self.spec.vision_config)
         config._attn_implementation = attn_implementation
         body = _ClipBody(config)
         # Transformers before 5.4 or so keep the transformer one level further down.

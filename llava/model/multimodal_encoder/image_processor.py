@@ -44,7 +44,7 @@ class TowerImageProcessor:
     ) -> None:
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
-        self.size = dict(size) if isinstance(size, Mapping) else tuple(size)
+        self.size = dict(size) if isinstance(size, Mapping) else (size[0], size[1])
         self.crop_size = dict(crop_size) if crop_size is not None else None
         self.resample = Image.Resampling(resample)
         self.rescale_factor = rescale_factor
@@ -100,7 +100,8 @@ class TowerImageProcessor:
             `{"pixel_values": float32 [n, 3, height, width]}`.
         """
         single = isinstance(images, Image.Image) or getattr(images, "ndim", None) in (2, 3)
-        pictures = [self._fitted(_as_rgb(picture)) for picture in ([images] if single else images)]
+        several: Any = [images] if single else images
+        pictures = [self._fitted(_as_rgb(picture)) for picture in several]
         shapes = [(3, picture.height, picture.width) for picture in pictures]
         alike = len(set(shapes)) == 1
         pixels: Any = (

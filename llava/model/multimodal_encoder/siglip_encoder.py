@@ -37,7 +37,7 @@ class SigLipVisionTower(VisionTower):
     family = "siglip"
 
     def build(self, attn_implementation: str | None) -> nn.Module:
-        config = copy.deepcopy(self.spec.vision_config)
+        config: Any = copy.deepcopy(self.spec.vision_config)
         if config.num_hidden_layers < 2:
             raise InputError(f"vision tower {self.vision_tower_name!r}: LLaVA drops a layer, so it must have two.")
         config.num_hidden_layers -= 1

@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
             raise InputError(f"vision tower {vision_tower!r} is of the {self.spec.family} family, not {self.family}.")
         self.is_loaded = False
         self._warned = False
-        self.vision_tower = nn.Module()
+        self.vision_tower: Any = nn.Module()
         self.vision_tower.vision_model = self.build(getattr(vision_tower_cfg, "_attn_implementation", None))
         if not in_checkpoint and loads_at_once(vision_tower_cfg, delay_load):
             self.load_model()
@@ -104,7 +104,8 @@ class VisionTower(nn.Module):
     def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         """Features of pixels [n, 3, S, S], or of each entry [3, S, S] of a list as [1, patches, hidden_size]."""
         if isinstance(images, list):
-            return [self.forward(image.unsqueeze(0)) for image in images]
+            forward: Any = self.forward
+            return [forward(image.unsqueeze(0)) for image in images]
         if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
             raise InputError(
                 f"vision tower {self.vision_tower_name!r} takes {self.image_size} x {self.image_size} pixels, but got "

@@ -39,7 +39,7 @@ FAMILY_OF_MODEL_TYPE = {
     "clip": "clip",
     "clip_vision_model": "clip",
 }
-_CONFIG_CLASS = {"siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
+_CONFIG_CLASS: dict[str, type[PretrainedConfig]] = {"siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
 _DEFAULT_PROCESSOR = {
     "siglip": lambda side: SigLipImageProcessor(size=(side, side)),
     "clip": clip_image_processor,

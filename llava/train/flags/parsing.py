@@ -39,7 +39,8 @@ Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    classes: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = transformers.HfArgumentParser(classes)
     _refuse_unknown(parser, argv)
     given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
     values = parser.parse_args(argv)

@@ -64,6 +64,7 @@ class RenamedFlags:
 
     def _apply_renamed_flags(self) -> None:
         """Move every old value to the name that is in force today."""
+        now: Any = self  # transformers' own arguments, which come behind
         for old in fields(RenamedFlags):
             if old.metadata["help"] == GONE and getattr(self, old.name) != old.default:
                 raise InputError(f"--{old.name} {getattr(self, old.name)}: transformers no longer has it; leave it out")
@@ -73,25 +74,25 @@ class RenamedFlags:
             raise InputError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1)")
         if self.logging_dir:
             os.environ["TENSORBOARD_LOGGING_DIR"] = self.logging_dir
-        if self.warmup_ratio and not self.warmup_steps:
-            self.warmup_steps = self.warmup_ratio
+        if self.warmup_ratio and not now.warmup_steps:
+            now.warmup_steps = self.warmup_ratio
         if self.no_cuda:
-            self.use_cpu = True
+            now.use_cpu = True
         if self.include_tokens_per_second:
-            self.include_num_input_tokens_seen = "all"
+            now.include_num_input_tokens_seen = "all"
         if self.adafactor:
-            self.optim = "adafactor"
+            now.optim = "adafactor"
         if getattr(self, "activation_checkpointing", self) is None:  # transformers 5's name of gradient_checkpointing
-            self.activation_checkpointing = self.gradient_checkpointing
+            now.activation_checkpointing = now.gradient_checkpointing
         if self.include_inputs_for_metrics:
-            self.include_for_metrics = [*self.include_for_metrics, "inputs"]
-        for old, new in _SAME_VALUE:
-            if getattr(self, old) is not None:
-                setattr(self, new, getattr(self, old))
+            now.include_for_metrics = [*now.include_for_metrics, "inputs"]
+        for name, new in _SAME_VALUE:
+            if getattr(self, name) is not None:
+                setattr(self, new, getattr(self, name))
         loader = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
         loader = {name: value for name, value in loader.items() if value is not None}
         if loader:
-            self.accelerator_config = {**_as_dict(self.accelerator_config), **loader}
+            now.accelerator_config = {**_as_dict(now.accelerator_config), **loader}
 
 
 # old name -> name in force, where the value is the same

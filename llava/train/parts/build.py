@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from llava.errors import InputError
 from llava.mm_utils import expand_grid_pinpoints, processor_tile_size
@@ -72,7 +71,8 @@ def get_model(
 
 def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
     """The config of `--model_name_or_path`; `model_args.vision_tower` becomes the checkpoint's where none is given."""
-    path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
+    path: Any = model_args.model_name_or_path
+    hub = {"cache_dir": training_args.cache_dir}
     config = transformers.AutoConfig.from_pretrained(path, **hub)
     given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
     model_args.vision_tower = given or own
@@ -107,7 +107,7 @@ def set_up_images(
     tower: Any,
     tokenizer: Any,
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: Any,
     training_args: TrainingArguments,
 ) -> None:
     """What the data set has to know of the vision modules, into `data_args`; the image settings into `config`."""
@@ -120,7 +120,7 @@ def set_up_images(
     data_args.count_image_tokens = ImageTokenCounter.of_tower(config, tower)
 
 
-def _model_class(model_args: ModelArguments, config: Any) -> type:
+def _model_class(model_args: ModelArguments, config: Any) -> type[Any]:
     if model_args.model_class_name is not None:
         name = f"{model_args.model_class_name}ForCausalLM"
         if not hasattr(transformers, name):
@@ -170,7 +170,7 @@ def _write_config(
     config.tokenizer_model_max_length = tokenizer.model_max_length
 
 
-def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, Any], tokenizer: Any, model: nn.Module) -> None:
+def smart_tokenizer_and_embedding_resize(special_tokens_dict: dict[str, Any], tokenizer: Any, model: Any) -> None:
     """Add special tokens; their rows in the embedding table and the head start as the mean of the old rows.
 
     The table never shrinks: rows that pad it to a round number stay, and are used first.

@@ -140,9 +140,10 @@ class TileFeatures:
         """Features [n, patches, width] of tiles [n, 3, S, S], on the CPU; None unless all are there."""
         found = []
         for tile in tiles:
-            found.append(self.cache.get(self.key(tile)))
-            if found[-1] is None:
+            features = self.cache.get(self.key(tile))
+            if features is None:
                 return None
+            found.append(features)
         return torch.stack(found)
 
     def keep(self, tiles: torch.Tensor, features: torch.Tensor) -> None:
@@ -210,7 +211,7 @@ def tile_features(network: nn.Module, folder: str, gigabytes: float) -> TileFeat
     return TileFeatures(modules, _open(folder, gigabytes), next(modules[0].parameters()).dtype)
 
 
-def _frozen_modules(network: nn.Module, folder: str) -> tuple[Any, list[Any]]:
+def _frozen_modules(network: Any, folder: str) -> tuple[Any, list[Any]]:
     """The model, and its tower and projector, from the first on, as far as they are frozen."""
     model: Any = network.get_base_model() if hasattr(network, "get_base_model") else network
     if not hasattr(model, "get_vision_tower") or model.get_vision_tower() is None:
@@ -236,4 +237,4 @@ def _hash(*parts: Any) -> str:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory, whatever its dtype."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

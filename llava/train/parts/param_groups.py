@@ -33,23 +33,22 @@ def parameter_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, each with `params`, `weight_decay` and, for a part of its own, `lr`."""
     own_rates = {PROJECTOR: args.mm_projector_lr, VISION_TOWER: args.mm_vision_tower_lr}
     exempt = names_without_decay(model)
-    members: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
     keys: list[tuple[str | None, bool]] = [(None, True), (None, False)]
     for part, rate in own_rates.items():
         if rate is not None:
             keys += [(part, True), (part, False)]
-    members = {key: [] for key in keys}
+    members: dict[tuple[str | None, bool], list[nn.Parameter]] = {key: [] for key in keys}
     for part, name, parameter in parts_of(model):
         if parameter.requires_grad:
             owner = part if own_rates.get(part) is not None else None
             members[owner, name not in exempt].append(parameter)
     groups = []
-    for part, decayed in keys:
+    for owner, decayed in keys:
         group: dict[str, Any] = {
-            "params": members[part, decayed],
+            "params": members[owner, decayed],
             "weight_decay": args.weight_decay if decayed else 0.0,
         }
-        if part is not None:
-            group["lr"] = own_rates[part]
+        if owner is not None:
+            group["lr"] = own_rates[owner]
         groups.append(group)
     return groups

@@ -6,6 +6,7 @@ File names are LLaVA-NeXT's with `.safetensors` in place of `.bin`; `llava.model
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ PROJECTOR_FILE = "mm_projector.safetensors"
 NON_LORA_FILE = "non_lora_trainables.safetensors"
 
 
-def save_full(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+def save_full(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """config.json, generation_config.json and model.safetensors (shards and an index when large)."""
     model.save_pretrained(folder, state_dict=state_dict)
 
@@ -32,7 +33,7 @@ def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Ten
     save_file(_contiguous(adapter_tensors(model, state_dict)), folder / PROJECTOR_FILE, metadata={"format": "pt"})
 
 
-def adapter_tensors(model: nn.Module, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Full name -> tensor of what a projector-only checkpoint holds."""
     values = state_dict if state_dict is not None else model.state_dict()
     inner = model.get_model()
@@ -42,7 +43,7 @@ def adapter_tensors(model: nn.Module, state_dict: dict[str, torch.Tensor] | None
     return {name: values[name] for part, name, p in parts_of(model) if part == PROJECTOR or id(p) in also}
 
 
-def save_lora(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+def save_lora(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config."""
     model.save_pretrained(folder, state_dict=state_dict)
     _save_config(model.get_base_model(), folder)
@@ -65,7 +66,7 @@ def lora_names(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in model.named_parameters() if id(p) in ids)
 
 
-def non_lora_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up.
 
     Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
@@ -101,7 +102,7 @@ def _name_outside_lora(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _save_config(model: nn.Module, folder: Path) -> None:
+def _save_config(model: Any, folder: Path) -> None:
     """config.json where `model.save_pretrained`, which names the class in it, does not write the weights."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)

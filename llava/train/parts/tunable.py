@@ -39,7 +39,7 @@ def parse_parts(value: str) -> frozenset[str]:
     return frozenset(parts)
 
 
-def vision_modules(model: nn.Module) -> dict[str, nn.Module]:
+def vision_modules(model: Any) -> dict[str, nn.Module]:
     """Vision tower and projector by part, in the order in which images pass them; empty for a plain language model.
 
     Args:
@@ -118,7 +118,7 @@ def _legacy_parts(model_args: Any, training_args: Any) -> frozenset[str]:
     return frozenset(parts)
 
 
-def _backbone_names(model: nn.Module) -> frozenset[str]:
+def _backbone_names(model: Any) -> frozenset[str]:
     """Names of the language model's inner weights: not `image_newline`, not an untied head."""
     inner = model.get_model() if hasattr(model, "get_model") else model.base_model
     newline = id(getattr(inner, "image_newline", None))

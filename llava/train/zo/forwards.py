@@ -37,7 +37,7 @@ class Forwards:
     def __init__(
         self,
         mezo: MeZO,
-        network: nn.Module,
+        network: Any,
         zo: Settings,
         prepare: Callable[[Inputs], Inputs],
         whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],

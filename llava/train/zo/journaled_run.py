@@ -50,6 +50,9 @@ class JournaledRun(transformers.Trainer):
     A class that derives from it gives `zo`, makes the optimizer and calls `open_journal` for it.
     """
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
     zo: Settings
     starting_point: StartingPoint | None = None
     """None without a journal, and until a run begins."""
@@ -71,7 +74,7 @@ class JournaledRun(transformers.Trainer):
         """
         resume = resume_from_checkpoint
         if resume is True:
-            resume = start_of(Path(self.args.output_dir))
+            resume = start_of(Path(str(self.args.output_dir)))
         resume = str(resume) if resume else None
         try:
             if self.zo.journal:
@@ -128,7 +131,7 @@ class JournaledRun(transformers.Trainer):
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
             super()._save(output_dir, *args, **kwargs)
             if self.args.should_save:
-                save_other_weights(self.model, Path(output_dir or self.args.output_dir))
+                save_other_weights(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.mezo.journal is not None:
@@ -211,7 +214,7 @@ class JournaledRun(transformers.Trainer):
         """The weights of the best evaluation into the model, by `metric_for_best_model`; the first of equal ones."""
         assert self.starting_point is not None
         args, folder = self.args, self.starting_point.folder
-        key = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+        key = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         found = [(entry[key], entry["step"]) for entry in self.state.log_history if key in entry]
         if not found:
             logger.warning("--load_best_model_at_end: no evaluation gave %s; the last weights are kept", key)
@@ -223,7 +226,7 @@ class JournaledRun(transformers.Trainer):
         base = BaseModel(self.starting_point.weights or folder / MODEL, journal)
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)
-        replay.advance(step)
+        replay.advance(int(step))
         replay.copy_into(parameters)
 
 

@@ -15,6 +15,7 @@ from llava.train.zo.step_batches import MicroBatches, StepSampler, Together
 class PlannedBatches(transformers.Trainer):
     """A Trainer whose steps may be of unequal size, or taken in parts; `plan_batches` says so before it trains."""
 
+    data_collator: Any
     _rows_of_steps: list[int] | None = None
 
     def plan_batches(self, zo: Settings) -> None:
@@ -36,7 +37,7 @@ class PlannedBatches(transformers.Trainer):
         finally:
             self.train_dataset, self._train_batch_size = dataset, size
 
-    def _get_train_sampler(self, *given: Any) -> Sampler[int] | None:
+    def _get_train_sampler(self, *given: Any) -> Sampler[Any] | None:
         """As the base class, in an order that does not depend on what was drawn before: a resumed run has it again."""
         rows, sampler = self._rows_of_steps, super()._get_train_sampler(*given)
         seedable = isinstance(sampler, RandomSampler) and getattr(self.accelerator, "use_seedable_sampler", False)

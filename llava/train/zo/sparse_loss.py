@@ -18,7 +18,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """`cross_entropy` or `token_errors` of `llava.mezo.head`."""
 
 
-def sparse_loss(network: nn.Module, inputs: Mapping[str, Any], measure: Measure = cross_entropy) -> torch.Tensor | None:
+def sparse_loss(network: Any, inputs: Mapping[str, Any], measure: Measure = cross_entropy) -> torch.Tensor | None:
     """Mean next-token loss of a batch, as `network(**inputs).loss` gives it; None if the model is of another kind.
 
     Args:
@@ -42,10 +42,11 @@ def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Meas
         tensors: as for its `laid_out_states`.
         measure: as for `sparse_loss`.
     """
-    return measure(model.laid_out_states(tensors), plain_head(model).weight, tensors["targets"])
+    head: Any = plain_head(model)
+    return measure(model.laid_out_states(tensors), head.weight, tensors["targets"])
 
 
-def whole_model(network: nn.Module) -> Any:
+def whole_model(network: Any) -> Any:
     """The model whose forward is all that the network does: inside PEFT's wrapper where adapters are within layers.
 
     None where the wrapper itself does something, as it puts tokens in front in prompt and prefix tuning.
@@ -56,7 +57,7 @@ def whole_model(network: nn.Module) -> Any:
     return None if prompts else network.get_base_model()
 
 
-def plain_head(model: nn.Module) -> nn.Module | None:
+def plain_head(model: Any) -> nn.Linear | None:
     """The output head, where logits are hidden states times its weights and nothing else."""
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in _PLAIN_HEADS:
@@ -69,8 +70,9 @@ _PLAIN_HEADS = ("llava_qwen", "llava_llama", "qwen2", "llama")
 """Model types whose forward is body, head, cross entropy; others may scale or cap logits in between."""
 
 
-def last_hidden(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def last_hidden(model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Last hidden states [batch, length, D] and labels [batch, length], both after images are put into the text."""
+    labels: Any
     ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
     embeds = None
     if inputs.get("images") is not None:

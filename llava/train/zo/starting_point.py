@@ -119,7 +119,7 @@ def prepare(
 class _BaseFiles:
     """Files with a model's weights before the first step: its checkpoint's, or those in `overlay`."""
 
-    def __init__(self, model: nn.Module, overlay: Path) -> None:
+    def __init__(self, model: Any, overlay: Path) -> None:
         self.model = model
         self.overlay = overlay
         self.name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")

@@ -46,6 +46,7 @@ def load_state(folder: Path, stem: str) -> Any | None:
 
 def random_states() -> dict[str, Any]:
     """States of the generators of Python, NumPy, torch and, where present, all CUDA devices."""
+    keys: Any
     kind, keys, position, has_gauss, cached = np.random.get_state()
     states = {
         "python": random.getstate(),

@@ -87,8 +87,9 @@ class StepInputs:
             tiles = torch.cat([pixels[k] for k in missing]) if len(missing) > 1 else pixels[missing[0]]
             together = self.mezo.run_recorded(encode, encode, {"images": tiles})
             computed = dict(zip(missing, together.split([len(pixels[k]) for k in missing]), strict=True))
-        for k in missing if self.known is not None else ():
-            self.known.keep(pixels[k], computed[k])
+        if self.known is not None:
+            for k in missing:
+                self.known.keep(pixels[k], computed[k])
         self.misses += sum(len(pixels[k]) for k in missing)
         self.hits += sum(len(own) for own in brought if own is not None)
         device = self.mezo.device
@@ -110,7 +111,7 @@ class StepInputs:
             logger.info("videos and images that are resized run without a layout where the projector is trained")
 
 
-def image_modules(network: nn.Module) -> list[nn.Module]:
+def image_modules(network: Any) -> list[nn.Module]:
     """Vision tower, then projector: the order in which images pass them; none in a plain language model."""
     if not hasattr(network, "get_model"):
         return []

@@ -94,7 +94,7 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
             if self.zo.config.estimator == "spsa":
                 logs["loss_plus"], logs["loss_minus"] = result.losses[-2:]
             if self.mezo.journal is not None:
-                since = max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0)
+                since = int(max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0))
                 records = self.mezo.journal.records[since : self.state.global_step]
                 logs["loss"] = sum(record.loss for record in records) / len(records)
             now, steps = time.perf_counter(), self.state.global_step - self._log_step
@@ -127,7 +127,8 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
         if self._forwards is None or self._forwards[0] is not model or self._forwards[1].mezo is not self.mezo:
             network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is no autocast
             known, objective = self.known_features, self.objective
-            prepare, loss = self._prepare_inputs, self.compute_loss
+            prepare: Any = self._prepare_inputs
+            loss: Any = self.compute_loss
             self._forwards = model, Forwards(self.mezo, network, self.zo, prepare, loss, objective, known)
         return self._forwards[1]
 
