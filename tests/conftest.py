@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +21,17 @@ GOLDEN_ROOT = Path(__file__).parent / "assets" / "golden"
 def golden() -> Path:
     """Folder of conformance data; its README.md says how to read the files and with which tolerances."""
     return GOLDEN_ROOT
+
+
+@pytest.fixture(autouse=True)
+def _package_log_as_before() -> Iterator[None]:
+    """Commands set logging up for their process; tests share one, and each has a stderr of its own."""
+    package = logging.getLogger("llava")
+    before = package.level, list(package.handlers), package.propagate
+    yield
+    package.setLevel(before[0])
+    package.handlers[:] = before[1]
+    package.propagate = before[2]
 
 
 @pytest.fixture(autouse=True)

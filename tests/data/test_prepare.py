@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,16 +15,6 @@ from llava.data import prepare
 from llava.samples.loading import load_records
 
 SPLITS = ("train", "val", "test")
-
-
-@pytest.fixture(autouse=True)
-def package_log():
-    """The command sets logging up for its process; other tests keep what they had."""
-    package = logging.getLogger("llava")
-    before = package.level, list(package.handlers), package.propagate
-    yield
-    package.level, package.handlers, package.propagate = before
-    package.setLevel(before[0])
 
 
 def run(task: str, source: Path | str, output: Path, *flags: str) -> dict:
