@@ -100,7 +100,7 @@ def check_loaded(model: Any, info: dict[str, Any], projector_needed: bool = True
 
 
 @torch.no_grad()
-def not_finite(model: nn.Module) -> str | None:
+def not_finite(model: Any) -> str | None:
     """Name of the first weight that has a NaN or an infinity; None if all are finite."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not parameter.is_meta and not torch.isfinite(parameter).all():

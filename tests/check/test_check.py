@@ -227,10 +227,10 @@ def test_outlines_count_as_pixels_do(folder):
     settings = TrainingRun(words(folder, [GOOD["one"]], **ANYRES)).data(GOOD["one"]).settings
     count = settings.count_image_tokens
     opened = OpenedOnce()
-    assert opened.image("wide.png", str(folder)) == Outline((200, 60))
+    assert opened.image("wide.png", settings) == Outline((200, 60))
     for paths in (["a.png"], ["wide.png"], ["tall.png"], ["a.png", "wide.png"]):
         pictures = Media(tuple(Image.open(folder / path) for path in paths))
-        outlines = entry_outlines(Media(tuple(opened.image(path, str(folder)) for path in paths)), settings)
+        outlines = entry_outlines(Media(tuple(opened.image(path, settings) for path in paths)), settings)
         real = media_entries(pictures, settings)
         assert [count(*entry) for entry in outlines] == [count(*entry) for entry in real]
         assert all(entry[0].device.type == "meta" for entry in outlines)

@@ -108,6 +108,16 @@ def test_bad_records_are_named(loaded, records, tmp_path, change, message):
         run(loaded, [records[0], records[1] | change], tmp_path)
 
 
+def test_a_question_is_asked_whole_or_not_at_all(loaded, records, tmp_path, monkeypatch):
+    whole = run(loaded, records, tmp_path)["answers"]
+    config = loaded[0].config
+    monkeypatch.setattr(config, "tokenizer_model_max_length", 10, raising=False)  # of training, and too short
+    assert run(loaded, records, tmp_path)["answers"] == whole
+    monkeypatch.setattr(config, "max_position_embeddings", 20)
+    with pytest.raises(InputError, match=r"scan_train_0000\d.*the prompt has \d+ tokens .* at most 20"):
+        run(loaded, records, tmp_path)
+
+
 def test_unknown_metric_version_and_empty_data_are_refused(loaded, records, tmp_path):
     with pytest.raises(InputError, match="relaxed"):
         run(loaded, records, tmp_path, metric="bleu")

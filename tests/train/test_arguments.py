@@ -111,6 +111,15 @@ REFUSED = {
     "--trainer_mode zo --save_only_model True": ["--save_only_model", "--zo_journal"],
     "--trainer_mode zo --zo_from_journal x --zo_journal False": ["--zo_from_journal", "--zo_journal True"],
     "--deepspeed z.json": ["deepspeed"],
+    "--max_steps 0": ["--max_steps 0", "nothing"],
+    "--num_train_epochs 0": ["--num_train_epochs 0", "nothing"],
+    "--num_train_epochs -1": ["--num_train_epochs -1", "nothing"],
+    "--gradient_accumulation_steps 0": ["--gradient_accumulation_steps 0", "at least 1"],
+    "--per_device_train_batch_size 0": ["--per_device_train_batch_size 0", "at least 1"],
+    "--image_window 5 5": ["--image_window 5", "lower one first"],
+    "--max_image_pixels 0": ["--max_image_pixels 0", "at least 1"],
+    "--video_fps 0": ["--video_fps 0", "more than 0"],
+    "--frames_upbound -1": ["--frames_upbound -1", "0 for no limit"],
     "--use_ipex True": ["--use_ipex", "leave it out"],
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava.mezo.journal.files import Journal
 from llava.train.train import train
@@ -229,3 +229,50 @@ def test_hub_model_without_network(quick: Flags, capsys: pytest.CaptureFixture[s
         train(argv=quick(model_name_or_path="lmms-lab/llava-onevision-qwen2-0.5b-si"))
     assert stop.value.code == 2
     assert "MODEL" in capsys.readouterr().err
+
+
+def test_divergence_ends_a_regular_run(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(argv=quick(trainer_mode="regular", learning_rate=1e30, max_steps=6, save_steps=1, logging_steps=1))
+    assert stopped.value.code == 3
+    said = capsys.readouterr().err
+    assert "has diverged" in said and "Lower --learning_rate" in said
+    out = tmp_path / "out"
+    assert not (out / "model.safetensors").exists() and not (out / "report.json").exists()
+
+
+def test_a_base_with_a_nan_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ROOT / "playground" / "tiny-llava-onevision", tmp_path / "base")
+    values = load_file(tmp_path / "base" / "model.safetensors")
+    values["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(values, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    data = ROOT / "playground" / "data" / "scan"
+    words = ["--model_name_or_path", str(tmp_path / "base"), "--data_path", str(data / "val.json"), "--version"]
+    words += ["qwen_1_5", "--image_folder", str(data), "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    with pytest.raises(SystemExit):
+        train(argv=words)
+    assert "model.layers.0.mlp.up_proj.weight has numbers that are not finite" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_given(quick: Flags, tmp_path: Path) -> None:
+    plain = {"trainer_mode": "regular", "save_steps": 2}
+    train(argv=quick(**plain))
+    train(argv=quick(**plain, output_dir=tmp_path / "again", resume_from_checkpoint=tmp_path / "out" / "checkpoint-2"))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "again"))
+    state = json.loads((tmp_path / "again" / "trainer_state.json").read_text())
+    assert (tmp_path / "again" / "checkpoint-4").exists() and not (tmp_path / "again" / "checkpoint-2").exists()
+    assert state["global_step"] == 4
+
+
+def test_a_checkpoint_that_is_none_is_refused(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(argv=quick(resume_from_checkpoint=tmp_path / "nothing"))
+    assert "--resume_from_checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_without_a_full_batch_is_refused(
+    quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(argv=quick(per_device_train_batch_size=500, dataloader_drop_last=True))
+    assert stopped.value.code == 2 and "no full batch" in capsys.readouterr().err

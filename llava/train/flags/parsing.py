@@ -20,6 +20,7 @@ from llava.conversation import get_template
 from llava.errors import InputError
 from llava.mm_utils import image_processing
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.samples.settings import SampleSettings
 from llava.train.flags.arguments import (
     STRATIFY,
     TRAINER_MODES,
@@ -100,6 +101,7 @@ def check_data_arguments(args: DataArguments) -> None:
     if args.data_path is None:
         raise InputError("--data_path is missing: a LLaVA JSON, JSONL or YAML mixture")
     image_processing(args.image_aspect_ratio)
+    SampleSettings.of(args)
     if args.image_aspect_ratio.startswith("anyres") and args.image_grid_pinpoints is None:
         raise InputError(
             f'--image_aspect_ratio {args.image_aspect_ratio} needs --image_grid_pinpoints, e.g. "(1x1),...,(6x6)"'
