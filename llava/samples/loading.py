@@ -99,6 +99,8 @@ def _parse_json(path: str, text: str) -> list[Any]:
         records = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"data file {path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"data file {path}: {_beyond(error)}") from error
     if not isinstance(records, list):
         raise InputError(f"data file {path} must hold one JSON array of records, but holds {_kind(records)}")
     return records
@@ -115,10 +117,17 @@ def _parse_jsonl(path: str, text: str) -> list[Any]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"data file {path}, line {number}, column {error.colno}: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"data file {path}, line {number}: {_beyond(error)}") from error
         if not isinstance(record, dict):
             raise InputError(f"data file {path}, line {number}: {_kind(record)}, but each line must be a JSON object")
         records.append(record)
     return records
+
+
+def _beyond(error: Exception) -> str:
+    """What JSON allows and nobody can read."""
+    return "lists or objects too deep in each other" if isinstance(error, RecursionError) else str(error)
 
 
 def _kind(value: Any) -> str:

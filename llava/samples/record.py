@@ -1,6 +1,8 @@
 """A record of LLaVA JSON, read: the one reader for training, checking and evaluation.
 
 {"id", "image": path or paths, or "video": path, "conversations": [{"from", "value"}, ...]}
+
+Other keys are welcome.
 """
 
 from __future__ import annotations
@@ -53,9 +55,15 @@ class Record:
 
 
 def read_record(raw: Mapping[str, Any], number: int) -> Record:
-    """A record as it stands in the file. Raises `InputError` naming it for turns, images or a video of another form."""
+    """A record as it stands in the file.
+
+    Raises:
+        InputError: turns, images or a video of another form, a key that is near one of these, text that is not text;
+            the record is named.
+    """
     with naming(record_name(raw.get("id"), number)):
         turns, (images, video) = record_turns(raw), record_media(raw)
+        _check_text(raw.get("id") if isinstance(raw.get("id"), str) else "", "id")
     return Record(raw.get("id"), number, tuple(turns), images, video)
 
 
@@ -64,20 +72,63 @@ def record_name(identifier: Any, number: int) -> str:
     return f"record {number if identifier is None else identifier!r} (number {number})"
 
 
+OTHER_NAMES = {"images": "image", "videos": "video"}
+"""Keys that are read as another one where that is missing: other tools write them, and their meaning is plain."""
+NEAR = {
+    "image": ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo"),
+    "video": ("video_path", "video_file", "clip"),
+}
+"""Keys that mean this one, in a form that nobody knows here."""
+LONGEST_PATH = 1000
+
+
+def entry(raw: Mapping[str, Any], key: str) -> Any:
+    """What a record has under a key or another name of it; None and an empty text or list are nothing.
+
+    Raises:
+        InputError: it has a key that means this one and is not known.
+    """
+    names = [key, *(other for other, meant in OTHER_NAMES.items() if meant == key)]
+    found = next((raw[name] for name in names if raw.get(name) not in (None, "", [])), None)
+    near = [name for name in NEAR.get(key, ()) if raw.get(name) not in (None, "", [])]
+    if found is None and near:
+        raise InputError(f"the key {near[0]!r} is not known: did you mean {key!r}?")
+    return found
+
+
 def record_media(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
-    """Paths of a record's images, or of its video; an image wins over a video, and null is none.
+    """Paths of a record's images, or of its video; an image wins over a video.
 
     Raises:
         InputError: something else than paths.
     """
-    images, video = raw.get("image"), raw.get("video")
+    images, video = entry(raw, "image"), entry(raw, "video")
     if images is not None:
         paths = images if isinstance(images, list) else [images]
-        if not paths or not all(isinstance(path, str) and path for path in paths):
-            raise InputError(f"`image` must be a path or a non-empty list of paths, got {images!r:.80}")
+        if not all(isinstance(path, str) and path for path in paths):
+            raise InputError(f"`image` must be a path or a list of paths, got {images!r:.80}")
+        for path in paths:
+            _check_path(path, "image")
         return tuple(paths), None
     if isinstance(video, list) and len(video) == 1:
         video = video[0]
     if video is not None and not isinstance(video, str):
         raise InputError(f"`video` must be one path, got {video!r:.80}")
+    _check_path(video or "", "video")
     return (), video
+
+
+def _check_path(path: str, key: str) -> None:
+    _check_text(path, key)
+    if path.startswith("data:") or len(path) > LONGEST_PATH:
+        raise InputError(f"`{key}` holds data in place of a path ({path:.30}...): save it as a file and give its path")
+    parts = path.split(",")
+    if len(parts) > 1 and all("." in part.strip().rpartition("/")[2] for part in parts):
+        raise InputError(f"`{key}` holds {len(parts)} paths in one text, {path:.80}: give a list of paths")
+
+
+def _check_text(text: str, key: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"`{key}` has half a character (a lone surrogate) at place {error.start}") from error

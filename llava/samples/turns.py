@@ -33,7 +33,8 @@ def naming(name: str) -> Iterator[None]:
 
 def record_turns(record: Mapping[str, Any]) -> list[Turn]:
     """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
-    turns = record.get("conversations")
+    names = ("conversations", "messages", "conversation")
+    turns = next((record[name] for name in names if record.get(name) is not None), None)
     if turns is None:
         raise InputError("no `conversations`; a record needs a list of turns of `from` and `value`")
     if not isinstance(turns, list) or not turns:
@@ -50,6 +51,13 @@ def _checked_turn(turn: Any, number: int) -> Turn:
         raise InputError(
             f"turn {number} needs texts under `from` and `value` (or `role` and `content`), got {turn!r:.80}"
         )
+    known = (HUMAN, ANSWER, SYSTEM, *_ROLES)
+    if role not in known and role.strip().lower() in known:
+        raise InputError(f"turn {number} is from {role!r}: did you mean {role.strip().lower()!r}?")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"turn {number} has half a character (a lone surrogate) at place {error.start}") from error
     return {"from": _ROLES.get(role, role), "value": value}
 
 

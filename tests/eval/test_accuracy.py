@@ -96,7 +96,7 @@ def test_left_padding():
         ({"image": "scan/images/none.png"}, r"scan_train_00001.*none\.png does not exist"),
         ({"image": "broken.png"}, r"scan_train_00001.*broken\.png cannot be decoded"),
         ({"image": "cut.png"}, r"scan_train_00001.*cut\.png cannot be decoded"),
-        ({"image": []}, "scan_train_00001.*`image` must be a path or a non-empty list"),
+        ({"image": []}, "scan_train_00001.*1 <image> tags for 0 images"),
         ({"conversations": []}, "scan_train_00001.*`conversations` must be a non-empty list"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_question_is_asked_whole_or_not_at_all(loaded, records, tmp_path, monk
     monkeypatch.setattr(config, "tokenizer_model_max_length", 10, raising=False)  # of training, and too short
     assert run(loaded, records, tmp_path)["answers"] == whole
     monkeypatch.setattr(config, "max_position_embeddings", 20)
-    with pytest.raises(InputError, match=r"scan_train_0000\d.*the prompt has \d+ tokens .* at most 20"):
+    with pytest.raises(InputError, match=r"train_0000\d.*the prompt has \d+ tokens .* at most 20"):
         run(loaded, records, tmp_path)
 
 

@@ -180,8 +180,7 @@ def bad(tmp_path) -> dict[str, tuple[dict, str]]:
         "truncated jpeg": ({"image": f"{here}/truncated.jpg", "conversations": TURNS}, r"truncated\.jpg cannot be dec"),
         "no image": ({"image": f"{here}/text.png", "conversations": TURNS}, r"text\.png cannot be decoded"),
         "folder": ({"image": here, "conversations": TURNS}, "cannot be decoded"),
-        "empty list": ({"image": [], "conversations": TURNS}, "non-empty list of paths"),
-        "number": ({"image": [3], "conversations": TURNS}, "non-empty list of paths"),
+        "number": ({"image": [3], "conversations": TURNS}, "a list of paths"),
         "more marks": ({"image": good, "conversations": three}, "3 <image> marks in the turns, but 1 images"),
         "fewer marks": ({"image": [good, good], "conversations": TURNS}, "1 <image> marks in the turns, but 2 images"),
         "no marks": ({"image": good, "conversations": none}, "0 <image> marks in the turns, but 1 images"),
@@ -198,7 +197,7 @@ def bad(tmp_path) -> dict[str, tuple[dict, str]]:
 
 
 BAD = (
-    *("missing", "truncated png", "truncated jpeg", "no image", "folder", "empty list", "number"),
+    *("missing", "truncated png", "truncated jpeg", "no image", "folder", "number"),
     *("more marks", "fewer marks", "no marks", "no video", "two videos", "long"),
 )
 
