@@ -53,7 +53,8 @@ def whole_model(network: Any) -> Any:
     """
     if not hasattr(network, "get_base_model"):
         return network
-    prompts = any(config.is_prompt_learning for config in network.peft_config.values())
+    # as every version of PEFT has it
+    prompts = any(hasattr(config, "num_virtual_tokens") for config in network.peft_config.values())
     return None if prompts else network.get_base_model()
 
 
