@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Collection, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -28,20 +28,40 @@ from llava.train.flags.arguments import (
     ModelArguments,
     TrainingArguments,
 )
+from llava.train.flags.dry_run import dry_run
 from llava.train.objectives import score_of
 from llava.train.parts.tunable import parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
 
 logger = logging.getLogger(__name__)
 
+LEAST = {
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "dataloader_num_workers": 0,
+    "model_max_length": 1,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "lora_dropout": 0,
+}
+"""Smallest values of flags whose range neither transformers nor torch looks at in time."""
+
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
+
+
+class _Parser(transformers.HfArgumentParser):
+    """Says in one line what is wrong with a flag, in place of argparse's page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
     argv = list(sys.argv[1:] if argv is None else argv)
     classes: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = transformers.HfArgumentParser(classes)
+    parser = _Parser(classes)
     _refuse_unknown(parser, argv)
     given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
     values = parser.parse_args(argv)
@@ -55,6 +75,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     model_args, data_args, training_args = arguments
     check_model_arguments(model_args)
     check_data_arguments(data_args)
+    dry_run(training_args)
     # The trainer sees the run's arguments alone, and saving depends on what is tuned.
     for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
         setattr(training_args, name, getattr(model_args, name))
@@ -120,16 +141,15 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("stratify_answers", values.stratify_answers, STRATIFY)
     _one_of("bits", values.bits, (4, 8, 16))
-    if values.gradient_accumulation_steps < 1:
-        raise InputError(f"--gradient_accumulation_steps {values.gradient_accumulation_steps} must be at least 1")
-    if values.per_device_train_batch_size < 1:
-        raise InputError(f"--per_device_train_batch_size {values.per_device_train_batch_size} must be at least 1")
+    _one_of("quant_type", values.quant_type, ("nf4", "fp4"))
+    _one_of("attn_implementation", values.attn_implementation, ("flash_attention_2", "sdpa", "eager"))
+    for name, least in LEAST.items():
+        if getattr(values, name) < least:
+            raise InputError(f"--{name} {getattr(values, name)} must be at least {least}")
     if values.max_steps == 0:
         raise InputError("--max_steps 0 would train nothing: give a number of steps, or -1 for --num_train_epochs")
     if values.max_steps < 0 and not values.num_train_epochs > 0:
         raise InputError(f"--num_train_epochs {values.num_train_epochs} would train nothing: it must be above 0")
-    if values.model_max_length < 1:
-        raise InputError(f"--model_max_length {values.model_max_length} must be at least 1")
     if not values.mm_feature_cache_gb > 0:
         raise InputError(f"--mm_feature_cache_gb {values.mm_feature_cache_gb} must be above 0")
     Settings.of(values)
