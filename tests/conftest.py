@@ -47,3 +47,7 @@ def _collect_new_objects_only() -> None:
     """Each run ends with a garbage collection, and going through all of torch and transformers takes half a second."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else nanobind reports all that is left when Python ends

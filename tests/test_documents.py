@@ -16,6 +16,8 @@ import pytest
 import llava
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "docs"
 MOST_FLAGS = 10  # in the README

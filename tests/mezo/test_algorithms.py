@@ -166,6 +166,7 @@ def moved(weights: Weights, factors: list[tuple[int, float]], config: MeZOConfig
     return result
 
 
+@pytest.mark.slow
 @each_config
 def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZOConfig, tmp_path: Path) -> None:
     model = make_model()

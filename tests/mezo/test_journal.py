@@ -432,6 +432,7 @@ def _slowly(folder: Path, steps: int, storage: str) -> None:
     run(folder, steps, torch.bfloat16, storage)
 
 
+@pytest.mark.slow
 class TestReplay:
     @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,6 +15,8 @@ from llava.constants import IGNORE_INDEX
 from llava.mm_utils import process_anyres_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1] / "assets/golden/fullmodel"
 EXPECTED = json.loads((ROOT / "expected.json").read_text())
 RECORDS = {record["id"]: record for record in json.loads((ROOT / "data/data.json").read_text())}
@@ -78,7 +80,6 @@ def test_loss_with_black_images(name, loaded):
     )
 
 
-@pytest.mark.slow
 def test_loss_of_the_padded_batch(loaded):
     length = max(len(case["input_ids"]) for case in CASES.values())
     ids = torch.full((len(CASES), length), PAD)

@@ -15,6 +15,8 @@ from llava.train.train import train
 
 pytest.importorskip("bitsandbytes")
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).parents[2] / "playground" / "tiny-llava-onevision"
 DATA = Path(__file__).parents[2] / "playground" / "data" / "scan"
 

@@ -137,6 +137,7 @@ def test_a_relative_python_is_found_from_anywhere(tmp_path: Path) -> None:
     assert found.stdout == f"{tmp_path}/./python\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_command_that_is_stopped_may_take_its_time_to_save(tmp_path: Path, name: str) -> None:
     child = f"""

@@ -127,6 +127,7 @@ def test_launches_and_bytes_of_a_step(parts: str, blocks: int, monkeypatch: pyte
     assert counter.bytes <= 10 * weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "storage", "most"), [(torch.bfloat16, "fixed16", 10), (torch.float32, "native", 20)])
 def test_other_ways_of_storing(dtype: torch.dtype, storage: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors are kept in float32 where matrices are on a grid: another kind, and so another launch."""
@@ -136,6 +137,7 @@ def test_other_ways_of_storing(dtype: torch.dtype, storage: str, most: int, monk
     assert counter.bytes <= 1.02 * most * weights
 
 
+@pytest.mark.slow
 def test_without_side_by_side_a_weight_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the counts above can fail."""
     monkeypatch.setattr("llava.mezo.passes.side_by_side", lambda: False)

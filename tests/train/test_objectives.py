@@ -64,6 +64,7 @@ def test_errors_are_those_of_the_whole_logits() -> None:
         assert float(token_errors(states, head, targets, rows=rows)) == pytest.approx(float(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["accuracy", "exact_match", "f1", f"{__name__}:counted"])
 def test_a_run_takes_it_in_place_of_the_loss(objective: str, flags: Flags, tmp_path: Path) -> None:
     SEEN.clear()

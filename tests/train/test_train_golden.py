@@ -64,6 +64,7 @@ def test_losses_of_single_samples(logged_losses: Callable[..., list[float]]) -> 
     assert sorted(losses) == pytest.approx(sorted(case["loss"] for case in CASES.values()), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"trainer_mode": "regular"}, {"trainer_mode": "zo", "zo_eps": 1e-6}])
 def test_loss_of_a_batch(settings: dict[str, Any], logged_losses: Callable[..., list[float]]) -> None:
     """The short samples, since the padded batch of all six takes half a minute; tests/model has that one's forward."""

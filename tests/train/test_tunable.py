@@ -16,6 +16,8 @@ from llava.train.parts.tunable import parse_parts
 from llava.train.train import build
 from llava.train.zo.trainer import MeZOTrainer
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "model"
 TRAINABLE = json.loads((GOLDEN / "trainable.json").read_text())["cases"]
 GROUPS = json.loads((GOLDEN / "optimizer_groups.json").read_text())["cases"]

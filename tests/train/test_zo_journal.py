@@ -23,7 +23,7 @@ from llava.train.train import build, train
 from llava.train.zo import journaled_run, resume_points
 from llava.train.zo import trainer as mezo_trainer
 
-pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture_of_the_loss")]
 
 Flags = Callable[..., list[str]]
 
@@ -145,7 +145,6 @@ def never_killed(plain_flags: Flags, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("points", "deaths"),
     [
@@ -185,7 +184,6 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
         assert (out / "mezo_journal" / name).read_bytes() == (whole / "mezo_journal" / name).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -258,7 +256,6 @@ def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base:
         assert same({name: found[name] for name in expected}, expected)
 
 
-@pytest.mark.slow
 def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any) -> None:
     changes = {"lora_enable": True, "lora_r": 4}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
@@ -271,7 +268,6 @@ def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: 
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
 
 
-@pytest.mark.slow
 def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first"))
     start = tmp_path / "first" / "mezo_journal"
@@ -292,7 +288,6 @@ def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: 
     assert not same(weights(tmp_path / "zero"), weights(tmp_path / "last"))
 
 
-@pytest.mark.slow
 def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: Path) -> None:
     changes = {"lora_enable": True, "lora_r": 4}
     train(argv=flags(**changes, output_dir=tmp_path / "first", max_steps=4))
@@ -302,7 +297,6 @@ def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: 
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "first" / file))
 
 
-@pytest.mark.slow
 def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "whole"))
     monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
@@ -370,7 +364,6 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first", max_steps=2))
@@ -400,7 +393,6 @@ def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fp32"])
 def test_steps_are_evaluated_without_writing_a_model(
     storage: str, flags: Flags, base: Path, golden: Path, tmp_path: Path, capsys: Any

@@ -24,6 +24,8 @@ import mezo_files  # noqa: E402
 import trainer_edits  # noqa: E402
 from source_edits import Source, undefined_names  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -57,7 +59,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.slow
 def test_the_command_makes_three_commits_and_touches_nothing_else(checkout: Path) -> None:
     before = state(checkout)
     done = subprocess.run(
@@ -232,7 +233,6 @@ def test_a_dry_run_prints_the_diff_and_writes_nothing(checkout: Path, capsys: py
     assert state(checkout) == before and objects() == stored
 
 
-@pytest.mark.slow
 def test_hooks_do_not_run_and_settings_of_diffs_do_not_matter(checkout: Path, tmp_path: Path) -> None:
     for name in ("post-index-change", "reference-transaction"):
         hook = checkout / ".git" / "hooks" / name
@@ -327,7 +327,6 @@ def test_other_trees_are_refused(tmp_path: Path, checkout: Path, refused: Callab
     assert "uncommitted changes (M README.md" in refused(checkout)
 
 
-@pytest.mark.slow
 def test_what_is_there_already_is_refused(
     checkout: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,7 +342,6 @@ def test_what_is_there_already_is_refused(
     assert "has this MeZO already" in refused(checkout, "--base", "third")
 
 
-@pytest.mark.slow
 def test_a_name_or_file_that_cannot_be(checkout: Path, refused: Callable[..., str]) -> None:
     assert "not a valid branch name" in refused(checkout, "--branch", "a..b")
     assert "not a valid branch name" in refused(checkout, "--branch=-x")
