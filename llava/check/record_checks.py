@@ -173,7 +173,8 @@ class RecordChecker:
         with _attempt(trial, "media"):
             opened = self.maker.open(record)
         if opened is not None:
-            for note in dict.fromkeys(note for image in opened.images for note in image.notes):
+            outlines: Any = opened.images
+            for note in dict.fromkeys(note for outline in outlines for note in outline.notes):
                 verdict.warnings.append((note, note))
             return opened
         settings = self.maker.settings

@@ -10,6 +10,7 @@ Colour profiles and metadata are dropped.
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from PIL import Image
 
@@ -45,7 +46,8 @@ def _as_meant(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("it has grey values in floating point, whose range is not known")
     if image.mode in SIXTEEN_BIT:
-        low, high = image.getextrema()
+        values: Any = image.getextrema()
+        low, high = values
         if low < 0 or high > LARGEST:
             raise ValueError(f"it has grey values from {low} to {high}, but 16 bits end at {LARGEST}")
     return to_rgb(image)[0]

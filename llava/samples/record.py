@@ -63,7 +63,7 @@ def read_record(raw: Mapping[str, Any], number: int) -> Record:
     """
     with naming(record_name(raw.get("id"), number)):
         turns, (images, video) = record_turns(raw), record_media(raw)
-        _check_text(raw.get("id") if isinstance(raw.get("id"), str) else "", "id")
+        _check_text(str(raw.get("id")), "id")
     return Record(raw.get("id"), number, tuple(turns), images, video)
 
 

@@ -81,7 +81,7 @@ class LLaVATrainer(transformers.Trainer):
 
     def advice(self) -> str:
         """What to do after a run has diverged."""
-        kept = newest_checkpoint(Path(self.args.output_dir))
+        kept = newest_checkpoint(Path(str(self.args.output_dir)))
         where = f"the last good weights are in {kept}" if kept else "no checkpoint was saved before"
         return f": the run has diverged; {where}. Lower --learning_rate, or look at the data."
 
