@@ -29,7 +29,7 @@ from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
-from llava.eval.scoring import evaluate, grouped
+from llava.eval.scoring import check_field, evaluate, grouped
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import check_checkpoint
 from llava.runs.plots import plot_accuracy
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.image_folder.is_dir():
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
     records = load_file(arguments.data)
+    if arguments.group_by is not None:
+        check_field(records, arguments.group_by)
     run = _journaled(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)

@@ -82,16 +82,23 @@ def evaluate(
     }
 
 
+def check_field(records: Sequence[Mapping[str, Any]], field: str) -> None:
+    """`InputError` for a record without the field."""
+    for number, record in enumerate(records):
+        if field not in record:
+            name, known = record_id(record, number), ", ".join(record)
+            raise InputError(f"--group-by {field}: record {name!r} has no such field; it has {known}")
+
+
 def grouped(records: Sequence[Mapping[str, Any]], answers: Answers, field: str) -> dict[str, dict[str, Any]]:
     """total, correct and accuracy for every value of a field of the records, sorted; of a list, its last entry.
 
     Raises:
         InputError: a record without the field.
     """
+    check_field(records, field)
     hits: dict[str, list[bool]] = {}
-    for k, (record, answer) in enumerate(zip(records, answers, strict=True)):
-        if field not in record:
-            raise InputError(f"--group-by {field}: record {record_id(dict(record), k)!r} has no such field")
+    for record, answer in zip(records, answers, strict=True):
         value = record[field][-1] if isinstance(record[field], list) else record[field]
         hits.setdefault(str(value), []).append(answer["correct"])
     return {

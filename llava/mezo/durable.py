@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def write_durably(path: Path, data: bytes | str, sync: bool = True) -> None:
-    """The whole file or none: written beside it, brought to the disk, renamed. Text is written as UTF-8.
+    """The whole file or none: written beside it, brought to the disk, renamed.
+
+    Text is written as UTF-8; half a character becomes an escape, which JSON reads back.
 
     Args:
         sync: False for what a power cut may cost; the end of the process still leaves all or nothing.
@@ -16,7 +18,7 @@ def write_durably(path: Path, data: bytes | str, sync: bool = True) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())

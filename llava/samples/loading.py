@@ -95,12 +95,7 @@ def _read_text(path: str) -> str:
 
 
 def _parse_json(path: str, text: str) -> list[Any]:
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"data file {path}, line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"data file {path}: {_beyond(error)}") from error
+    records = _parsed(path, text)
     if not isinstance(records, list):
         raise InputError(f"data file {path} must hold one JSON array of records, but holds {_kind(records)}")
     return records
@@ -113,21 +108,24 @@ def _parse_jsonl(path: str, text: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"data file {path}, line {number}, column {error.colno}: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"data file {path}, line {number}: {_beyond(error)}") from error
+        record = _parsed(path, line, number)
         if not isinstance(record, dict):
             raise InputError(f"data file {path}, line {number}: {_kind(record)}, but each line must be a JSON object")
         records.append(record)
     return records
 
 
-def _beyond(error: Exception) -> str:
-    """What JSON allows and nobody can read."""
-    return "lists or objects too deep in each other" if isinstance(error, RecursionError) else str(error)
+def _parsed(path: str, text: str, first: int = 1) -> Any:
+    """JSON whose first line has this number in the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first + error.lineno - 1
+        raise InputError(f"data file {path}, line {line}, column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise InputError(f"data file {path}, from line {first} on: lists or objects too deep in each other") from error
+    except ValueError as error:  # a number of too many digits
+        raise InputError(f"data file {path}, from line {first} on: {error}") from error
 
 
 def _kind(value: Any) -> str:

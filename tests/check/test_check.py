@@ -439,3 +439,13 @@ def test_numbers_of_lengths():
     lines = bars(histogram([1] * 80 + [30]), 29)
     assert "█" * 40 + " 80" in lines[0] and lines[-1].endswith("█ 1  <- --model_max_length")
     assert not any("model_max_length" in line for line in bars(histogram([1, 30]), 30))
+
+
+def test_half_a_character_is_named_in_the_report(folder, capsys):
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "\udc00"}]
+    command = words(folder, [{"id": "\ud800", "conversations": turns}, GOOD["text"]])
+    code, _, err = run([*command, "--output", str(folder / "report.json")], capsys)
+    assert (code, "Traceback" in err) == (1, False)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    [entry] = report["problems"]["turns"]["found"]
+    assert entry["id"] == "\ud800" and "turn 1 has half a character" in entry["message"]

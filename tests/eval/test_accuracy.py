@@ -150,6 +150,9 @@ def test_accuracy_of_each_question_type(checkpoint, records, tmp_path, capsys):
     assert sum(group["total"] for group in summary["groups"].values()) == 6
     message = failure(capsys, flags(checkpoint, tmp_path, "--group-by", "mood"))
     assert "--group-by mood: record 'scan_train_00000'" in message
+    (tmp_path / "out" / "answers.jsonl").unlink()
+    failure(capsys, flags(checkpoint, tmp_path, "--group-by", "mood"))
+    assert not (tmp_path / "out" / "answers.jsonl").exists()  # before anything is answered
 
 
 def test_command_continues_after_an_interruption(finished, checkpoint, tmp_path, monkeypatch, capsys):

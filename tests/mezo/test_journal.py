@@ -432,6 +432,12 @@ def _slowly(folder: Path, steps: int, storage: str) -> None:
     run(folder, steps, torch.bfloat16, storage)
 
 
+def test_the_folder_of_the_run_is_nearly_right(tmp_path: Path) -> None:
+    run(tmp_path / "mezo_journal", 1)
+    with pytest.raises(JournalError, match=f"is no journal.*give {tmp_path / 'mezo_journal'}"):
+        Journal.read(tmp_path)
+
+
 @pytest.mark.slow
 class TestReplay:
     @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])

@@ -428,3 +428,9 @@ def test_steps_are_evaluated_without_writing_a_model(
 def test_without_a_journal(flags: Flags, tmp_path: Path) -> None:
     train(argv=flags(zo_journal=False, max_steps=2))
     assert not (tmp_path / "out" / "mezo_journal").exists()
+
+
+def test_losses_that_do_not_move_are_spoken_of(flags: Flags, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "llava.train.zo"):
+        train(argv=flags(max_steps=2, logging_steps=2, zo_eps=1e-30))
+    assert "steps 1 to 2: the losses are equal on both sides" in caplog.text

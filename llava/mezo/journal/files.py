@@ -193,7 +193,9 @@ def _contents(path: Path, most: int | None = None) -> bytes:
             raise JournalError(f"{path} has {path.stat().st_size} bytes; a header has at most {most}")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise JournalError(f"{path} is missing: {path.parent} is no journal, or not a whole one") from error
+        inside = path.parent / JOURNAL_FOLDER
+        hint = f"; give {inside}" if inside.is_dir() else ""
+        raise JournalError(f"{path} is missing: {path.parent} is no journal, or not a whole one{hint}") from error
     except OSError as error:
         raise JournalError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -12,6 +12,7 @@ Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from typing import Any
 
@@ -30,6 +31,8 @@ from llava.train.zo.settings import Settings, refuse_impossible
 from llava.train.zo.step_batches import parts_of
 from llava.train.zo.step_inputs import KnownFeatures
 from llava.train.zo.without_gradients import WithoutGradients
+
+logger = logging.getLogger(__name__)
 
 
 class DivergedError(FloatingPointError):
@@ -97,6 +100,13 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
                 since = int(max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0))
                 records = self.mezo.journal.records[since : self.state.global_step]
                 logs["loss"] = sum(record.loss for record in records) / len(records)
+                if self.zo.config.estimator == "spsa" and all(len(set(record.losses)) == 1 for record in records):
+                    logger.warning(
+                        "steps %d to %d: the losses are equal on both sides, so nothing is learnt; does anything that "
+                        "is trained take part in the forward? If so, raise --zo_eps",
+                        records[0].step + 1,
+                        records[-1].step + 1,
+                    )
             now, steps = time.perf_counter(), self.state.global_step - self._log_step
             if self._log_time is not None and steps > 0:
                 logs["step_time"] = round((now - self._log_time) / steps, 6)
