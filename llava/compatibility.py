@@ -11,29 +11,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def _homes(**names: str) -> Mapping[str, str]:
-    """Name -> module, from module (dots as two underscores) -> names."""
-    return {name: f"llava.{module.replace('__', '.')}" for module, listed in names.items() for name in listed.split()}
+def _homes(listed: Mapping[str, str]) -> Mapping[str, str]:
+    """Name -> module, from module -> names."""
+    return {name: module for module, names in listed.items() for name in names.split()}
 
 
 HOMES: Mapping[str, Mapping[str, str]] = {
-    "llava": _homes(model="LlavaLlamaForCausalLM"),
-    "llava.utils": _homes(samples__video="process_video_with_decord process_video_with_pyav"),
+    "llava": _homes({"llava.model": "LlavaLlamaForCausalLM"}),
+    "llava.utils": _homes({"llava.samples.video": "process_video_with_decord process_video_with_pyav"}),
     "llava.train.train": _homes(
-        train__flags__arguments="ModelArguments DataArguments TrainingArguments",
-        samples__dataset="LazySupervisedDataset make_supervised_data_module",
-        samples__collator="DataCollatorForSupervisedDataset",
-        samples__preprocess="preprocess preprocess_multimodal preprocess_plain preprocess_v1 preprocess_llama_2 "
-        "preprocess_llama3 preprocess_mpt preprocess_qwen preprocess_gemma",
-        train__parts__build="get_model smart_tokenizer_and_embedding_resize",
-        train__parts__adapters="find_all_linear_names",
-        train__parts__state_dicts="maybe_zero_3 get_peft_state_maybe_zero_3 get_peft_state_non_lora_maybe_zero_3 "
-        "get_mm_adapter_state_maybe_zero_3 safe_save_model_for_hf_trainer",
+        {
+            "llava.train.flags.arguments": "ModelArguments DataArguments TrainingArguments",
+            "llava.samples.dataset": "LazySupervisedDataset make_supervised_data_module",
+            "llava.samples.collator": "DataCollatorForSupervisedDataset",
+            "llava.samples.preprocess": "preprocess preprocess_multimodal preprocess_plain preprocess_v1 "
+            "preprocess_llama_2 preprocess_llama3 preprocess_mpt preprocess_qwen preprocess_gemma",
+            "llava.train.parts.build": "get_model smart_tokenizer_and_embedding_resize",
+            "llava.train.parts.adapters": "find_all_linear_names",
+            "llava.train.parts.state_dicts": "maybe_zero_3 get_peft_state_maybe_zero_3 "
+            "get_peft_state_non_lora_maybe_zero_3 get_mm_adapter_state_maybe_zero_3 safe_save_model_for_hf_trainer",
+        }
     ),
     "llava.train.llava_trainer": _homes(
-        samples__samplers="LengthGroupedSampler split_to_even_chunks get_length_grouped_indices "
-        "get_length_grouped_indices_auto_single get_modality_length_grouped_indices "
-        "get_modality_length_grouped_indices_auto get_variable_length_grouped_indices",
+        {
+            "llava.samples.samplers": "LengthGroupedSampler split_to_even_chunks get_length_grouped_indices "
+            "get_length_grouped_indices_auto_single get_modality_length_grouped_indices "
+            "get_modality_length_grouped_indices_auto get_variable_length_grouped_indices",
+        }
     ),
 }
 

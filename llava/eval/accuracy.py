@@ -156,7 +156,7 @@ def _evaluate_into(
     load: Callable[[], tuple[Any, Any, Any]],
 ) -> dict[str, Any]:
     """Answer the records into a file, going on where it ends, and print the counts; returns the summary."""
-    ids = [record_id(dict(record), k) for k, record in enumerate(records)]
+    ids = [record_id(record, k) for k, record in enumerate(records)]
     with AnswersFile(output, settings, ids, arguments.overwrite) as file:
         result = evaluate(
             *load(),

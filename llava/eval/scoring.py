@@ -12,6 +12,7 @@ from llava.errors import InputError
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
+from llava.mezo.perturb import evaluation_mode
 from llava.samples.pictures import PictureSettings
 
 Answers = list[dict[str, Any]]
@@ -54,22 +55,16 @@ def evaluate(
     if not records or batch_size < 1:
         raise InputError(f"nothing to evaluate: {len(records)} records in batches of {batch_size}; both must be >= 1")
     # All records are checked before the first is answered: a bad one at the end would waste the run.
-    asked = [question_and_reference(dict(record), k, image_folder) for k, record in enumerate(records)]
+    asked = [question_and_reference(record, k, image_folder) for k, record in enumerate(records)]
     answers = list(done or [])
     answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures)
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
-            questions = [asked[k][0] for k in batch]
-            predictions = answerer.answer(questions, decoding)
+            predictions = answerer.answer([asked[k][0] for k in batch], Decoding(max_new_tokens=max_new_tokens))
             fresh = [_entry(records[k], k, *asked[k], text) for k, text in zip(batch, predictions, strict=True)]
             answers += fresh
             if on_batch is not None:
                 on_batch(fresh)
-    finally:
-        model.train(was_training)
     for answer in answers:
         answer["correct"] = is_correct(answer["prediction"], answer["reference"])
     correct = sum(answer["correct"] for answer in answers)
@@ -117,4 +112,4 @@ def _batches(numbers: range, size: int, total: int, progress: bool) -> Iterator[
 
 def _entry(record: Mapping[str, Any], index: int, question: Question, reference: str, text: str) -> dict[str, Any]:
     prompt = question.turns[-1][0]
-    return {"id": record_id(dict(record), index), "prompt": prompt, "prediction": text, "reference": reference}
+    return {"id": record_id(record, index), "prompt": prompt, "prediction": text, "reference": reference}

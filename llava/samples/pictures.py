@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from llava.errors import InputError
+from llava.samples.lenient import attributes_of
 
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow gives 16-bit files either mode
 LARGEST = 65535
@@ -52,8 +53,7 @@ class PictureSettings:
     @classmethod
     def of(cls, data_args: Any) -> PictureSettings:
         """From an object with some of these attributes."""
-        names = ("image_window", "max_image_pixels")
-        return cls(**{name: getattr(data_args, name) for name in names if hasattr(data_args, name)})
+        return cls(**attributes_of(cls, data_args))
 
 
 def read_picture(file: Path | BinaryIO, settings: PictureSettings | None = None) -> tuple[Image.Image, list[str]]:

@@ -1,6 +1,6 @@
 """A record of LLaVA JSON, read: the one reader for training, checking and evaluation.
 
-{"id", "image": path or paths, or "video": path, "conversations": [{"from", "value"}, ...]}
+    {"id", "image": path or paths, or "video": path, "conversations": [{"from", "value"}, ...]}
 
 Other keys are welcome.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.errors import InputError
-from llava.samples.turns import ANSWER, Turn, naming, record_turns
+from llava.samples.turns import ANSWER, Turn, check_text, names_of, naming, record_turns
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_record(raw: Mapping[str, Any], number: int) -> Record:
     """
     with naming(record_name(raw.get("id"), number)):
         turns, (images, video) = record_turns(raw), record_media(raw)
-        _check_text(str(raw.get("id")), "id")
+        check_text(str(raw.get("id")), "`id`")
     return Record(raw.get("id"), number, tuple(turns), images, video)
 
 
@@ -72,14 +72,14 @@ def record_name(identifier: Any, number: int) -> str:
     return f"record {number if identifier is None else identifier!r} (number {number})"
 
 
-OTHER_NAMES = {"images": "image", "videos": "video"}
-"""Keys that are read as another one where that is missing: other tools write them, and their meaning is plain."""
 NEAR = {
     "image": ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo"),
     "video": ("video_path", "video_file", "clip"),
 }
 """Keys that mean this one, in a form that nobody knows here."""
+NOTHING: tuple[Any, ...] = (None, "", [])
 LONGEST_PATH = 1000
+"""Characters; a longer text is a picture's data."""
 
 
 def entry(raw: Mapping[str, Any], key: str) -> Any:
@@ -88,9 +88,8 @@ def entry(raw: Mapping[str, Any], key: str) -> Any:
     Raises:
         InputError: it has a key that means this one and is not known.
     """
-    names = [key, *(other for other, meant in OTHER_NAMES.items() if meant == key)]
-    found = next((raw[name] for name in names if raw.get(name) not in (None, "", [])), None)
-    near = [name for name in NEAR.get(key, ()) if raw.get(name) not in (None, "", [])]
+    found = next((raw[name] for name in names_of(key) if raw.get(name) not in NOTHING), None)
+    near = [name for name in NEAR[key] if raw.get(name) not in NOTHING]
     if found is None and near:
         raise InputError(f"the key {near[0]!r} is not known: did you mean {key!r}?")
     return found
@@ -119,16 +118,9 @@ def record_media(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
 
 
 def _check_path(path: str, key: str) -> None:
-    _check_text(path, key)
+    check_text(path, f"`{key}`")
     if path.startswith("data:") or len(path) > LONGEST_PATH:
         raise InputError(f"`{key}` holds data in place of a path ({path:.30}...): save it as a file and give its path")
     parts = path.split(",")
     if len(parts) > 1 and all("." in part.strip().rpartition("/")[2] for part in parts):
         raise InputError(f"`{key}` holds {len(parts)} paths in one text, {path:.80}: give a list of paths")
-
-
-def _check_text(text: str, key: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"`{key}` has half a character (a lone surrogate) at place {error.start}") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from llava import conversation
 from llava.conversation import Conversation, get_template
+from llava.samples.lenient import attributes_of
 from llava.samples.pictures import PictureSettings
 from llava.samples.video import VideoSettings
 
@@ -40,13 +41,9 @@ class SampleSettings:
 
     @classmethod
     def of(cls, data_args: Any) -> SampleSettings:
-        """From any object with some of these attributes; those that it lacks have their defaults.
-
-        The one place that is lenient about other people's objects: all else reads a value of this class.
-        """
-        names = [one.name for one in fields(cls) if one.name not in ("video", "pictures")]
-        found = {name: getattr(data_args, name) for name in names if hasattr(data_args, name)}
-        return cls(**found, video=VideoSettings.of(data_args), pictures=PictureSettings.of(data_args))
+        """From any object with some of these attributes; those that it lacks have their defaults."""
+        parts = {"video": VideoSettings.of(data_args), "pictures": PictureSettings.of(data_args)}
+        return cls(**attributes_of(cls, data_args) | parts)
 
     @property
     def template(self) -> Conversation:

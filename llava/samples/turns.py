@@ -20,6 +20,21 @@ ANSWER = "gpt"
 SYSTEM = "system"
 NOISE_MARK = "QA_GT_caption_based_noisy"
 _ROLES = {"user": HUMAN, "assistant": ANSWER}
+OTHER_NAMES = {"conversations": ("messages", "conversation"), "image": ("images",), "video": ("videos",)}
+"""Keys of records that are read as another one where that is missing: other tools write them, and they are plain."""
+
+
+def names_of(key: str) -> tuple[str, ...]:
+    """What a record may call a key, the key itself first."""
+    return (key, *OTHER_NAMES[key])
+
+
+def check_text(text: str, what: str) -> None:
+    """`InputError` for text that no file can hold; `what` says where it stands."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} has half a character (a lone surrogate) at place {error.start}") from error
 
 
 @contextmanager
@@ -33,8 +48,7 @@ def naming(name: str) -> Iterator[None]:
 
 def record_turns(record: Mapping[str, Any]) -> list[Turn]:
     """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
-    names = ("conversations", "messages", "conversation")
-    turns = next((record[name] for name in names if record.get(name) is not None), None)
+    turns = next((record[name] for name in names_of("conversations") if record.get(name) is not None), None)
     if turns is None:
         raise InputError("no `conversations`; a record needs a list of turns of `from` and `value`")
     if not isinstance(turns, list) or not turns:
@@ -54,10 +68,7 @@ def _checked_turn(turn: Any, number: int) -> Turn:
     known = (HUMAN, ANSWER, SYSTEM, *_ROLES)
     if role not in known and role.strip().lower() in known:
         raise InputError(f"turn {number} is from {role!r}: did you mean {role.strip().lower()!r}?")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"turn {number} has half a character (a lone surrogate) at place {error.start}") from error
+    check_text(value, f"turn {number}")
     return {"from": _ROLES.get(role, role), "value": value}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from llava.errors import InputError
+from llava.samples.lenient import attributes_of
 from llava.samples.pictures import read_picture
 
 FOLDER_FPS = 2
@@ -42,8 +43,7 @@ class VideoSettings:
     @classmethod
     def of(cls, data_args: Any) -> VideoSettings:
         """From an object with some of these attributes."""
-        names = [one.name for one in fields(cls)]
-        return cls(**{name: getattr(data_args, name) for name in names if hasattr(data_args, name)})
+        return cls(**attributes_of(cls, data_args))
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class GeneratedScore:
 
     def __call__(self, network: Any, batch: Mapping[str, Any]) -> float:
         records = batch[RECORDS]
-        asked = [question_and_reference(dict(record), k, self.image_folder) for k, record in enumerate(records)]
+        asked = [question_and_reference(record, k, self.image_folder) for k, record in enumerate(records)]
         answerer = Answerer(network, self.tokenizer, self.image_processor, self.version)
         predictions = answerer.answer([question for question, _ in asked], Decoding(max_new_tokens=32))
         scores = self.score(predictions, [reference for _, reference in asked], records)

@@ -152,9 +152,10 @@ def check_run(values: Any, given: set[str]) -> None:
         raise InputError(f"--num_train_epochs {values.num_train_epochs} would train nothing: it must be above 0")
     if not values.mm_feature_cache_gb > 0:
         raise InputError(f"--mm_feature_cache_gb {values.mm_feature_cache_gb} must be above 0")
-    Settings.of(values)
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
+    else:
+        Settings.of(values)  # ranges alone
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")

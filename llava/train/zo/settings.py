@@ -6,7 +6,7 @@ Used by the command line, before a model is loaded, and by MeZOTrainer.
 from __future__ import annotations
 
 import os
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llava.mezo.config import MeZOConfig
@@ -40,8 +40,8 @@ class Settings:
         Raises:
             InputError: a value out of range, or two that do not go together.
         """
-        own = {one.name: _read(args, one, f"zo_{one.name}") for one in fields(cls) if one.name != "config"}
-        engine = {one.name: _read(args, one, flag_of(one.name)) for one in fields(MeZOConfig)}
+        own = {n: getattr(args, f"zo_{n}", d) for n, d in _defaults(cls) if n != "config"}
+        engine = {n: getattr(args, flag_of(n), d) for n, d in _defaults(MeZOConfig)}
         if engine["estimator"] == "per_example":
             engine["num_directions"] = examples_of_a_step(args)
         for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
@@ -82,10 +82,8 @@ def flag_of(setting: str) -> str:
     return "zo_weight_storage" if setting == "storage" else f"zo_{setting}"
 
 
-def _read(args: Any, setting: Field[Any], flag: str) -> Any:
-    if setting.default is MISSING:
-        raise TypeError(f"{setting.name} has no default")
-    return getattr(args, flag, setting.default)
+def _defaults(kind: type) -> list[tuple[str, Any]]:
+    return [(one.name, one.default) for one in fields(kind)]
 
 
 def examples_of_a_step(args: Any) -> int:
