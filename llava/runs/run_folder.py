@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import re
 import shutil
 import tempfile
@@ -22,46 +21,32 @@ from safetensors import SafetensorError
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER
 from llava.mezo.journal.locking import FolderLock
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 
-logger = logging.getLogger(__name__)
-
 LOSS_PICTURE = "loss.png"
-# Flags that make another run of it; any other change is only warned about.
-SAME_IN_A_RUN = (
-    "model_name_or_path",
-    "data_path",
-    "mm_tunable_parts",
-    "trainer_mode",
-    "lora_enable",
-    "bf16",
-    "zo_seed",
-    "zo_noise",
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
-NOT_WORTH_A_WARNING = {"overwrite_output_dir", "disable_tqdm", "local_rank", "resume_from_checkpoint", "run_name"}
 
 
-def prepare_output_dir(folder: Path, overwrite: bool) -> None:
-    """Make `folder` ready for a run: created, writable, and not holding a finished run.
+def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
+    """Make `folder` ready for a run: created, writable, and holding neither a finished run nor one of another kind.
 
     Args:
         overwrite: start again where a run, finished or not, lies: its checkpoints and reports are removed.
+        journaled: whether the run keeps a journal.
 
     Raises:
-        InputError: the folder cannot be written to, or holds a finished run and `overwrite` is not set.
+        InputError: the folder cannot be written to, or it holds such a run and `overwrite` is not set.
     """
     check_writable(folder)
+    again = "choose another one, or give --overwrite_output_dir True to start again"
     if overwrite:
         _remove_run(folder)
     elif (folder / STATE_FILE).exists():
+        raise InputError(f"--output_dir {folder} holds a finished run ({STATE_FILE}): {again}")
+    elif (folder / JOURNAL_FOLDER / HEADER).exists() and not journaled:
         raise InputError(
-            f"--output_dir {folder} holds a finished run ({STATE_FILE}): choose another one, "
-            "or give --overwrite_output_dir True to start again"
+            f"--output_dir {folder} holds a MeZO run with a journal, which this run would outdate: {again}"
         )
 
 
@@ -103,29 +88,6 @@ def flat_arguments(*groups: Any) -> dict[str, Any]:
 def save_arguments(arguments: dict[str, Any], folder: Path) -> None:
     """Write the flags beside the weights they led to."""
     write_durably(folder / ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
-
-
-def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
-    """Whether a run with these flags goes on with what `checkpoint` holds.
-
-    Raises:
-        InputError: it is about another model, other data or another method.
-    """
-    file = checkpoint / ARGUMENTS_FILE
-    if not file.exists():
-        file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
-    if not file.exists():
-        return
-    earlier = json.loads(file.read_text(encoding="utf-8"))
-    changed = {name for name, value in arguments.items() if name in earlier and earlier[name] != value}
-    for name in SAME_IN_A_RUN:
-        if name in changed:
-            raise InputError(
-                f"{checkpoint} is of an unfinished run with --{name} {earlier[name]}, now "
-                f"{arguments[name]}: choose another --output_dir, or give --overwrite_output_dir True to start again"
-            )
-    for name in sorted(changed - NOT_WORTH_A_WARNING):
-        logger.warning("--%s was %r when %s was saved and is %r now", name, earlier[name], checkpoint, arguments[name])
 
 
 def _is_plain(value: Any) -> bool:

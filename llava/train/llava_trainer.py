@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from llava.compatibility import names_of
+from llava.errors import InputError
 from llava.runs import run_folder
 from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
@@ -170,7 +171,12 @@ class LLaVATrainer(transformers.Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer, scheduler = (state.load_state(Path(checkpoint), stem) for stem in ("optimizer", "scheduler"))
-        if optimizer is not None and scheduler is not None:
+        if optimizer is None or scheduler is None:
+            raise InputError(
+                f"{checkpoint} was saved without its optimizer (--save_only_model): a run cannot go on from it as it "
+                "would have. Start a new one from its weights (--model_name_or_path)"
+            )
+        with state.settings_of_flags(self.optimizer, self.lr_scheduler):
             self.optimizer.load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
 

@@ -23,10 +23,11 @@ from llava.compatibility import names_of
 from llava.errors import InputError, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.model.loading import not_finite
-from llava.runs import run_folder
+from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
 from llava.samples.dataset import make_supervised_data_module
+from llava.samples.loading import data_files
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.parsing import parse_arguments
@@ -39,7 +40,7 @@ from llava.train.parts.adapters import add_lora
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
 from llava.train.parts.saving import lora_names
 from llava.train.parts.tunable import select_trainable
-from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of
+from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.utils import setup_logging
 
 __getattr__ = names_of(__name__)
@@ -63,16 +64,22 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args)
     folder = Path(str(training_args.output_dir))
+    journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
     with training_args.main_process_first(local=False):
         if training_args.process_index == 0:
-            run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir)
-    arguments = run_folder.flat_arguments(model_args, data_args, training_args)
-    journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
+            run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir, journaled)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:
         checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
+    arguments = run_folder.flat_arguments(model_args, data_args, training_args)
+    arguments |= {
+        "world_size": training_args.world_size,
+        same_run.DATA: same_run.hashes(data_files(data_args.data_path)),
+    }
     if checkpoint is not None:
-        run_folder.check_same_run(checkpoint, arguments)
+        arguments[same_run.CHANGES] = same_run.check_same_run(
+            checkpoint, arguments, steps_done(folder, checkpoint), training_args.resume_with_changes
+        )
         logger.info("resuming from %s", checkpoint)
 
     transformers.set_seed(training_args.seed)
@@ -194,6 +201,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "versions": versions(),
             "skipped_samples": trainer.train_dataset.skipped,
+            same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **trainer.report(),
         },
     )

@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError
 
 from llava.errors import InputError
-from llava.runs.run_folder import check_same_run, check_writable, prepare_output_dir, refusing_full_disk
+from llava.runs.run_folder import check_writable, prepare_output_dir, refusing_full_disk
 from llava.train.zo.resume_points import newest_checkpoint
 
 
@@ -36,9 +36,9 @@ def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(InputError, match=r"finished run.*--overwrite_output_dir"):
-        prepare_output_dir(tmp_path, overwrite=False)
+        prepare_output_dir(tmp_path, overwrite=False, journaled=False)
     assert newest_checkpoint(tmp_path) is not None
-    prepare_output_dir(tmp_path, overwrite=True)
+    prepare_output_dir(tmp_path, overwrite=True, journaled=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -48,14 +48,14 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
         check_writable(tmp_path / "file" / "below")
 
 
-def test_other_settings_are_another_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = make_checkpoint(tmp_path, 1, data_path="a.json", learning_rate=1e-6)
-    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-6})
-    assert not caplog.records
-    check_same_run(checkpoint, {"data_path": "a.json", "learning_rate": 1e-5})
-    assert "--learning_rate was 1e-06" in caplog.text
-    with pytest.raises(InputError, match=r"--data_path a\.json, now b\.json"):
-        check_same_run(checkpoint, {"data_path": "b.json"})
+def test_a_journal_is_not_outdated_by_a_run_without(tmp_path: Path) -> None:
+    (tmp_path / "mezo_journal").mkdir()
+    (tmp_path / "mezo_journal" / "header.json").write_text("{}")
+    prepare_output_dir(tmp_path, overwrite=False, journaled=True)
+    with pytest.raises(InputError, match=r"MeZO run with a journal.*--overwrite_output_dir"):
+        prepare_output_dir(tmp_path, overwrite=False, journaled=False)
+    prepare_output_dir(tmp_path, overwrite=True, journaled=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_after_ctrl_c_the_run_goes_on(quick: Flags, tmp_path: Path) -> None:
     step = len(Journal.read(tmp_path / "out" / "mezo_journal").records)
     assert step >= 3 and not list((tmp_path / "out").glob("checkpoint-*"))
     assert not (tmp_path / "out" / "trainer_state.json").exists()
-    train(argv=quick(trainer_mode="zo", max_steps=step + 2, save_strategy="no"))
+    train(argv=quick(trainer_mode="zo", max_steps=step + 2, save_strategy="no", resume_with_changes=True))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == step + 2
 
 
@@ -262,6 +262,43 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_given(quick: Flags, tmp_path:
     state = json.loads((tmp_path / "again" / "trainer_state.json").read_text())
     assert (tmp_path / "again" / "checkpoint-4").exists() and not (tmp_path / "again" / "checkpoint-2").exists()
     assert state["global_step"] == 4
+
+
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_a_run_goes_on_with_changes_that_are_wanted(
+    mode: str, quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = (ROOT / "playground" / "data" / "scan" / "val.json").read_text()
+    (tmp_path / "data.json").write_text(records)
+    changes = {"trainer_mode": mode, "save_steps": 2, "data_path": tmp_path / "data.json", "zo_journal": False}
+    changes |= {"image_folder": ROOT / "playground" / "data" / "scan", "lr_scheduler_type": "linear"}
+    train(argv=quick(**changes))
+    out = tmp_path / "out"
+    for path in (out / "trainer_state.json", out / "checkpoint-4" / "trainer_state.json"):
+        path.unlink()
+    (tmp_path / "data.json").write_text(records.replace('"value"', ' "value"'))
+    before = weights(out / "checkpoint-2")
+    with pytest.raises(SystemExit):
+        train(argv=quick(**changes, learning_rate=1e-4))
+    said = capsys.readouterr().err
+    assert "other records in --data_path" in said and "--learning_rate 0.001 (now 0.0001)" in said
+    train(argv=quick(**changes, learning_rate=1e-4, resume_with_changes=True))
+    rates = [one["learning_rate"] for one in json.loads((out / "trainer_state.json").read_text())["log_history"][:4]]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-5, 2.5e-5])
+    (recorded,) = json.loads((out / "report.json").read_text())["changes"]
+    assert recorded["after_step"] == 2 and set(recorded["flags"]) == {"learning_rate", "data_sha256"}
+    assert not same(weights(out), before)
+
+
+def test_a_run_does_not_go_on_without_its_optimizer(
+    quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(argv=quick(trainer_mode="regular", save_steps=2, save_only_model=True))
+    for path in (tmp_path / "out" / "trainer_state.json", tmp_path / "out" / "checkpoint-4" / "trainer_state.json"):
+        path.unlink()
+    with pytest.raises(SystemExit):
+        train(argv=quick(trainer_mode="regular", save_steps=2, save_only_model=True))
+    assert "checkpoint-2 was saved without its optimizer" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_none_is_refused(quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,31 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
         assert (out / "mezo_journal" / name).read_bytes() == (whole / "mezo_journal" / name).read_bytes()
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0], ids=["with a resume point", "from the journal alone"])
+def test_changed_flags_hold_from_the_first_step_that_is_not_recorded(
+    seconds: float,
+    flags: Flags,
+    kill: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(journaled_run, "RESUME_SECONDS", seconds)
+    kill(4, "after the update")
+    changes = {"lr_scheduler_type": "constant", "max_steps": 6}
+    with pytest.raises(Killed):
+        train(argv=flags(**changes))
+    monkeypatch.undo()
+    with pytest.raises(SystemExit):
+        train(argv=flags(**changes, learning_rate=1e-5))
+    assert "--learning_rate 0.001 (now 1e-05)" in capsys.readouterr().err
+    train(argv=flags(**changes, learning_rate=1e-5, resume_with_changes=True))
+    rates = [record.rates for record in Journal.read(tmp_path / "out" / "mezo_journal").records]
+    assert rates == [(1e-3,)] * 4 + [(1e-5,)] * 2
+    (recorded,) = json.loads((tmp_path / "out" / "report.json").read_text())["changes"]
+    assert recorded == {"after_step": 4, "flags": {"learning_rate": [1e-3, 1e-5]}}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -317,8 +342,9 @@ def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, mo
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another base": ({}, "fingerprint"),
-    "another eps": ({"zo_eps": 1e-2}, "another eps"),
+    "another eps": ({"zo_eps": 1e-2}, "--zo_eps 0.001 (now 0.01)"),
     "another weight decay": ({"weight_decay": 0.2}, "another groups"),
+    "a regular run": ({"trainer_mode": "regular"}, "holds a MeZO run with a journal"),
     "a flipped bit": ({}, "record 2 does not check"),
 }
 
@@ -342,12 +368,10 @@ def test_what_does_not_fit_is_refused(
         tensors = load_file(file)
         tensors["model.norm.weight"] += 1
         save_file(tensors, file, metadata={"format": "pt"})
-        arguments = tmp_path / "out" / "mezo_journal" / "training_args.json"
-        arguments.write_text(arguments.read_text().replace(str(base), str(file.parent)))
         changes = {"model_name_or_path": file.parent}
     before = records.read_bytes()
     with pytest.raises(SystemExit) as stop:
-        train(argv=flags(**changes))
+        train(argv=flags(**changes, resume_with_changes=True))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert records.read_bytes() == before

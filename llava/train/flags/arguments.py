@@ -159,6 +159,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "this tree: auto: every answer that comes more than once is spread evenly over an epoch, alone or with "
         "group_by_modality_length; off: random order",
     )
+    resume_with_changes: bool = flag(
+        False, "this tree: an unfinished run goes on with other data or flags than it was begun with; they are recorded"
+    )
     verbose_logging: bool = flag(False, "log all arguments")
     attn_implementation: str = flag("flash_attention_2", "flash_attention_2, sdpa or eager")
 

@@ -185,8 +185,9 @@ class JournaledRun(transformers.Trainer):
         if full is not None and not has_optimizer(full):
             raise InputError(f"{full} was saved without its optimizer (--save_only_model): a run cannot go on from it")
         if resume != full:
-            Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
-            self.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
+            with state.settings_of_flags(mezo, self.lr_scheduler):
+                Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
+                self.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
         mezo.catch_up(steps_of(full), step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

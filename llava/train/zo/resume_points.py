@@ -91,3 +91,11 @@ def steps_of(point: Path | None) -> int:
     """Steps before checkpoint-N or resume-N; 0 for None and for a journal without either."""
     number = "" if point is None else point.name.rpartition("-")[2]
     return int(number) if number.isdigit() else 0
+
+
+def steps_done(output_dir: Path, point: Path) -> int:
+    """Steps that a run which goes on from `point` does not take again: those in its journal, if it has one."""
+    try:
+        return len(Journal.read(output_dir / JOURNAL_FOLDER).records)
+    except JournalError:
+        return steps_of(point)

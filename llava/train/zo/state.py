@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from llava.mezo.errors import InputError
 
 _TENSOR = "__tensor__"
 _TUPLE = "__tuple__"
 _INT_KEYS = "__int_keys__"
+_SETTINGS = ("lr", "initial_lr", "weight_decay", "betas", "eps", "momentum")
 
 
 def save_state(state: Any, folder: Path, stem: str) -> None:
@@ -42,6 +47,27 @@ def load_state(folder: Path, stem: str) -> Any | None:
         raise InputError(
             f"{structure} is damaged ({error}); delete this checkpoint to resume from an earlier one"
         ) from error
+
+
+@contextmanager
+def settings_of_flags(optimizer: Optimizer, scheduler: Any) -> Iterator[None]:
+    """What is loaded inside brings its counters and moments; rates and the like stay those of this run's flags.
+
+    They are what was saved unless a run goes on with changes. A schedule is a function of the step, and goes on where
+    it was; one that follows the metrics (no `LambdaLR`) comes with all that it was saved with.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        yield
+        return
+    settings = [{name: group[name] for name in _SETTINGS if name in group} for group in optimizer.param_groups]
+    rates = list(scheduler.base_lrs)
+    yield
+    for group, mine in zip(optimizer.param_groups, settings, strict=True):
+        group.update(mine)
+    scheduler.base_lrs = rates
+    for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def random_states() -> dict[str, Any]:
