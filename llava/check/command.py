@@ -3,7 +3,7 @@
     python -m llava.data.check train.json --image-folder D --model-path M --version qwen_1_5 --model-max-length 1792
 
 The data may be given in every form that `--data_path` takes, and several at once. Flags that change how records are
-read are those of train.py, with its defaults (but `--version qwen_1_5`): give those of the run. The verdict about a
+read are those of train.py, with its defaults: give those of the run. The verdict about a
 record is training's own, through the same code. Of the model only config and tokenizer are read; without --model-path
 the lengths are left out. `--output report.json` lists everything, the text `--show` of each kind.
 
@@ -31,11 +31,12 @@ from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
-from llava.model.checkpoint_files import check_checkpoint, find_file, read_json
+from llava.model.checkpoint_files import check_checkpoint, read_config
 from llava.samples.loading import JsonRecord, load_parts
 from llava.samples.record import record_name
 from llava.samples.settings import SampleSettings
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 
 EXIT_WOULD_FAIL = 1
@@ -49,8 +50,6 @@ RUN_FLAGS = (
     *("image_window", "max_image_pixels"),
     *("mm_spatial_pool_stride", "mm_spatial_pool_mode", "add_faster_video", "faster_token_stride", "seed"),
 )
-# Those that a checkpoint writes down too, with their defaults: a run with others counts other image tokens.
-_IN_CHECKPOINTS = {"image_aspect_ratio": "square", "image_grid_pinpoints": None, "mm_patch_merge_type": "flat"}
 
 Sets = list[tuple[str, list[tuple[str, list[JsonRecord]]]]]
 
@@ -79,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
         elif "int" in str(fields[name].type):
             how |= {"type": int}
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name, **how)
-    parser.set_defaults(version="qwen_1_5")
     return parser
 
 
@@ -87,12 +85,16 @@ def _run_arguments(arguments: argparse.Namespace) -> tuple[ModelArguments, DataA
     """The arguments of a run with these flags, parsed and checked as train.py does."""
     given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
     given |= {"data_path": arguments.files[0]}
-    if arguments.model_path is not None:
+    if arguments.model_path is None:
+        given.setdefault("version", "qwen_1_5")
+    else:
         given["model_name_or_path"] = arguments.model_path
     words: list[str] = []
     for name, value in given.items():
         words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return parse_arguments(words)
+    run = parse_arguments(words)
+    take_from_checkpoint(*run[:2], {} if arguments.model_path is None else read_config(arguments.model_path))
+    return run
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -197,7 +199,6 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     lengths, limit = findings.lengths, run[2].model_max_length
     return {
         "settings": _settings(arguments, run),
-        "unlike_checkpoint": _unlike_checkpoint(arguments),
         "files": [
             {"data": path, "file": file, "records": len(records)} for path, parts in sets for file, records in parts
         ],
@@ -211,18 +212,6 @@ def _settings(arguments: argparse.Namespace, run: tuple[Any, Any, Any]) -> dict[
     """The flags that were used, given or not."""
     values = {name: getattr(part, name) for name in RUN_FLAGS for part in run if hasattr(part, name)}
     return {"model_path": arguments.model_path, **values}
-
-
-def _unlike_checkpoint(arguments: argparse.Namespace) -> list[str]:
-    """A sentence for each image setting that was not given and in which the checkpoint was made with another."""
-    file = None if arguments.model_path is None else find_file(arguments.model_path, "config.json")
-    config = {} if file is None else read_json(file)
-    return [
-        f"--{name} is not given and so {default}, as in train.py, but the checkpoint was made with "
-        f"{config[name]!r:.80}; give the flags of your run"
-        for name, default in _IN_CHECKPOINTS.items()
-        if getattr(arguments, name) is None and config.get(name) not in (None, default)
-    ]
 
 
 @command

@@ -96,14 +96,13 @@ def _repeats(report: Report, show: int) -> Iterator[str]:
 
 
 def _warnings(report: Report, show: int) -> Iterator[str]:
-    yield from report["unlike_checkpoint"]
     if report["kinds"]["text only"] and report["kinds"]["text only"] < report["records"]:
         yield f"{report['kinds']['text only']} text only records go through the vision tower with an empty image each"
     for what, found in report["warnings"].items():
         yield f"{what}: {len(found)} records"
         same = all(entry["message"] == what for entry in found)
         yield from _list([entry["record"] if same else _sentence(entry) for entry in found], show)
-    if not report["warnings"] and not report["unlike_checkpoint"]:
+    if not report["warnings"]:
         yield "none from training"
 
 

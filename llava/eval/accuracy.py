@@ -31,7 +31,9 @@ from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
 from llava.mezo.durable import write_durably
+from llava.mezo.journal.base_model import MODEL
 from llava.model.checkpoint_files import check_checkpoint
+from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
 from llava.samples.pictures import PictureSettings
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-folder", type=Path, required=True, help="image paths in the data are below it")
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--batch-size", type=int, default=8, help="records answered together")
-    parser.add_argument("--version", default="qwen_1_5", help="conversation template")
+    parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         _evaluate_steps(run, arguments, records)
         return
     check_checkpoint(arguments.model_path, arguments.model_base)  # before a file of answers is begun
+    arguments.version = arguments.version or template_of(arguments.model_path, arguments.model_base)
 
     def load() -> tuple[Any, Any, Any]:
         given = arguments.torch_dtype, arguments.attn_implementation
@@ -105,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> None:
     """One step of a journal, or several with a table and a picture."""
     check_checkpoint(run.path, None)
+    arguments.version = arguments.version or template_of(str(arguments.journal / MODEL), run.path)
     load_once = functools.cache(lambda: run.load(arguments.attn_implementation))
     several, results = arguments.all_steps is not None, []
     for step in _steps(arguments, run):

@@ -26,6 +26,7 @@ from llava.mm_utils import (
 )
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import PromptTooLong
+from llava.model.own_settings import own_template
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
 from llava.samples.turns import naming
@@ -75,8 +76,8 @@ class Decoding:
 class Answerer:
     """A model with its tokenizer, image processor and conversation template, ready to answer.
 
-    `image_mode` replaces the model's way of making tiles (a value of `--image_aspect_ratio`) for all images; `pictures`
-    says how they are read.
+    `version` names a template in place of the model's own; `image_mode` replaces its way of making tiles (a value
+    of `--image_aspect_ratio`) for all images; `pictures` says how they are read.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Answerer:
         model: Any,
         tokenizer: Any,
         image_processor: Any,
-        version: str = "qwen_1_5",
+        version: str | None = None,
         image_mode: str | None = None,
         pictures: PictureSettings | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.template = get_template(version)
+        self.template = get_template(own_template(model.config) if version is None else version)
         self.image_mode = image_mode
         self.pictures = pictures
 

@@ -5,7 +5,7 @@
 Questions: a JSON array or JSON lines of {"sample_id", "image": [paths], "conversations": [{"from", "value"}, ...],
 "metadata": {"question_type", "dataset"}}. Every human turn is asked, after the model's answers to the turns before it;
 each image is one tile. Flags are those of LLaVA-NeXT's script of that name; here `--conv-mode`, `--extra-prompt`
-and `--test_size` have an effect, and `--conv-mode` defaults to the form that LLaVA-NeXT always uses, Qwen's.
+and `--test_size` have an effect, and `--conv-mode` defaults to the checkpoint's own template.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--extra-prompt", default="", help="put in front of every question")
     parser.add_argument("--question-file", default="tables/question.jsonl")
     parser.add_argument("--answers-file", type=Path, default=Path("answer.jsonl"))
-    parser.add_argument("--conv-mode", default="qwen_1_5", help="conversation template")
+    parser.add_argument("--conv-mode", help="conversation template; default: the checkpoint's own")
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.2, help="0 for greedy decoding")

@@ -26,7 +26,7 @@ def evaluate(
     image_folder: str | Path,
     metric: str = "exact",
     batch_size: int = 8,
-    version: str = "qwen_1_5",
+    version: str | None = None,
     max_new_tokens: int = 32,
     progress: bool = True,
     done: Answers | None = None,
@@ -40,7 +40,7 @@ def evaluate(
     Args:
         records: LLaVA JSON records; image paths are below `image_folder`.
         metric: a key of `llava.eval.metrics.METRICS`.
-        version: name of the conversation template.
+        version: name of the conversation template; None: the model's own.
         done: answers to the first records from an earlier run.
         on_batch: called with the new answers of every batch.
         pictures: how pictures are read.

@@ -22,6 +22,7 @@ from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import InputError, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.model.checkpoint_files import read_config
 from llava.model.loading import not_finite
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
@@ -30,6 +31,7 @@ from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import data_files
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths
 from llava.train.llava_trainer import LLaVATrainer
@@ -63,6 +65,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args)
+    take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
     with training_args.main_process_first(local=False):

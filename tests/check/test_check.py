@@ -19,10 +19,12 @@ from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError
 from llava.mm_utils import count_tiles, image_processing
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint_files import read_config
 from llava.model.multimodal_encoder.siglip_encoder import SigLipImageProcessor
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.media import Media, media_entries
+from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +195,7 @@ def test_lengths_are_those_of_the_model(folder, flags):
     model.config.image_grid_pinpoints = items.data_args.image_grid_pinpoints
     model.config.tokenizer_model_max_length = 2000
     collate = DataCollatorForSupervisedDataset(items.tokenizer)
-    command += [] if "mm_newline_position" in flags else ["--mm-newline-position", "grid"]
+    command += [f"--{name}={value}" for name, value in defaults.items() if name not in flags]
     arguments = check._parser().parse_args(command)
     checker = check._checker(arguments, check._run_arguments(arguments))
     for index, record in enumerate(records):
@@ -267,7 +269,7 @@ def test_a_plain_language_model_with_a_tower(folder):
     kept = {key: value for key, value in config.items() if "mm_" not in key} | {"model_type": "qwen2"}
     (plain / "config.json").write_text(json.dumps(kept | {"architectures": ["Qwen2ForCausalLM"]}))
     records = [GOOD["one"], GOOD["text"]]
-    with_tower = report_of(words(folder, records, model=plain, vision_tower=tower))
+    with_tower = report_of(words(folder, records, model=plain, vision_tower=tower, mm_patch_merge_type="spatial_unpad"))
     assert with_tower["lengths"] == report_of(words(folder, records))["lengths"]
     without = report_of(words(folder, records, model=plain))
     assert "there is no vision tower" in found(without, "media")[0]["message"]
@@ -340,7 +342,6 @@ def test_warnings(folder, capsys):
     }
     assert said.keys() == parts.keys()
     assert all(part in said[name] and said[name] in text for name, part in parts.items())
-    assert "--mm_patch_merge_type is not given and so flat" in text
 
 
 def test_what_training_logs_is_a_warning(folder):
@@ -420,14 +421,27 @@ def test_demo_sets_pass(name, capsys):
 
 def test_same_flags_as_training():
     """Every flag means what it means to train.py, where it exists under the same name."""
-    argv = ["--data_path", "x.json", "--model_name_or_path", "m", "--version", "qwen_1_5", "--frames_upbound", "32"]
+    argv = ["--data_path", "x.json", "--model_name_or_path", str(TINY), "--frames_upbound", "32"]
     argv += ["--train_on_answers_only", "True", "--image_folder", "d"]
     ours = check._run_arguments(
         check._parser().parse_args(
-            ["x.json", "--model-path", "m", "--frames_upbound", "32", "--train-on-answers-only", "--image-folder", "d"]
+            [
+                "x.json",
+                "--model-path",
+                str(TINY),
+                "--frames_upbound",
+                "32",
+                "--train-on-answers-only",
+                "--image-folder",
+                "d",
+            ]
         )
     )
-    assert all(vars(a) == vars(b) for a, b in zip(ours[:2], parse_arguments(argv)[:2], strict=True))
+    theirs = parse_arguments(argv)
+    take_from_checkpoint(*theirs[:2], read_config(TINY))
+    assert ours[0].mm_patch_merge_type == "spatial_unpad"
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        assert vars(mine) | {"given": ()} == vars(other) | {"given": ()}
 
 
 def test_numbers_of_lengths():

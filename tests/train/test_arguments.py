@@ -95,7 +95,6 @@ REFUSED = {
     "--mm_tunable_parts mm_vision_resampler": ["mm_vision_resampler", "not supported"],
     "--image_aspect_ratio wide": ["wide", "anyres_max_N"],
     "--image_aspect_ratio crop_split": ["crop_split", "anyres_max_N"],
-    "--image_aspect_ratio anyres_max_9": ["--image_grid_pinpoints"],
     "--mm_projector_type mlp2x_relu": ["mlp2x_relu", "mlpNx_gelu"],
     "--version qwen_9": ["qwen_9", "qwen_1_5"],
     "--mm_resampler_type qformer": ["resampler"],

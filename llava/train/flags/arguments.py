@@ -7,8 +7,9 @@ refuses combinations that cannot work; spellings of older transformers are in `r
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 
@@ -27,7 +28,12 @@ def flag(default: Any, help: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, how its parts are put together, and which of them are tuned."""
+    """Which model is trained, how its parts are put together, and which of them are tuned.
+
+    `given` names the flags, of all three classes, that stood on the command line.
+    """
+
+    given: ClassVar[Collection[str]] = ()
 
     model_name_or_path: str | None = flag(
         "facebook/opt-125m", "base language model or LLaVA checkpoint: hub id or folder"
@@ -36,7 +42,10 @@ class ModelArguments:
     mm_tunable_parts: str | None = flag(
         None, "comma list of mm_language_model, mm_mlp_adapter, mm_vision_tower; replaces the legacy freeze flags"
     )
-    version: str | None = flag("v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3")
+    version: str | None = flag(
+        "v0",
+        "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3; not given: the checkpoint's own",
+    )
     freeze_backbone: bool = flag(False, "legacy: freeze the language model (overridden by mm_tunable_parts)")
     tune_mm_mlp_adapter: bool = flag(False, "legacy: freeze all but the projector")
     tune_mm_vision_resampler: bool = flag(False, "legacy: not supported here (resamplers are left out)")
@@ -227,3 +236,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     def journal_keeps_all(self) -> bool:
         """Whether the journal stands for all checkpoints of this run."""
         return self.trainer_mode == "zo" and self.zo_journal and self.save_strategy == "no"
+
+
+def hand_on(model_args: ModelArguments, data_args: Any) -> None:
+    """Flags of the model that samples depend on too."""
+    data_args.version = model_args.version
+    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end

@@ -27,6 +27,7 @@ from llava.train.flags.arguments import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
+    hand_on,
 )
 from llava.train.flags.dry_run import dry_run
 from llava.train.objectives import score_of
@@ -76,12 +77,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     check_model_arguments(model_args)
     check_data_arguments(data_args)
     dry_run(training_args)
+    model_args.given = given
     # The trainer sees the run's arguments alone, and saving depends on what is tuned.
     for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
         setattr(training_args, name, getattr(model_args, name))
-    data_args.version = model_args.version
     data_args.seed = training_args.seed
-    data_args.mm_use_im_start_end = model_args.mm_use_im_start_end
+    hand_on(model_args, data_args)
     return model_args, data_args, training_args
 
 
@@ -123,10 +124,6 @@ def check_data_arguments(args: DataArguments) -> None:
         raise InputError("--data_path is missing: a LLaVA JSON, JSONL or YAML mixture")
     image_processing(args.image_aspect_ratio)
     SampleSettings.of(args)
-    if args.image_aspect_ratio.startswith("anyres") and args.image_grid_pinpoints is None:
-        raise InputError(
-            f'--image_aspect_ratio {args.image_aspect_ratio} needs --image_grid_pinpoints, e.g. "(1x1),...,(6x6)"'
-        )
 
 
 def check_run(values: Any, given: set[str]) -> None:

@@ -17,6 +17,7 @@ from llava.errors import InputError
 from llava.mm_utils import expand_grid_pinpoints, processor_tile_size
 from llava.model import config_for, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention
+from llava.model.own_settings import TEMPLATE
 from llava.samples.image_tokens import ImageTokenCounter
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -155,6 +156,7 @@ def _write_config(
         "force_sample",
     ):
         setattr(config, name, getattr(data_args, name))
+    setattr(config, TEMPLATE, model_args.version)
     config.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     if model_args.mm_tunable_parts is not None:
