@@ -19,6 +19,7 @@ from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
 from llava.train.parts import saving
 from llava.train.parts.feature_cache import FeatureCache
+from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.zo import state
@@ -59,6 +60,8 @@ class LLaVATrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
         self.run_arguments: dict[str, Any] = run_folder.flat_arguments(self.args)
         """All flags of the run, written beside every saved model."""
+        self.masters: MasterWeights | None = None
+        """Of weights that are trained in 16 bits."""
         self.feature_cache: FeatureCache | None = None
         """Where features of frozen modules come from, if they are kept."""
 
@@ -131,8 +134,19 @@ class LLaVATrainer(transformers.Trainer):
         if self.optimizer is None:
             network = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, network)
-            self.optimizer = optimizer_class(parameter_groups(network, self.args), **options)
+            groups = parameter_groups(network, self.args)
+            masters = MasterWeights(network) if self._wants_masters() else ()
+            if not masters:
+                self.optimizer = optimizer_class(groups, **options)
+            else:
+                self.masters = masters
+                self.optimizer = optimizer_class(masters.replace(groups), **options)
+                masters.attach(self.optimizer)
         return self.optimizer
+
+    def _wants_masters(self) -> bool:
+        """Not in zo mode, and not where the engine keeps masters of its own."""
+        return self.args.trainer_mode == "regular" and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
@@ -165,6 +179,8 @@ class LLaVATrainer(transformers.Trainer):
         elif self.args.should_save:
             state.save_state(self.optimizer.state_dict(), Path(output_dir), "optimizer")
             state.save_state(self.lr_scheduler.state_dict(), Path(output_dir), "scheduler")
+            if self.masters is not None:
+                state.save_state(self.masters.state_dict(), Path(output_dir), "masters")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -179,6 +195,8 @@ class LLaVATrainer(transformers.Trainer):
         with state.settings_of_flags(self.optimizer, self.lr_scheduler):
             self.optimizer.load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
+        if self.masters is not None:
+            self.masters.load_state_dict(state.load_state(Path(checkpoint), "masters"), checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         folder = Path(output_dir)
