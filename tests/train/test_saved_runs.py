@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 import llava.train.train as training
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
+from llava.model import merge
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
 
@@ -244,6 +246,37 @@ def test_loads_back(name: str, run_of: Callable[[str], Run]) -> None:
     model = load(run)
     assert not model.training
     torch.testing.assert_close(logits_of(model), run.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapter-mm_tunable_parts", "lora-adapter-and-lm"])
+def test_merged_with_its_base_it_is_one_checkpoint(
+    name: str, run_of: Callable[[str], Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, merged = run_of(name), tmp_path / "merged"
+    words = ["--adapter", str(run.folder), "--base", str(run.base), "--output", str(merged)]
+    merge.main(words)
+    assert not list(merged.glob("adapter*")) + list(merged.glob("*projector*"))
+    here = load(run, merged)
+    _, there, _, _ = load_pretrained_model(str(run.folder), str(run.base), "llava_qwen", torch_dtype="auto")
+    expected = there.state_dict()
+    tensors = load_file(merged / "model.safetensors")
+    assert len(tensors) > 20 and all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+    torch.testing.assert_close(logits_of(here), run.logits, atol=0.05, rtol=0.05)  # rounded to bfloat16
+    assert (merged / "tokenizer.json").exists() and here.get_vision_tower().is_loaded
+    with pytest.raises(SystemExit) as stop:
+        merge.main(words)
+    assert stop.value.code == 2 and "is not empty" in capsys.readouterr().err
+
+
+def test_what_is_no_adapter_is_not_merged(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="no adapter at"):
+        merge.merge(str(tmp_path / "a"), "base", tmp_path / "out")
+    (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    with pytest.raises(InputError, match="PREFIX_TUNING, which cannot be merged into weights"):
+        merge.merge(str(tmp_path / "a"), "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
