@@ -67,7 +67,8 @@ def names_in_files(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     names: dict[nn.Parameter, list[str]] = {}
     for own, parameter in unwrap(model).named_parameters(remove_duplicate=False):
         outside_lora = own.replace(".base_layer.", ".")
-        known = [own, outside_lora, own.replace(".default.", "."), own.removesuffix(".default")]
+        without = own.replace(".default.", ".")
+        known = [own, outside_lora, without, own.removesuffix(".default"), without.removesuffix(".weight")]
         names.setdefault(parameter, []).extend(dict.fromkeys(known))
     return names
 

@@ -1,4 +1,4 @@
-"""A LoRA or projector-only checkpoint and the model it was trained from, as one whole checkpoint.
+"""An adapter or projector-only checkpoint and the model it was trained from, as one whole checkpoint.
 
     python -m llava.model.merge --adapter runs/mine --base MODEL --output merged
 
@@ -17,6 +17,9 @@ from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint_files import find_file, read_json
 from llava.model.loading import adapter_file
 from llava.utils import setup_logging
+
+MERGED = ("LORA", "IA3", "LN_TUNING")
+"""PEFT's names of adapters that become weights."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,10 @@ def _check_kind(adapter: str) -> None:
         adapter_file(adapter)  # says what is missing
         return
     kind = read_json(file).get("peft_type")
-    if kind != "LORA":
-        raise InputError(f"--adapter {adapter} is of kind {kind}, which cannot be merged into weights; allowed: LORA")
+    if kind not in MERGED:
+        raise InputError(
+            f"--adapter {adapter} is of kind {kind}, which cannot be merged into weights; allowed: {', '.join(MERGED)}"
+        )
 
 
 @command

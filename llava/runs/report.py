@@ -24,7 +24,7 @@ from llava.runs.runs import ZO_SETTINGS, Group, grouped, read_run, rise_after_mi
 COLUMN_NAMES = {
     "model_name_or_path": "model",
     "mm_tunable_parts": "parts",
-    "lora_enable": "LoRA",
+    "adapter": "adapter",
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",
     "per_device_train_batch_size": "batch",

@@ -19,7 +19,7 @@ SEEDS = ("seed", "zo_seed", "data_seed")
 SETTINGS = (
     "model_name_or_path",
     "mm_tunable_parts",
-    "lora_enable",
+    "adapter",
     "learning_rate",
     "lr_scheduler_type",
     "per_device_train_batch_size",
@@ -116,6 +116,7 @@ def read_run(folder: Path) -> Run:
     """
     report, arguments, state = (_read(folder / name) for name in (REPORT_FILE, ARGUMENTS_FILE, STATE_FILE))
     names = SETTINGS + (ZO_SETTINGS if report.get("trainer_mode") == "zo" else ())
+    arguments.setdefault("adapter", "lora" if arguments.get("lora_enable") else "none")
     arguments["evaluation"] = _evaluation(folder / ANSWERS_FILE)
     steps, losses = loss_points(state.get("log_history", ()))
     return Run(
@@ -189,7 +190,7 @@ def share_of_adamw(group: Group, groups: Sequence[Group]) -> float | None:
 
     None for AdamW itself, without AdamW, and where AdamW gains nothing.
     """
-    same = ("model_name_or_path", "mm_tunable_parts", "lora_enable", "evaluation")
+    same = ("model_name_or_path", "mm_tunable_parts", "adapter", "evaluation")
     gains = [
         other.gain
         for other in groups

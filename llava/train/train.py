@@ -38,9 +38,9 @@ from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
 from llava.train.parts import feature_cache
-from llava.train.parts.adapters import add_lora
+from llava.train.parts.adapters import add_adapter
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
-from llava.train.parts.saving import lora_names
+from llava.train.parts.saving import adapter_names
 from llava.train.parts.tunable import select_trainable
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.utils import setup_logging
@@ -117,8 +117,8 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.vision_tower is not None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:
-        model = add_lora(model, training_args)
-    select_trainable(model, model_args, training_args, lora_names(model))
+        model = add_adapter(model, training_args)
+    select_trainable(model, model_args, training_args, adapter_names(model))
     if training_args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model, tokenizer

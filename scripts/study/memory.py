@@ -27,14 +27,14 @@ from pictures import plot_memory
 from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
-from llava.train.parts.adapters import add_lora
+from llava.train.parts.adapters import add_adapter
 from llava.train.zo.sparse_loss import sparse_loss
 from llava.train.zo.trainer import frozen_image_modules
 
 METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 STUDY = {"inference": 3.7, "mezo": 3.7, "adamw": 14.6}  # GB, 0.5B, max_memory_allocated
-LORA = SimpleNamespace(bits=16, lora_r=64, lora_alpha=16, lora_dropout=0.05, lora_bias="none")
+LORA = SimpleNamespace(adapter="lora", bits=16, lora_r=64, lora_alpha=16, lora_dropout=0.05, lora_bias="none")
 NEW_TOKENS = 4
 TILES = 2
 
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     model = build(options.shape, torch.bfloat16, device, ALL_PARTS)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     inputs = batch(model, options.tokens, TILES, 12)
-    network = add_lora(model, LORA) if method == "lora_adamw" else model
+    network = add_adapter(model, LORA) if method == "lora_adamw" else model
     return {
         "weights": weights,
         "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), times=2),

@@ -123,9 +123,12 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, q
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["zo", "regular"])
-def test_lora_run_resumes_completely(mode: str, quick: Flags, tmp_path: Path) -> None:
-    changes = {"trainer_mode": mode, "lora_enable": True, "lora_r": 4, "save_steps": 2, "lora_dropout": 0.0}
+@pytest.mark.parametrize(
+    ("mode", "adapter"),
+    [("zo", "lora"), ("regular", "lora"), ("regular", "rslora"), ("zo", "dora"), ("regular", "ia3"), ("zo", "ln")],
+)
+def test_adapter_run_resumes_completely(mode: str, adapter: str, quick: Flags, tmp_path: Path) -> None:
+    changes = {"trainer_mode": mode, "adapter": adapter, "lora_r": 4, "save_steps": 2, "lora_dropout": 0.0}
     changes["mm_tunable_parts"] = "mm_mlp_adapter,mm_language_model"
     train(argv=quick(**changes, output_dir=tmp_path / "whole"))
     (tmp_path / "half").mkdir()

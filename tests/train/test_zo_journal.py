@@ -264,25 +264,37 @@ def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, ba
     assert config | {"use_cache": True} == trained
 
 
-@pytest.mark.parametrize("changes", [{"mm_tunable_parts": "mm_mlp_adapter"}, {"lora_enable": True, "lora_r": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mm_tunable_parts": "mm_mlp_adapter"},
+        {"lora_enable": True, "lora_r": 4},
+        {"adapter": "dora", "lora_r": 4},
+        {"adapter": "ln"},
+    ],
+    ids=str,
+)
 def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base: Path, tmp_path: Path) -> None:
     train(argv=flags(**changes))
     words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
     assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     written = sorted(path.name for path in (tmp_path / "last").glob("*.safetensors"))
-    if "lora_enable" in changes:
+    if "mm_tunable_parts" not in changes:
         assert written == files
     for name in set(written) & set(files):
         assert same(load_file(tmp_path / "last" / name), load_file(tmp_path / "out" / name))
-    if "lora_enable" not in changes:
+    if "mm_tunable_parts" in changes:
         expected = load_file(tmp_path / "out" / "mm_projector.safetensors")
         found = weights(tmp_path / "last")
         assert same({name: found[name] for name in expected}, expected)
 
 
-def test_a_lora_run_goes_on_from_its_journal(flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    changes = {"lora_enable": True, "lora_r": 4}
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+def test_an_adapter_run_goes_on_from_its_journal(
+    adapter: str, flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    changes = {"adapter": adapter, "lora_r": 4}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
     kill(5, "after the update")
     with pytest.raises(Killed):

@@ -16,6 +16,7 @@ import transformers
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.train.flags.renamed_flags import RenamedFlags
+from llava.train.parts.adapters import ADAPTERS
 
 TRAINER_MODES = ("regular", "zo")
 STRATIFY = ("auto", "off")
@@ -148,7 +149,12 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     double_quant: bool = flag(True, "4-bit loading: quantise the quantisation constants too")
     quant_type: str = flag("nf4", "4-bit loading: nf4 or fp4")
     bits: int = flag(16, "4 or 8: load the base with bitsandbytes; 16: as it is")
-    lora_enable: bool = flag(False, "train LoRA adapters on the language model")
+    adapter: str = flag(
+        "none",
+        f"this tree: what is trained in place of the language model's own weights: {', '.join(ADAPTERS)}; the rank and "
+        "scale of all kinds of LoRA are those of --lora_r and --lora_alpha",
+    )
+    lora_enable: bool = flag(False, "as --adapter lora")
     lora_r: int = flag(64, "LoRA rank")
     lora_alpha: int = flag(16, "LoRA scale times rank")
     lora_dropout: float = flag(0.05, "LoRA dropout")
@@ -223,6 +229,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 
     def __post_init__(self) -> None:
+        if self.lora_enable and self.adapter == "none":
+            self.adapter = "lora"
+        self.lora_enable = self.adapter != "none"
         if not (self.load_best_model_at_end and self.journal_keeps_all):
             super().__post_init__()
             return

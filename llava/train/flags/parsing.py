@@ -31,6 +31,7 @@ from llava.train.flags.arguments import (
 )
 from llava.train.flags.dry_run import dry_run
 from llava.train.objectives import score_of
+from llava.train.parts.adapters import ADAPTERS
 from llava.train.parts.tunable import parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
 
@@ -135,6 +136,9 @@ def check_run(values: Any, given: set[str]) -> None:
             while the same value given by hand is refused.
     """
     _one_of("trainer_mode", values.trainer_mode, TRAINER_MODES)
+    _one_of("adapter", values.adapter, ADAPTERS)
+    if values.lora_enable and values.adapter not in ("none", "lora"):
+        raise InputError(f"--lora_enable True excludes --adapter {values.adapter}: give one of them")
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("stratify_answers", values.stratify_answers, STRATIFY)
     _one_of("bits", values.bits, (4, 8, 16))

@@ -52,17 +52,17 @@ def save_lora(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | No
     save_file(_contiguous(non_lora_tensors(model)), folder / NON_LORA_FILE, metadata={"format": "pt"})
 
 
-def lora_names(model: nn.Module) -> frozenset[str]:
-    """Names of the LoRA weights of a PEFT model; empty for any other model."""
+def adapter_names(model: nn.Module) -> frozenset[str]:
+    """Names of the adapter's weights of a PEFT model; empty for any other model."""
     if not is_peft(model):
         return frozenset()
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     ids: set[int] = set()
     for module in model.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
-                ids |= {id(p) for p in getattr(module, name).parameters()}
+                ids |= {id(p) for p in getattr(module, name, nn.Module()).parameters()}
     return frozenset(name for name, p in model.named_parameters() if id(p) in ids)
 
 
@@ -71,12 +71,12 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
 
     Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
     """
-    lora = lora_names(model)
+    adapter = adapter_names(model)
     newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
         _name_outside_lora(name): p.detach()
         for part, name, p in parts_of(model)
-        if name not in lora and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
+        if name not in adapter and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
     }
 
 

@@ -72,12 +72,12 @@ def adapter_only(args: Any) -> bool:
     return bool(getattr(args, "tune_mm_mlp_adapter", False))
 
 
-def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora_names: frozenset[str]) -> None:
+def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adapter: frozenset[str]) -> None:
     """Set `requires_grad` of every parameter as the flags say.
 
     Args:
         model: LLaVA model, possibly wrapped by PEFT.
-        lora_names: names of the LoRA weights, which are always trained; empty without LoRA. With LoRA the
+        adapter: names of the adapter's weights, which are always trained; empty without one. With one the
             language model's own weights stay frozen, but for the biases that `--lora_bias` asks for.
     """
     if model_args.mm_tunable_parts is not None:
@@ -95,12 +95,12 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, lora
         )
     for part, name, parameter in parts_of(model):
         chosen = part in parts and name not in frozen
-        if lora_names and part == LANGUAGE_MODEL:
+        if adapter and part == LANGUAGE_MODEL:
             chosen = parameter.requires_grad  # as PEFT has it, which goes by --lora_bias
-        trainable = chosen or name in lora_names
+        trainable = chosen or name in adapter
         if parameter.is_floating_point():
             parameter.requires_grad_(trainable)
-        elif trainable and name not in lora_names:
+        elif trainable and name not in adapter:
             raise InputError(
                 f"{name} is quantised (--bits {training_args.bits}) and cannot be trained itself: "
                 "add --lora_enable True, or load the base with --bits 16"
