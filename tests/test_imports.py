@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "llava").rglob("*.py"))
+SCRIPTS = [file for file in sorted((ROOT / "scripts").rglob("*.py")) if "upstream" not in file.parts]
 
 # A module may import from its own layer and from those before it; the longest name that fits counts.
 LAYERS = (
@@ -160,6 +162,16 @@ def test_who_needs_no_engine_imports_none(module: str, imported_with: dict[str, 
 @pytest.mark.slow
 def test_the_trainer_imports_the_engine(imported_with: dict[str, set[str]]) -> None:
     assert imported_with["llava.train.zo.trainer"] > ENGINE
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_what_scripts_import_from_here_is_there(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llava"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(inside) is not None
 
 
 def test_importing_the_package_is_light() -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.nn import functional
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
@@ -265,6 +266,7 @@ class LlavaMetaForCausalLM(_Base):
         modalities: Sequence[str] | str | None = None,
         dpo_forward: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
+        loss_alone: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The language model's forward, with images; see `prepare_inputs_labels_for_multimodal`.
@@ -272,6 +274,7 @@ class LlavaMetaForCausalLM(_Base):
         Args:
             logits_to_keep: logits of so many last positions alone (0: of all), as the library's generate asks for,
                 or of the positions given.
+            loss_alone: logits are made only where some row has a supervised token next; the loss does not need more.
 
         Returns:
             The language model's output; its `loss` is the mean cross entropy over the labels that are not -100, in
@@ -285,6 +288,10 @@ class LlavaMetaForCausalLM(_Base):
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
         if input_ids is not None and inputs_embeds is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             raise InputError("the text has <image> marks, but no images were given or the model has no vision tower.")
+        if loss_alone and labels is not None:
+            following = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+            logits_to_keep = (following != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+            kwargs["shift_labels"] = following[:, logits_to_keep]
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -14,6 +14,7 @@ import transformers
 
 from llava.compatibility import names_of
 from llava.errors import InputError
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.runs import run_folder
 from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
@@ -82,6 +83,14 @@ class LLaVATrainer(transformers.Trainer):
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {float(loss)}{self.advice()}")
         return loss
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *rest: Any, **more: Any) -> Any:
+        """As the base class; without logits that the loss does not need, the largest tensors of a forward."""
+        network = self.accelerator.unwrap_model(model)
+        whole = network.get_base_model() if saving.is_peft(network) else network
+        if not return_outputs and isinstance(whole, LlavaMetaForCausalLM):
+            inputs = {**inputs, "loss_alone": True}
+        return super().compute_loss(model, inputs, return_outputs, *rest, **more)
 
     def advice(self) -> str:
         """What to do after a run has diverged."""

@@ -28,8 +28,10 @@ from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.train.parts.adapters import add_adapter
+from llava.train.parts.master_weights import MasterWeights
+from llava.train.parts.saving import adapter_names
 from llava.train.zo.sparse_loss import sparse_loss
-from llava.train.zo.trainer import frozen_image_modules
+from llava.train.zo.step_inputs import frozen_image_modules
 
 METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
@@ -63,13 +65,17 @@ def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[]
 
 
 def _adamw(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
-    """As LLaVATrainer's regular mode: autocast, clipped gradients, states in the dtype of the weights."""
-    optimizer = torch.optim.AdamW(trained, lr=1e-9)
+    """As LLaVATrainer's regular mode: layers run again in the backward pass, clipped gradients, float32 masters."""
+    masters = MasterWeights(model)
+    optimizer = torch.optim.AdamW(masters.replace([{"params": trained}]), lr=1e-9)
+    masters.attach(optimizer)
     model.train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
 
     def run() -> None:
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
-            loss = model(**inputs).loss
+            loss = model(**inputs, loss_alone=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -85,7 +91,12 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     model = build(options.shape, torch.bfloat16, device, ALL_PARTS)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     inputs = batch(model, options.tokens, TILES, 12)
-    network = add_adapter(model, LORA) if method == "lora_adamw" else model
+    network = model
+    if method == "lora_adamw":
+        network = add_adapter(model, LORA)
+        adapter = adapter_names(network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in adapter)
     return {
         "weights": weights,
         "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), times=2),

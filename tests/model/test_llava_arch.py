@@ -60,6 +60,24 @@ def test_loss_is_the_mean_over_supervised_tokens(small_model):
     assert LlavaMetaForCausalLM.accepts_loss_kwargs is False
 
 
+def test_the_loss_alone_has_the_same_gradients(small_model):
+    ids = torch.tensor([PROMPT, PROMPT])
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    labels[0, 1], labels[1, -1] = 6, 9
+    inputs = {"labels": labels, "attention_mask": torch.ones_like(ids)}
+    inputs |= {"images": [tiles(), tiles()], "image_sizes": [(60, 25), (60, 25)]}
+    found = {}
+    for alone in (False, True):
+        small_model.zero_grad()
+        output = small_model(ids, **inputs, loss_alone=alone)
+        output.loss.backward()
+        named = small_model.named_parameters()
+        found[alone] = output.loss.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+        assert (output.logits.shape[1] == 2) == alone
+    assert len(found[True][1]) > 10
+    torch.testing.assert_close(found[True], found[False])
+
+
 def test_dpo_forward_gives_logits_and_spliced_labels(small_model):
     ids = torch.tensor([PROMPT])
     logits, labels = small_model(ids, labels=ids.clone(), images=[tiles(1)], image_sizes=[(32, 32)], dpo_forward=True)
