@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.journal.locking import FolderLock
+from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,13 @@ SAME_IN_A_RUN = (
     "data_path",
     "mm_tunable_parts",
     "trainer_mode",
+    "vision_tower",
+    "mm_projector_type",
     "lora_enable",
+    "lora_r",
+    "lora_alpha",
+    "lora_bias",
+    "bits",
     "bf16",
     "zo_seed",
     "zo_noise",
@@ -105,6 +113,37 @@ def save_arguments(arguments: dict[str, Any], folder: Path) -> None:
     write_durably(folder / ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
 
 
+def check_whole(checkpoint: Path) -> None:
+    """`InputError` unless every file of the point that a run goes on from is there as a whole, and of that step.
+
+    Args:
+        checkpoint: checkpoint-N, a journal's resume-N, or a journal that has neither.
+    """
+    try:
+        for file in sorted(checkpoint.iterdir()):
+            if file.suffix == ".json":
+                values = read_json(file)
+                if file.name == STATE_FILE:
+                    _check_state(file, values)
+            elif file.suffix == ".safetensors":
+                headers(file)
+    except InputError as error:
+        raise InputError(
+            f"cannot go on from {checkpoint}: {error} Remove that folder to go on from an earlier point, or give "
+            "--overwrite_output_dir True to start again"
+        ) from error
+
+
+def _check_state(file: Path, values: dict[str, Any]) -> None:
+    with usable(str(file)):
+        state = TrainerState.load_from_json(str(file))
+    steps = re.fullmatch(r"(?:checkpoint|resume)-(\d+)", file.parent.name)
+    if not isinstance(state.global_step, int) or "global_step" not in values:
+        raise InputError(f"{file}: has no global_step, the number of steps that were done.")
+    if steps is not None and state.global_step != int(steps[1]):
+        raise InputError(f"{file}: is of step {state.global_step}.")
+
+
 def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
     """Whether a run with these flags goes on with what `checkpoint` holds.
 
@@ -115,8 +154,9 @@ def check_same_run(checkpoint: Path, arguments: dict[str, Any]) -> None:
     if not file.exists():
         file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
     if not file.exists():
+        logger.warning("%s has no %s: whether it is of a run with these flags is not known", checkpoint, ARGUMENTS_FILE)
         return
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = read_json(file)
     changed = {name for name, value in arguments.items() if name in earlier and earlier[name] != value}
     for name in SAME_IN_A_RUN:
         if name in changed:

@@ -23,6 +23,7 @@ from llava.compatibility import names_of
 from llava.errors import InputError, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.model.loading import not_finite
+from llava.model.vocabulary import check_fits
 from llava.runs import run_folder
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
@@ -30,7 +31,7 @@ from llava.samples.dataset import make_supervised_data_module
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.parsing import parse_arguments
-from llava.train.flags.preflight import check_paths
+from llava.train.flags.preflight import check_gathering, check_paths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
@@ -62,6 +63,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args)
+    check_gathering(training_args)
     folder = Path(str(training_args.output_dir))
     with training_args.main_process_first(local=False):
         if training_args.process_index == 0:
@@ -72,6 +74,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if checkpoint is None:
         checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
     if checkpoint is not None:
+        run_folder.check_whole(checkpoint)
         run_folder.check_same_run(checkpoint, arguments)
         logger.info("resuming from %s", checkpoint)
 
@@ -104,6 +107,7 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     tokenizer = get_tokenizer(model_args, training_args)
     conversation.default_conversation = conversation.get_template(model_args.version)
     model = get_model(model_args, training_args, quantisation_of_run(training_args))
+    check_fits(tokenizer, model.config.vocab_size, str(model_args.model_name_or_path))
     if model_args.vision_tower is not None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:

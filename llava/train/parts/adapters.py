@@ -32,4 +32,11 @@ def add_lora(model: nn.Module, args: Any) -> nn.Module:
         bias=args.lora_bias,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
+    return get_peft_model(model, config, autocast_adapter_dtype=not zero_3(args))
+
+
+def zero_3(args: Any) -> bool:
+    """Whether a run with these training arguments keeps its weights in pieces, by DeepSpeed's ZeRO stage 3."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    return config is not None and bool(config.is_zero3())

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
+from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.tensor_files import TensorFiles
+from llava.model.checkpoint_files import read_tensors
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
@@ -44,12 +47,16 @@ def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = Non
 
 
 def save_lora(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config."""
+    """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config.
+
+    Args:
+        state_dict: the values, where the model itself does not have them whole.
+    """
     model.save_pretrained(folder, state_dict=state_dict)
     _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    save_file(_contiguous(non_lora_tensors(model)), folder / NON_LORA_FILE, metadata={"format": "pt"})
+    save_file(_contiguous(non_lora_tensors(model, state_dict)), folder / NON_LORA_FILE, metadata={"format": "pt"})
 
 
 def lora_names(model: nn.Module) -> frozenset[str]:
@@ -66,7 +73,7 @@ def lora_names(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in model.named_parameters() if id(p) in ids)
 
 
-def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
+def non_lora_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up.
 
     Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
@@ -74,7 +81,7 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
     lora = lora_names(model)
     newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
-        _name_outside_lora(name): p.detach()
+        _name_outside_lora(name): p.detach() if state_dict is None else state_dict[name]
         for part, name, p in parts_of(model)
         if name not in lora and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
     }
@@ -83,13 +90,45 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
 def load_tensors(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` into the parameters of the same names; unknown names raise `InputError`."""
     parameters = {_name_outside_lora(name): parameter for name, parameter in model.named_parameters()}
-    tensors = load_file(file)
-    unknown = sorted(set(tensors) - set(parameters))
-    if unknown:
-        raise InputError(f"{file} holds {unknown[0]!r}, which this model does not have; was it made with other flags?")
+    tensors = read_tensors(file)
+    for name, tensor in sorted(tensors.items()):
+        if name not in parameters:
+            raise InputError(f"{file} holds {name!r}, which this model does not have; was it made with other flags?")
+        if tensor.shape != parameters[name].shape:
+            raise InputError(
+                f"{file}: {name} is {list(tensor.shape)}, in this model {list(parameters[name].shape)}; was it made "
+                "with other flags?"
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
+
+
+def lacking(model: nn.Module, folder: Path) -> str | None:
+    """Name of a weight that the folder's safetensors files should hold and do not, in its shape; None if there is none.
+
+    Those are all weights of a whole model; of a LoRA or projector-only run, the trained ones.
+    """
+    stored: dict[str, tuple[int, ...]] = {}
+    for shapes in TensorFiles(folder).files.values():
+        stored.update({name: tuple(shape) for name, (_, shape) in shapes.items()})
+    whole = any(path.name.startswith("model") for path in folder.glob("*.safetensors"))
+    names = names_in_files(model)
+    for name, parameter in parameters_by_name(model).items():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's, of one that is in pieces
+        if (whole or parameter.requires_grad) and shape not in {stored.get(one) for one in names[parameter]}:
+            return name
+    return None
+
+
+def check_saved(model: nn.Module, folder: Path) -> None:
+    """`InputError` unless what was just saved is there (`lacking`)."""
+    left_out = lacking(model, folder)
+    if left_out is not None:
+        raise InputError(
+            f"--output_dir {folder}: the model that was saved there lacks {left_out}, so it cannot be used. Where "
+            "DeepSpeed or FSDP keep the weights in pieces, they must be told to put them together for saving"
+        )
 
 
 def is_peft(model: nn.Module) -> bool:
