@@ -129,8 +129,8 @@ def check_whole(checkpoint: Path) -> None:
                 headers(file)
     except InputError as error:
         raise InputError(
-            f"cannot go on from {checkpoint}: {error} Remove that folder to go on from an earlier point, or give "
-            "--overwrite_output_dir True to start again"
+            f"cannot go on from {checkpoint}: {str(error).rstrip('.')}. Remove that folder to go on from an earlier "
+            "point, or give --overwrite_output_dir True to start again"
         ) from error
 
 

@@ -20,6 +20,7 @@ from llava.runs import run_folder
 from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
 from llava.train.parts import saving
+from llava.train.parts.adapters import zero_3
 from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
@@ -54,6 +55,9 @@ class LLaVATrainer(transformers.Trainer):
     train_dataset: Any
     optimizer: Any
     lr_scheduler: Any
+
+    _others: dict[str, torch.Tensor] | None = None
+    """Weights beside the adapter that are to be saved, if they had to be put together."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "tokenizer" in kwargs:
@@ -144,7 +148,7 @@ class LLaVATrainer(transformers.Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if saving.is_peft(self.model):
-            saving.save_lora(self.model, folder, state_dict)
+            saving.save_lora(self.model, folder, state_dict, self._others)
         elif adapter_only(self.args):
             saving.save_adapter(self.model, folder, state_dict)
         else:
@@ -155,6 +159,8 @@ class LLaVATrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the base class. InputError: it wrote no model that could be used."""
+        if zero_3(self.args) and saving.is_peft(self.model):
+            self._others = saving.non_lora_tensors(self.model)  # all ranks are here, in `_save` one is
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and not self.is_fsdp_enabled:
             saving.check_saved(self.model, Path(output_dir or str(self.args.output_dir)))
@@ -166,8 +172,8 @@ class LLaVATrainer(transformers.Trainer):
         left_out = None if self.is_fsdp_enabled else saving.lacking(network, folder)
         if left_out is not None:
             raise InputError(
-                f"{folder}: lacks {left_out} as this run trains it, so it is of a run with other flags, or damaged: give "
-                "the flags of then, or another --output_dir"
+                f"{folder}: lacks {left_out} as this run trains it, so it is of a run with other flags, or damaged: "
+                "give the flags of then, or another --output_dir"
             )
         if (folder / saving.PROJECTOR_FILE).exists():
             saving.load_tensors(network, folder / saving.PROJECTOR_FILE)

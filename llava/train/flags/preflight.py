@@ -35,7 +35,7 @@ def check_paths(model_args: Any, data_args: Any) -> None:
 
 def check_gathering(training_args: Any) -> None:
     """`InputError` where `--deepspeed` leaves the weights in pieces at the end, so that no model would be saved."""
-    config = training_args.hf_deepspeed_config
+    config = getattr(training_args, "hf_deepspeed_config", None)  # only there with --deepspeed
     if config is None or not config.is_zero3() or config.is_true(_GATHER) or config.get_value(_GATHER) == "auto":
         return
     raise InputError(

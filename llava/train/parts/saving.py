@@ -13,9 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
-from llava.mezo.names import names_in_files, parameters_by_name
-from llava.mezo.tensor_files import TensorFiles
-from llava.model.checkpoint_files import read_tensors
+from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
@@ -46,17 +44,34 @@ def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = Non
     return {name: values[name] for part, name, p in parts_of(model) if part == PROJECTOR or id(p) in also}
 
 
-def save_lora(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+def save_lora(
+    model: Any,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    others: dict[str, torch.Tensor] | None = None,
+) -> None:
     """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config.
 
     Args:
-        state_dict: the values, where the model itself does not have them whole.
+        state_dict: the adapter's values, where the model itself does not have them whole.
+        others: `non_lora_tensors`, if all ranks had to put them together.
     """
     model.save_pretrained(folder, state_dict=state_dict)
     _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    save_file(_contiguous(non_lora_tensors(model, state_dict)), folder / NON_LORA_FILE, metadata={"format": "pt"})
+    others = non_lora_tensors(model) if others is None else others
+    save_file(_contiguous(others), folder / NON_LORA_FILE, metadata={"format": "pt"})
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values. All ranks have to call it for one that DeepSpeed ZeRO-3 keeps in pieces: it is a copy."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):
+        return parameter.data.detach().cpu().clone()
 
 
 def lora_names(model: nn.Module) -> frozenset[str]:
@@ -73,7 +88,7 @@ def lora_names(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in model.named_parameters() if id(p) in ids)
 
 
-def non_lora_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up.
 
     Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
@@ -81,7 +96,7 @@ def non_lora_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = No
     lora = lora_names(model)
     newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
-        _name_outside_lora(name): p.detach() if state_dict is None else state_dict[name]
+        _name_outside_lora(name): whole(p)
         for part, name, p in parts_of(model)
         if name not in lora and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
     }
@@ -109,16 +124,24 @@ def lacking(model: nn.Module, folder: Path) -> str | None:
 
     Those are all weights of a whole model; of a LoRA or projector-only run, the trained ones.
     """
-    stored: dict[str, tuple[int, ...]] = {}
-    for shapes in TensorFiles(folder).files.values():
-        stored.update({name: tuple(shape) for name, (_, shape) in shapes.items()})
-    whole = any(path.name.startswith("model") for path in folder.glob("*.safetensors"))
-    names = names_in_files(model)
-    for name, parameter in parameters_by_name(model).items():
+    files = sorted(folder.glob("*.safetensors"))
+    whole_model = any(path.name.startswith("model") for path in files)
+    stored = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
+    shapes: dict[nn.Parameter, list[tuple[int, ...] | None]] = {}
+    for name, parameter in model.named_parameters(
+        remove_duplicate=False
+    ):  # a tied one is stored under one of its names
+        shapes.setdefault(parameter, []).extend(stored.get(one) for one in _names_in_files(name))
+    for name, parameter in model.named_parameters():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's, of one that is in pieces
-        if (whole or parameter.requires_grad) and shape not in {stored.get(one) for one in names[parameter]}:
+        if (whole_model or parameter.requires_grad) and shape not in shapes[parameter]:
             return name
     return None
+
+
+def _names_in_files(name: str) -> set[str]:
+    """What PEFT and this tree call a parameter in files: its own name, without PEFT's levels."""
+    return {name, _name_outside_lora(name), name.replace(".default.", "."), name.removesuffix(".default")}
 
 
 def check_saved(model: nn.Module, folder: Path) -> None:

@@ -41,8 +41,8 @@ def load_state(folder: Path, stem: str) -> Any | None:
         return _decode(json.loads(structure.read_text(encoding="utf-8")), tensors)
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise InputError(
-            f"{structure}, or {stem}.safetensors beside it, is damaged ({error}); delete this checkpoint to resume from "
-            "an earlier one"
+            f"{structure} is damaged, or {stem}.safetensors beside it ({error}); delete this checkpoint to resume "
+            "from an earlier one"
         ) from error
 
 
