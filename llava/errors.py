@@ -14,6 +14,11 @@ __all__ = ["EXIT_BAD_INPUT", "InputError", "command"]
 EXIT_BAD_INPUT = 2
 
 
+def in_one_line(error: object) -> str:
+    """What an exception says, its lines one behind the other."""
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
     """Make `main` an entry point: an `InputError` becomes one line on stderr and exit code 2."""
 
@@ -22,7 +27,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {in_one_line(error)}\n")
             sys.exit(EXIT_BAD_INPUT)
 
     return run

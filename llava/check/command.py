@@ -31,7 +31,8 @@ from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
-from llava.model.checkpoint_files import check_checkpoint, read_config
+from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint_kind import check_checkpoint
 from llava.samples.loading import JsonRecord, load_parts
 from llava.samples.record import record_name
 from llava.samples.settings import SampleSettings
@@ -106,7 +107,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
         raise InputError(f"--output {arguments.output}: no such folder; choose a file in a folder that exists")
     if arguments.model_path is not None:
-        check_checkpoint(arguments.model_path, None)
+        check_checkpoint(arguments.model_path, None, weights=False)
 
 
 def _load(files: list[str], seed: int) -> Sets:

@@ -17,7 +17,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 from llava.model.vision_settings import copy_settings
-from llava.model.vocabulary import image_tokens
+from llava.model.vocabulary import check_fits, image_tokens
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.parts.build import get_config, get_tokenizer, set_up_images
 
@@ -31,13 +31,8 @@ def prepare_data_arguments(
         InputError: a checkpoint without tokenizer or config, or a tower that is not supported.
     """
     path = model_args.model_name_or_path
-    try:
-        tokenizer = get_tokenizer(model_args, training_args)
-        config = get_config(model_args, training_args)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError) as error:  # the library's own, of many kinds
-        raise InputError(f"--model-path {path}: no tokenizer or config that can be read there ({error})") from error
+    tokenizer, config = get_tokenizer(model_args, training_args), get_config(model_args, training_args)
+    check_fits(tokenizer, config.vocab_size, str(path))
     if model_args.vision_tower is None:
         return tokenizer
     if not config.name_or_path:

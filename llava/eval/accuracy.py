@@ -32,7 +32,7 @@ from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
 from llava.mezo.durable import write_durably
 from llava.mezo.journal.base_model import MODEL
-from llava.model.checkpoint_files import check_checkpoint
+from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
@@ -161,9 +161,11 @@ def _evaluate_into(
 ) -> dict[str, Any]:
     """Answer the records into a file, going on where it ends, and print the counts; returns the summary."""
     ids = [record_id(record, k) for k, record in enumerate(records)]
-    with AnswersFile(output, settings, ids, arguments.overwrite) as file:
+    file = AnswersFile(output, settings, ids, arguments.overwrite)
+    loaded = load()
+    with file:
         result = evaluate(
-            *load(),
+            *loaded,
             records,
             arguments.image_folder,
             metric=arguments.metric,

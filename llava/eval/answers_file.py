@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,8 @@ _START_AGAIN = "pass --overwrite to start again, or choose another --output"
 
 class AnswersFile:
     """Append-only answers of one run; `done` holds those that an earlier, interrupted run left.
+
+    Nothing is written before the file is entered, so that a model which does not load leaves no trace.
 
     Args:
         path: the .jsonl file; its folder is made if needed.
@@ -39,18 +42,25 @@ class AnswersFile:
         self.path = path
         self.summary_path = path.with_suffix(".json")
         self.settings = dict(settings)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                path.unlink(missing_ok=True)
-            self.done = self._earlier_answers(ids)
-            self._write_summary({"complete": False})
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--output {path}: cannot write there ({error})") from error
+        self._kept = 0
+        """Bytes of the file that hold whole answers."""
+        with self._writing():
+            self.done = [] if overwrite else self._earlier_answers(ids)
 
     def __enter__(self) -> AnswersFile:
+        with self._writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._file.truncate(self._kept)
+            self._write_summary({"complete": False})
         return self
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"--output {self.path}: cannot write there ({error})") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -73,10 +83,8 @@ class AnswersFile:
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
-            # The run was stopped while it wrote this line; it is answered again.
-            torn = lines.pop()
-            with self.path.open("rb+") as file:
-                file.truncate(self.path.stat().st_size - len(torn.encode("utf-8")))
+            lines.pop()  # the run was stopped while it wrote this line; it is answered again
+        self._kept = sum(len(line.encode("utf-8")) for line in lines)
         if lines:
             self._check_settings()
         return [self._checked(number, line, ids) for number, line in enumerate(lines, start=1)]

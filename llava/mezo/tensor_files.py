@@ -54,7 +54,7 @@ class TensorFiles:
 
 
 def _shapes(path: Path) -> Shapes:
-    """ValueError: not a safetensors file, or one with a dtype that is not known here."""
+    """ValueError: not a safetensors file, one that is cut off, or one with a dtype that is not known here."""
     with path.open("rb") as file:
         start = file.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -62,6 +62,9 @@ def _shapes(path: Path) -> Shapes:
             raise ValueError(f"{path} is no safetensors file")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
+    end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size < end:
+        raise ValueError(f"{path} is cut off: it has {path.stat().st_size} of {end} bytes; copy or download it again")
     unknown = {entry["dtype"] for entry in header.values()} - set(_DTYPES)
     if unknown:
         raise ValueError(f"{path} has tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(_DTYPES)}")

@@ -6,23 +6,25 @@ tokenizer, model, image_processor, context_len = load_pretrained_model(path, Non
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
+import warnings
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import check_checkpoint, find_file, read_tensors, weight_files
+from llava.model.checkpoint_files import find_file, read_json, read_tensors, usable
+from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
-from llava.model.loading import adapter_file, load_adapter, load_learned_tokens
-from llava.model.vocabulary import grow_embeddings, image_tokens
+from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
+from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT = 2048
 
 
@@ -77,10 +79,9 @@ def load_pretrained_model(
     if not is_llava_config(config):
         raise InputError(f"{model_path}: its config.json names no mm_vision_tower, so it is not a model with images.")
     if model_base is None:
-        if find_file(model_path, "adapter_config.json") is not None or not weight_files(model_path):
-            raise InputError(f"{model_path} holds no complete model: give the model it was trained from as model_base.")
+        tokenizer = load_tokenizer(model_path)
+        check_fits(tokenizer, config.vocab_size, model_path)
         model = model_class_for(config, model_path).from_pretrained(model_path, config=config, **arguments)
-        tokenizer = _tokenizer(model_path)
     else:
         tokenizer, model = _load_on_base(model_path, model_base, config, arguments)
     tokenizer.add_tokens(image_tokens(model.config), special_tokens=True)
@@ -97,7 +98,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     family = model_class_for(base_config, base)
     config = family.config_class.from_dict(config.to_dict() | {"model_type": family.config_class.model_type})
     config._name_or_path = str(path)
-    tokenizer = _tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
+    tokenizer = load_tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
@@ -115,7 +116,9 @@ def _load_embeddings(model: Any, path: str) -> None:
     """Rows of start and end marks that an adapter-only run saved with its projector."""
     tensors = read_tensors(adapter_file(path), lambda name: name.endswith("embed_tokens.weight"))
     table = model.get_input_embeddings().weight
-    for rows in tensors.values():
+    for name, rows in tensors.items():
+        if rows.shape[1:] != table.shape[1:] or len(rows) > len(table):
+            raise InputError(f"{path}: {name} is {list(rows.shape)}, but {list(table.shape)} in the model")
         with torch.no_grad():
             table[: len(rows)] = rows.to(table)
 
@@ -138,39 +141,55 @@ def _model_name(key: str) -> str:
 
 
 def _merge_lora(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"{path} is a LoRA checkpoint: install peft (pip install peft).")
-    from peft import PeftModel
-
-    result = model.load_state_dict(tensors, strict=False)
+    with usable(f"{path}: its {' or '.join(NON_LORA_FILES)}"):
+        result = model.load_state_dict(tensors, strict=False)
     if result.unexpected_keys:
         raise InputError(
             f"{path}: weights without a place in the model: {', '.join(sorted(result.unexpected_keys)[:5])}."
         )
     load_learned_tokens(model.get_model(), tensors, path)
+    return _merged(model, path)
+
+
+def _merged(model: Any, path: str) -> Any:
+    """The model with the adapter of a folder or hub id in its weights.
+
+    Raises:
+        InputError: the adapter is damaged, incomplete, or another model's.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"{path} is a LoRA checkpoint: install peft (pip install peft).")
+    from peft import PeftModel, get_peft_model_state_dict
+
     logger.info("merging the LoRA weights of %s", path)
-    return PeftModel.from_pretrained(model, path).merge_and_unload()
+    file = next((found for name in LORA_FILES if (found := find_file(path, name)) is not None), None)
+    if file is None:
+        raise InputError(f"{path}: adapter_config.json has no {' or '.join(LORA_FILES)} beside it")
+    stored = set(read_tensors(file))
+    with usable(f"{path}: its LoRA adapter, with this base,"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about missing weights, which are refused
+        wrapped = PeftModel.from_pretrained(model, path)
+        wanted = set(get_peft_model_state_dict(wrapped))
+    if stored != wanted:
+        lacking, over = sorted(wanted - stored), sorted(stored - wanted)
+        problem = f"lacks {lacking[0]}" if lacking else f"holds {over[0]}, which has no place in this base"
+        raise InputError(f"{file}: {problem}; give the whole adapter, and as model_base the model it was trained from")
+    return wrapped.merge_and_unload()
 
 
 def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
     """A language model without images; with a base, `path` is a PEFT adapter."""
     if base is None:
-        return _tokenizer(path), AutoModelForCausalLM.from_pretrained(path, **arguments)
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"{path} is a PEFT adapter: install peft (pip install peft).")
-    from peft import PeftModel
-
-    model = AutoModelForCausalLM.from_pretrained(base, **arguments)
-    return _tokenizer(base), PeftModel.from_pretrained(model, path).merge_and_unload()
+        tokenizer = load_tokenizer(path)
+        model = load_plain(AutoModelForCausalLM, path, **arguments)
+        check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
+        return tokenizer, model
+    return load_tokenizer(base), _merged(load_plain(AutoModelForCausalLM, base, **arguments), path)
 
 
 def _names_tower(path: str) -> bool:
     file = find_file(path, "config.json")
-    return file is not None and json.loads(file.read_text(encoding="utf-8")).get("mm_vision_tower") is not None
-
-
-def _tokenizer(path: str) -> Any:
-    return AutoTokenizer.from_pretrained(path)
+    return file is not None and read_json(file).get("mm_vision_tower") is not None
 
 
 def _context_length(config: Any) -> int:

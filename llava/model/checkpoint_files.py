@@ -1,4 +1,4 @@
-"""Files of a checkpoint: whether it is there, its weight files, some of their tensors or only the shapes.
+"""Files of a checkpoint: its weight files, some of their tensors or only the shapes, and what is wrong with a file.
 
 Knows safetensors and torch files, in one piece or in shards with an index. Torch files are pickles and are
 read with `weights_only=True`. Which files exist is looked up in a local folder or, for a hub id, in the hub cache.
@@ -7,9 +7,11 @@ read with `weights_only=True`. Which files exist is looked up in a local folder 
 from __future__ import annotations
 
 import json
-import os
+import logging
+import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from safetensors import safe_open
 from transformers.utils import cached_file
 
 from llava.errors import InputError
+
+_POINTER = b"version https://git-lfs"
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -55,60 +59,80 @@ def find_file(name_or_path: str, filename: str, local_only: bool = False, **hub:
     return Path(found) if found is not None else None
 
 
-def check_model(name: str, flag: str, variable: str | None = None, settings: Sequence[str] = ("config.json",)) -> None:
-    """`InputError` unless `name` is a folder with one of `settings`, or a hub id that is cached or can be reached.
+def is_pointer(path: Path) -> bool:
+    """Whether a file holds no more than what git-lfs leaves in place of a large one."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether a file is empty, or a pointer (`is_pointer`)."""
+    return path.is_file() and (path.stat().st_size == 0 or is_pointer(path))
+
+
+def unreadable(path: Path, what: str, reason: object) -> InputError:
+    """The error for a file that is there and is not what its name says.
 
     Args:
-        flag, variable: what the message tells to set: the flag and, where a script has one, its variable.
+        what: it should be, "a file of tensors".
+        reason: an exception, or words, of which the first line is shown.
     """
-    where = flag if variable is None else f"{variable} or {flag}"
-    if Path(name).is_dir():
-        if not any((Path(name) / file).exists() for file in settings):
-            raise InputError(f"{flag} {name}: the folder has no {' or '.join(settings)}; set {where} to a model folder")
-        return
-    if looks_local(name):
-        raise InputError(f"{flag} {name}: no such folder; set {where} to a model folder or a hub id")
-    problem = _unreachable(name, settings)
-    if problem is not None:
-        raise InputError(
-            f"{flag} {name}: not a folder here, not in the hub cache, and the hub does not give it "
-            f"({type(problem).__name__}); set {where} to a folder that holds the model, or go online"
-        ) from problem
+    if path.is_file() and is_pointer(path):
+        return InputError(
+            f"{path}: a git-lfs pointer in place of the file: run `git lfs pull` where it was cloned, or download it"
+        )
+    if path.is_file() and path.stat().st_size == 0:
+        return InputError(f"{path}: the file is empty; copy or download it again")
+    return InputError(f"{path}: cannot be read as {what} ({first_line(reason)}): damaged, or cut off while copying")
 
 
-def check_checkpoint(model_path: str, model_base: str | None) -> None:
-    """`InputError` unless a checkpoint and, where one is given, the model it belongs to are there."""
-    check_model(model_path, "--model-path", settings=("config.json", "adapter_config.json"))
-    if model_base is not None:
-        check_model(model_base, "--model-base")
+def first_line(reason: object) -> str:
+    """What an exception says, without the pages that some add; its type if it says nothing."""
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1]}"
+    kind = f"{type(reason).__name__}: " if isinstance(reason, (KeyError, AttributeError, AssertionError)) else ""
+    return (kind + lines[0]).rstrip(".:") if lines else type(reason).__name__
 
 
-def looks_local(name: str) -> bool:
-    """Whether a model is named by a path rather than by a hub id (`owner/name`)."""
-    return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1
+@contextmanager
+def usable(what: str) -> Iterator[None]:
+    """Turns whatever the library raises of files that it cannot use into one line that begins with `what`.
+
+    A config.json with wrong values makes it raise nearly every type there is. Memory that does not suffice is not the
+    files' fault and passes, and so does an `InputError`. The library's table of weights that do not fit is left out:
+    whoever loads says of each what is to be said.
+    """
+    report = logging.getLogger("transformers.modeling_utils")
+    without_table = _WithoutTable()
+    report.addFilter(without_table)
+    try:
+        yield
+    except (InputError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what} cannot be used ({first_line(error)})") from error
+    finally:
+        report.removeFilter(without_table)
 
 
-def _unreachable(name: str, settings: Sequence[str]) -> Exception | None:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    problem = None
-    for file in settings:
-        try:
-            if not isinstance(try_to_load_from_cache(name, file), str):
-                hf_hub_download(name, file)
-        except Exception as error:  # the hub client raises a dozen unrelated types
-            problem = error
-        else:
-            return None
-    return problem
+class _WithoutTable(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON file; what cannot be parsed is an InputError that names file and line."""
+    """Parse a JSON file that holds an object; anything else is an InputError that names file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}.") from error
+        wrong = InputError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}.")
+        raise (unreadable(path, "JSON", error) if is_replaced(path) else wrong) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, "JSON", error) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a JSON {type(values).__name__}, but must hold an object of names and values")
+    return values
 
 
 def read_config(name_or_path: Any) -> dict[str, Any]:
@@ -125,13 +149,20 @@ def weight_files(name_or_path: str, local_only: bool = False, **hub: Any) -> lis
             continue
         if path.suffix != ".json":
             return [path]
-        shards = sorted(set(read_json(path)["weight_map"].values()))
+        shards = _shards(path)
         paths = [find_file(name_or_path, shard, local_only, **hub) for shard in shards]
         missing = [shard for shard, found in zip(shards, paths, strict=True) if found is None]
         if missing:
             raise InputError(f"{name_or_path}: {name} lists {', '.join(missing)}, which cannot be found.")
         return [found for found in paths if found is not None]
     return []
+
+
+def _shards(index: Path) -> list[str]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise InputError(f"{index}: has no weight_map that names the file of every weight; copy or download it again")
+    return sorted(set(places.values()))
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
@@ -144,8 +175,10 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
         return {name: tensor for name, tensor in _iterate(path) if wanted(name)}
     except InputError:
         raise
+    except pickle.UnpicklingError as error:
+        raise unreadable(path, "a file of tensors", "other objects are pickled in it, which is not run") from error
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as a file of tensors ({error}).") from error
+        raise unreadable(path, "a file of tensors", error) from error
 
 
 def _iterate(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -163,8 +196,21 @@ def _iterate(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of one weight file, by name; safetensors files are not read beyond their header."""
-    if path.suffix == ".safetensors":
+    """Shapes of all tensors of one weight file, by name; safetensors files are not read beyond their header.
+
+    Raises:
+        InputError: as `read_tensors`; a safetensors file that is cut off shows it in its header.
+    """
+    if path.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    return {name: shape for name, (shape, _) in headers(path).items()}
+
+
+def headers(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype, in the format's word for it (BF16), of all tensors of a safetensors file, by name."""
+    try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    except Exception as error:  # the library's own, and those of the file system
+        raise unreadable(path, "a file of tensors", error) from error

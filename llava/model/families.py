@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
+from llava.model.checkpoint_files import usable
 from llava.model.configuration import TOWER_KEYS
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -51,17 +53,43 @@ def model_class_for(config: Any, name_or_path: str | None = None) -> type[Any]:
         for word, family in _CLASS_OF_WORD.items():
             if word in name:
                 return family
+    other = in_words(values)
+    if other is not None:
+        raise InputError(f"{path or 'config'}: {other}.")
     raise InputError(
         f"{path or 'config'}: language model with model_type {model_type!r}, architectures {architectures} is not "
         f"supported; supported: {SUPPORTED_MODELS}."
     )
 
 
+def in_words(config: Mapping[str, Any]) -> str | None:
+    """What a config is of, if it is transformers' own class of a model with images, and what to give instead."""
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if "text_config" not in config and not any(str(name).endswith("ForConditionalGeneration") for name in names):
+        return None
+    kind = str(config.get("model_type"))
+    if "llava" in kind:
+        return (
+            f"model_type {kind} is Hugging Face's own format of LLaVA, whose weights have other names; give a "
+            "checkpoint in LLaVA-NeXT's format, such as lmms-lab/llava-onevision-qwen2-0.5b-si"
+        )
+    return f"model_type {kind} is not supported as a model with images; supported: {SUPPORTED_MODELS}"
+
+
 def config_for(name_or_path: str, **hub: Any) -> PretrainedConfig:
-    """Read the config of a LLaVA or plain checkpoint as the config class of our model (`model_class_for`)."""
-    values, _ = PretrainedConfig.get_config_dict(name_or_path, **hub)
-    family = model_class_for(values, name_or_path)
-    return family.config_class.from_pretrained(name_or_path, **hub)
+    """Read the config of a LLaVA or plain checkpoint as the config class of our model (`model_class_for`).
+
+    Raises:
+        InputError: as there, and for a config.json that cannot be read or has impossible values.
+    """
+    with usable(f"{name_or_path}: its config.json"):
+        values, _ = PretrainedConfig.get_config_dict(name_or_path, **hub)
+        family = model_class_for(values, name_or_path)
+        config = family.config_class.from_pretrained(name_or_path, **hub)
+        if hasattr(config, "validate"):
+            config.validate()  # else what does not go together shows when the model is saved
+    return config
 
 
 def is_llava_config(config: Any) -> bool:

@@ -17,6 +17,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 from llava.model import loading
 from llava.model.attention import causal_without_mask
+from llava.model.checkpoint_files import usable
 from llava.model.feature_maps import unpad_image
 from llava.model.layout import Geometry
 from llava.model.merge_plan import MergePlan
@@ -73,7 +74,8 @@ class LlavaMetaForCausalLM(_Base):
         the checkpoint holds none. `vision_from_elsewhere=True` allows a projector that is not in the checkpoint.
 
         Raises:
-            InputError: for missing weights, or a tower whose architecture cannot be found out.
+            InputError: for a damaged checkpoint, for weights that are missing, of another shape or without a place in
+                the model, or a tower whose architecture cannot be found out.
         """
         want_info = kwargs.pop("output_loading_info", False)
         elsewhere = kwargs.pop("vision_from_elsewhere", False)
@@ -81,12 +83,15 @@ class LlavaMetaForCausalLM(_Base):
         if pretrained_model_name_or_path is not None:
             config = loading.settled_config(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         kwargs["key_mapping"] = {**loading.READ_AS, **(kwargs.get("key_mapping") or {})}
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
-        )
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused by name below
+        with usable(str(pretrained_model_name_or_path)):
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
+            )
         model, info = loaded
         loading.forget_renaming(model)
-        loading.check_loaded(model, info, projector_needed=not elsewhere)
+        name = str(pretrained_model_name_or_path or model.config.name_or_path)
+        loading.check_loaded(model, info, name, projector_needed=not elsewhere)
         return (model, info) if want_info else model
 
     def get_model(self) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, weight_files
+from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, usable, weight_files
 from llava.model.multimodal_encoder.tower import loads_at_once
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 
@@ -37,7 +37,8 @@ def settled_config(config_class: type[Any], name_or_path: Any, config: Any, argu
     """
     hub = {key: arguments[key] for key in _HUB_ARGUMENTS if arguments.get(key) is not None}
     if config is None:
-        config = config_class.from_pretrained(name_or_path, **hub)
+        with usable(f"{name_or_path}: its config.json"):
+            config = config_class.from_pretrained(name_or_path, **hub)
     config = copy.deepcopy(config)
     if not config.name_or_path:
         # A relative tower folder is looked for inside the checkpoint.
@@ -45,7 +46,8 @@ def settled_config(config_class: type[Any], name_or_path: Any, config: Any, argu
     if getattr(config, "mm_vision_tower", None) is not None:
         name = tower_name(config)
         assert name is not None
-        describe_tower(name, config, tower_shapes(str(name_or_path), **hub)).remember(config)
+        with usable(f"{name_or_path}: the vision tower of its config.json"):
+            describe_tower(name, config, tower_shapes(str(name_or_path), **hub)).remember(config)
     return config
 
 
@@ -71,16 +73,33 @@ def forget_renaming(model: Any) -> None:
         model._weight_conversions = kept
 
 
-def check_loaded(model: Any, info: dict[str, Any], projector_needed: bool = True) -> None:
-    """Deal with what a checkpoint lacks.
+def load_plain(model_class: type[Any], name_or_path: str, **arguments: Any) -> Any:
+    """A language model without images, by `from_pretrained` of `model_class`; no weight stays at random numbers.
+
+    Raises:
+        InputError: a checkpoint that is damaged, or whose weights are not those of its config.json.
+    """
+    with usable(name_or_path):
+        model, info = model_class.from_pretrained(
+            name_or_path, **arguments, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _refuse_misfits(model, info, name_or_path)
+    _refuse_missing(model, set(info["missing_keys"]), name_or_path)
+    return model
+
+
+def check_loaded(model: Any, info: dict[str, Any], name: str, projector_needed: bool = True) -> None:
+    """Deal with what a checkpoint lacks, and with what has no place in the model.
 
     The tower's weights come from its own source when all are missing; learned tokens start at fixed random numbers,
     with a warning; anything else is an error.
 
     Args:
         info: what the library reports about loading.
+        name: folder or hub id of the checkpoint.
         projector_needed: False when the projector is loaded from another file afterwards.
     """
+    _refuse_misfits(model, info, name)
     missing = set(info["missing_keys"])
     _settle_tower(model, {name for name in missing if name.startswith(TOWER_PREFIX)})
     tokens = {f"model.{name}" for name in LEARNED_TOKENS} & missing
@@ -91,11 +110,33 @@ def check_loaded(model: Any, info: dict[str, Any], projector_needed: bool = True
         others = {name for name in others if not name.startswith(_PROJECTOR_PREFIX)}
     broken = not_finite(model)
     if broken is not None:
-        raise InputError(f"{model.config.name_or_path}: the weight {broken} has numbers that are not finite")
-    if others:
+        raise InputError(f"{name}: the weight {broken} has numbers that are not finite")
+    _refuse_missing(model, others, name)
+
+
+def _refuse_misfits(model: Any, info: dict[str, Any], name: str) -> None:
+    """`InputError` for weights of another shape than config.json gives them, and for those with no place at all."""
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        weight, found, wanted = mismatched[0]
         raise InputError(
-            f"{model.config.name_or_path}: the checkpoint lacks {len(others)} weights of {type(model).__name__}: "
-            f"{_some(others)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
+            f"{name}: {len(mismatched)} weights have another shape than its config.json gives them: {weight} is "
+            f"{list(found)}, by config.json {list(wanted)}. Is config.json that of these weights?"
+        )
+    # LLaVA has no use for the pooling head of a tower; some checkpoints hold it.
+    unused = {key for key in info["unexpected_keys"] if not key.startswith(f"{_TOWER_BODY}head.")}
+    if unused:
+        raise InputError(
+            f"{name}: {len(unused)} of its weights have no place in a {type(model).__name__} as its config.json "
+            f"describes it, and would be left out: {_some(unused)}. Is config.json that of these weights?"
+        )
+
+
+def _refuse_missing(model: Any, missing: set[str], name: str) -> None:
+    if missing:
+        raise InputError(
+            f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}: "
+            f"{_some(missing)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
         )
 
 
@@ -151,7 +192,7 @@ def load_adapter(inner_model: Any, path: str | Path) -> None:
     projector = {name.split("mm_projector.", 1)[1]: value for name, value in tensors.items() if "mm_projector." in name}
     try:
         inner_model.mm_projector.load_state_dict(projector)
-    except RuntimeError as error:
+    except RuntimeError as error:  # it lists what is missing, left over or of another shape
         kind = inner_model.config.mm_projector_type
         raise InputError(f"{file}: does not fit --mm_projector_type {kind}: {error}") from error
     load_learned_tokens(inner_model, tensors, str(file))
@@ -165,6 +206,8 @@ def load_learned_tokens(inner_model: Any, tensors: dict[str, torch.Tensor], sour
             continue
         found = [value for key, value in tensors.items() if key.split(".")[-1] == name]
         if found:
+            if found[0].shape != token.shape:
+                raise InputError(f"{source}: {name} is {list(found[0].shape)}, but {list(token.shape)} in the model")
             with torch.no_grad():
                 token.copy_(found[0])
         else:

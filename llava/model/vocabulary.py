@@ -3,16 +3,62 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.errors import InputError
-from llava.model.checkpoint_files import read_tensors
+from llava.model.checkpoint_files import read_tensors, usable
 from llava.model.loading import adapter_file
 
 logger = logging.getLogger(__name__)
+
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one."""
+_COPY = "copy its files from the model that this one was made from"
+
+
+def load_tokenizer(name_or_path: str, **arguments: Any) -> Any:
+    """The tokenizer of a model folder or hub id.
+
+    Args:
+        arguments: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any((folder / file).is_file() for file in VOCABULARIES):
+        raise InputError(f"{name_or_path}: has no tokenizer ({', '.join(VOCABULARIES)}); {_COPY}")
+    with usable(f"{name_or_path}: its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **arguments)
+    whole, *parts = _vocabulary_files(tokenizer)
+    if folder.is_dir():
+        there = {file for file in (whole, *parts) if (folder / file).is_file()}
+        if whole not in there and not (parts and there >= set(parts)):  # the library goes on with an empty vocabulary
+            other = f", or {' and '.join(parts)}" if parts else ""
+            raise InputError(f"{name_or_path}: has no tokenizer: {whole}{other} is missing; {_COPY}")
+    return tokenizer
+
+
+def _vocabulary_files(tokenizer: Any) -> list[str]:
+    """The file that holds everything, then those that older versions have in its place."""
+    names = dict(tokenizer.vocab_files_names)
+    whole = names.pop("tokenizer_file", None)
+    return [*([whole] if whole else []), *names.values()]
+
+
+def check_fits(tokenizer: Any, rows: int, name: str) -> None:
+    """`InputError` for a tokenizer with more tokens than the model has rows of embeddings: it is another model's."""
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, but the embeddings {rows} rows (vocab_size): they are "
+            "of two models; copy the tokenizer files of the model that the weights come from"
+        )
 
 
 def grow_embeddings(model: Any, tokenizer: Any) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER
 from llava.mezo.journal.locking import FolderLock
+from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 
 LOSS_PICTURE = "loss.png"
@@ -88,6 +90,37 @@ def flat_arguments(*groups: Any) -> dict[str, Any]:
 def save_arguments(arguments: dict[str, Any], folder: Path) -> None:
     """Write the flags beside the weights they led to."""
     write_durably(folder / ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
+
+
+def check_whole(checkpoint: Path) -> None:
+    """`InputError` unless every file of the point that a run goes on from is there as a whole, and of that step.
+
+    Args:
+        checkpoint: checkpoint-N, a journal's resume-N, or a journal that has neither.
+    """
+    try:
+        for file in sorted(checkpoint.iterdir()):
+            if file.suffix == ".json":
+                values = read_json(file)
+                if file.name == STATE_FILE:
+                    _check_state(file, values)
+            elif file.suffix == ".safetensors":
+                headers(file)
+    except InputError as error:
+        raise InputError(
+            f"cannot go on from {checkpoint}: {str(error).rstrip('.')}. Remove that folder to go on from an earlier "
+            "point, or give --overwrite_output_dir True to start again"
+        ) from error
+
+
+def _check_state(file: Path, values: dict[str, Any]) -> None:
+    with usable(str(file)):
+        state = TrainerState.load_from_json(str(file))
+    steps = re.fullmatch(r"(?:checkpoint|resume)-(\d+)", file.parent.name)
+    if not isinstance(state.global_step, int) or "global_step" not in values:
+        raise InputError(f"{file}: has no global_step, the number of steps that were done.")
+    if steps is not None and state.global_step != int(steps[1]):
+        raise InputError(f"{file}: is of step {state.global_step}.")
 
 
 def _is_plain(value: Any) -> bool:

@@ -7,7 +7,6 @@ of records. Pictures and videos are not hashed.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.model.checkpoint_files import read_json
 from llava.runs.run_report import ARGUMENTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 DATA, CHANGES = "data_sha256", "changes"
 """Keys beside the flags: hashes of the data's files in order; what was changed when the run went on, and when."""
 OF_THE_METHOD = re.compile(
-    "trainer_mode|mm_tunable_parts|adapter|lora_enable|lora_r|bits|zo_(eps|noise|seed|num_directions|estimator|rule|momentum|"
+    "trainer_mode|mm_tunable_parts|vision_tower|mm_projector_type|adapter|lora_.*|bits|zo_(eps|noise|seed|num_directions|estimator|rule|momentum|"
     "window|rms_decay|anchor_steps|rank|basis_steps|tensor_scales|weight_storage)"
 )
 """Flags that no run can change on the way: checkpoints or records would not fit."""
@@ -76,8 +76,9 @@ def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, c
     if not file.exists():
         file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
     if not file.exists():
+        logger.warning("%s has no %s: whether it is of a run with these flags is not known", checkpoint, ARGUMENTS_FILE)
         return []
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = read_json(file)
     changed = {name: [earlier[name], now] for name, now in arguments.items() if earlier.get(name, now) != now}
     for name in filter(OF_ROUNDING.fullmatch, changed):
         logger.warning("--%s was %r when %s was saved and is %r now", name, earlier[name], checkpoint, arguments[name])

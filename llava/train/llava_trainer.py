@@ -6,6 +6,7 @@ LoRA runs included) and no pickle.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ import transformers
 
 from llava.compatibility import names_of
 from llava.errors import InputError
+from llava.model.checkpoint_files import usable
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.runs import run_folder
 from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
 from llava.train.parts import saving
+from llava.train.parts.adapters import zero_3
 from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.param_groups import parameter_groups
@@ -34,6 +37,8 @@ ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_
 """Flags whose order leaves nothing to answers."""
 
 __getattr__ = names_of(__name__)
+
+logger = logging.getLogger(__name__)
 
 
 def should_only_save_mm_adapter(args: Any) -> bool:
@@ -52,6 +57,9 @@ class LLaVATrainer(transformers.Trainer):
     train_dataset: Any
     optimizer: Any
     lr_scheduler: Any
+
+    _others: dict[str, torch.Tensor] | None = None
+    """Weights beside the adapter that are to be saved, if they had to be put together."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "tokenizer" in kwargs:
@@ -163,7 +171,7 @@ class LLaVATrainer(transformers.Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if saving.is_peft(self.model):
-            saving.save_lora(self.model, folder, state_dict)
+            saving.save_lora(self.model, folder, state_dict, self._others)
         elif adapter_only(self.args):
             saving.save_adapter(self.model, folder, state_dict)
         else:
@@ -172,13 +180,29 @@ class LLaVATrainer(transformers.Trainer):
             self.processing_class.save_pretrained(folder)
         run_folder.save_arguments(self.run_arguments, folder)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the base class. InputError: it wrote no model that could be used."""
+        if zero_3(self.args) and saving.is_peft(self.model):
+            self._others = saving.non_lora_tensors(self.model)  # all ranks are here, in `_save` one is
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not self.is_fsdp_enabled:
+            saving.check_saved(self.model, Path(output_dir or str(self.args.output_dir)))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the base class. InputError: the checkpoint is damaged, or of another model."""
         network = self.model if model is None else model
         folder = Path(resume_from_checkpoint)
+        left_out = None if self.is_fsdp_enabled else saving.lacking(network, folder)
+        if left_out is not None:
+            raise InputError(
+                f"{folder}: lacks {left_out} as this run trains it, so it is of a run with other flags, or damaged: "
+                "give the flags of then, or another --output_dir"
+            )
         if (folder / saving.PROJECTOR_FILE).exists():
             saving.load_tensors(network, folder / saving.PROJECTOR_FILE)
             return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with usable(f"{folder}: its weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (folder / saving.NON_LORA_FILE).exists():
             saving.load_tensors(network, folder / saving.NON_LORA_FILE)
 
@@ -198,10 +222,11 @@ class LLaVATrainer(transformers.Trainer):
         optimizer, scheduler = (state.load_state(Path(checkpoint), stem) for stem in ("optimizer", "scheduler"))
         if optimizer is None or scheduler is None:
             raise InputError(
-                f"{checkpoint} was saved without its optimizer (--save_only_model): a run cannot go on from it as it "
-                "would have. Start a new one from its weights (--model_name_or_path)"
+                f"{checkpoint} has no {'optimizer' if optimizer is None else 'scheduler'}.json, as after "
+                "--save_only_model: a run cannot go on from it; start a new one from the model (--model_name_or_path)"
             )
-        with state.settings_of_flags(self.optimizer, self.lr_scheduler):
+        loading = usable(f"{checkpoint}: the state of its optimizer, with these flags,")
+        with loading, state.settings_of_flags(self.optimizer, self.lr_scheduler):
             self.optimizer.load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
         if self.masters is not None:
@@ -215,7 +240,10 @@ class LLaVATrainer(transformers.Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         states = state.load_state(Path(checkpoint), self._rng_stem) if checkpoint is not None else None
         if states is not None:
-            state.set_random_states(states)
+            with usable(f"{checkpoint}: {self._rng_stem}.json"):
+                state.set_random_states(states)
+        elif checkpoint is not None:
+            logger.warning("%s has no %s.json: random numbers are not those of the run", checkpoint, self._rng_stem)
 
     @property
     def _rng_stem(self) -> str:

@@ -24,6 +24,7 @@ from llava.errors import InputError, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.model.checkpoint_files import read_config
 from llava.model.loading import not_finite
+from llava.model.vocabulary import check_fits
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
@@ -33,7 +34,7 @@ from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnS
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
-from llava.train.flags.preflight import check_paths
+from llava.train.flags.preflight import check_gathering, check_paths
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
@@ -65,6 +66,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args)
+    check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
@@ -80,6 +82,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         same_run.DATA: same_run.hashes(data_files(data_args.data_path)),
     }
     if checkpoint is not None:
+        run_folder.check_whole(checkpoint)
         arguments[same_run.CHANGES] = same_run.check_same_run(
             checkpoint, arguments, steps_done(folder, checkpoint), training_args.resume_with_changes
         )
@@ -114,6 +117,7 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     tokenizer = get_tokenizer(model_args, training_args)
     conversation.default_conversation = conversation.get_template(model_args.version)
     model = get_model(model_args, training_args, quantisation_of_run(training_args))
+    check_fits(tokenizer, model.config.vocab_size, str(model_args.model_name_or_path))
     if model_args.vision_tower is not None:
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:

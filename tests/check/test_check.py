@@ -392,7 +392,7 @@ def test_files_that_cannot_be_used(folder, capsys):
     bare.mkdir()
     shutil.copy(TINY / "config.json", bare)
     code, _, error = run(words(folder, [GOOD["one"]], model=bare), capsys)
-    assert code == 2 and f"error: --model-path {bare}: no tokenizer" in error
+    assert code == 2 and f"error: {bare}: has no tokenizer" in error
 
 
 def test_all_forms_of_data(folder, capsys):

@@ -397,6 +397,14 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert replay(["--model-path", str(base), *words, "--step", "3"]) == 2
     assert "has the steps 0 to 2" in capsys.readouterr().err
     assert replay(["--model-path", str(tmp_path / "nowhere"), *words]) == 2
+    cut = shutil.copytree(base, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-10])
+    capsys.readouterr()
+    assert replay(["--model-path", str(cut), *words]) == 2
+    assert "model.safetensors is cut off" in capsys.readouterr().err
+    (cut / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    assert replay(["--model-path", str(cut), *words]) == 2
+    assert "is no safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

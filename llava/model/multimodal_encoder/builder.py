@@ -13,6 +13,7 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_encoder.tower_config import (
     FAMILY_OF_MODEL_TYPE,
     SUPPORTED_TOWERS,
+    embedded_config,
     tower_name,
     tower_source,
 )
@@ -34,7 +35,7 @@ def tower_class(name: str, model_config: Any = None) -> type[VisionTower]:
     if getattr(model_config, "s2", False):
         raise InputError(f"multi-scale (s2) towers are not supported; supported: {SUPPORTED_TOWERS}.")
     source = tower_source(name, model_config)
-    values = getattr(model_config, "mm_vision_tower_config", None)
+    values = embedded_config(model_config)
     if values is None:
         path = find_file(source, "config.json", local_only=True)
         values = read_json(path) if path is not None else None

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import read_tensors, weight_files
+from llava.model.checkpoint_files import read_tensors, usable, weight_files
 from llava.model.multimodal_encoder.image_processor import TowerImageProcessor
 from llava.model.multimodal_encoder.tower_config import SUPPORTED_TOWERS, describe_tower
 
@@ -56,7 +56,8 @@ class VisionTower(nn.Module):
         self.is_loaded = False
         self._warned = False
         self.vision_tower: Any = nn.Module()
-        self.vision_tower.vision_model = self.build(getattr(vision_tower_cfg, "_attn_implementation", None))
+        with usable(f"vision tower {vision_tower!r}: its config"):
+            self.vision_tower.vision_model = self.build(getattr(vision_tower_cfg, "_attn_implementation", None))
         if not in_checkpoint and loads_at_once(vision_tower_cfg, delay_load):
             self.load_model()
 

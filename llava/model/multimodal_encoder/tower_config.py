@@ -23,7 +23,7 @@ from typing import Any
 from transformers import CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_json
+from llava.model.checkpoint_files import find_file, read_json, usable
 from llava.model.multimodal_encoder.image_processor import (
     SigLipImageProcessor,
     TowerImageProcessor,
@@ -120,6 +120,14 @@ def tower_source(name: str, model_config: Any = None) -> str:
     return name
 
 
+def embedded_config(model_config: Any) -> dict[str, Any] | None:
+    """The tower's config inside a model config, where there is one. InputError: it is no object."""
+    values = getattr(model_config, "mm_vision_tower_config", None)
+    if values is not None and not isinstance(values, dict):
+        raise InputError(f"mm_vision_tower_config is a {type(values).__name__}; it must be an object, or be left out")
+    return values
+
+
 def describe_tower(
     name: str, model_config: Any, checkpoint_shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> TowerSpec:
@@ -137,7 +145,7 @@ def describe_tower(
     if getattr(model_config, "s2", False):
         raise InputError(f"multi-scale (s2) towers are not supported; supported: {SUPPORTED_TOWERS}.")
     source = tower_source(name, model_config)
-    embedded = getattr(model_config, "mm_vision_tower_config", None)
+    embedded = embedded_config(model_config)
     explicit = embedded is not None or Path(source).is_dir()
     network = False
     values = embedded if embedded is not None else _read_config(source, local_only=True)
@@ -173,10 +181,11 @@ def parse_vision_config(values: Mapping[str, Any], source: str) -> PretrainedCon
             f"vision tower {source!r} has model_type {model_type!r} in its config.json, which is not supported; "
             f"supported: {SUPPORTED_TOWERS}."
         )
-    part = {**(values.get("vision_config") or values)}
-    for key in ("model_type", "transformers_version", "architectures"):
-        part.pop(key, None)
-    return _CONFIG_CLASS[family](**part)
+    with usable(f"vision tower {source!r}: its config"):
+        part = {**(values.get("vision_config") or values)}
+        for key in ("model_type", "transformers_version", "architectures"):
+            part.pop(key, None)
+        return _CONFIG_CLASS[family](**part)
 
 
 def infer_vision_config(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
@@ -234,10 +243,11 @@ def _read_processor(source: str, model_config: Any, family: str, image_size: int
     if values is None:
         path = find_file(source, "preprocessor_config.json", local_only=not network)
         values = read_json(path) if path is not None else {}
-    processor = TowerImageProcessor.from_config(values, default) if values else default
-    crop = processor.crop_size or {}
-    sizes = processor.size if isinstance(processor.size, dict) else {"height": processor.size[0]}
-    given = crop.get("height") or sizes.get("height") or sizes.get("shortest_edge")
+    with usable(f"vision tower {source!r}: its image processor's config"):
+        processor = TowerImageProcessor.from_config(values, default) if values else default
+        crop = processor.crop_size or {}
+        sizes = processor.size if isinstance(processor.size, dict) else {"height": processor.size[0]}
+        given = crop.get("height") or sizes.get("height") or sizes.get("shortest_edge")
     if given != image_size:
         raise InputError(
             f"vision tower {source!r}: its image processor gives {given} pixels, but the tower takes {image_size}: "

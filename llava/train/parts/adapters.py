@@ -31,7 +31,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
 
     if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-    return get_peft_model(model, _config(model, args))
+    # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
+    return get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
 
 
 def _config(model: nn.Module, args: Any) -> Any:
@@ -59,3 +60,9 @@ def _last_parts(model: nn.Module, kinds: type | tuple[type, ...]) -> list[str]:
     """Last name parts of the language model's modules of these classes."""
     found = [name.split(".") for name, module in model.named_modules() if isinstance(module, kinds)]
     return sorted({parts[-1] for parts in found if not _OUTSIDE & set(parts)})
+
+
+def zero_3(args: Any) -> bool:
+    """Whether a run with these training arguments keeps its weights in pieces, by DeepSpeed's ZeRO stage 3."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    return config is not None and bool(config.is_zero3())

@@ -16,10 +16,15 @@ import transformers
 from llava.errors import InputError
 from llava.mm_utils import expand_grid_pinpoints, processor_tile_size
 from llava.model import config_for, model_class_for, overwrite_entries
+from llava.model.checkpoint_files import usable
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.load_settings import quantisation, resolve_attention
+from llava.model.loading import load_plain
 from llava.model.own_settings import TEMPLATE
+from llava.model.vocabulary import load_tokenizer
 from llava.samples.image_tokens import ImageTokenCounter
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.parts.adapters import zero_3
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +36,8 @@ def run_dtype(args: TrainingArguments) -> torch.dtype:
 
 def get_tokenizer(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
     """The tokenizer beside the model, padding on the right, with a pad token that is no word."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path,
+    tokenizer = load_tokenizer(
+        str(model_args.model_name_or_path),
         cache_dir=training_args.cache_dir,
         model_max_length=training_args.model_max_length,
         padding_side="right",
@@ -58,14 +63,15 @@ def get_model(
     model_class = _model_class(model_args, config)
     if model_args.rope_scaling_factor is not None:
         _stretch_positions(config, model_args, training_args.model_max_length)
-    model = model_class.from_pretrained(
-        path,
-        config=config,
-        attn_implementation=resolve_attention(training_args.attn_implementation),
-        dtype=run_dtype(training_args),
+    arguments = {
+        "config": config,
+        "attn_implementation": resolve_attention(training_args.attn_implementation),
+        "dtype": run_dtype(training_args),
         **hub,
         **(bnb_args or {}),
-    )
+    }
+    sees = issubclass(model_class, LlavaMetaForCausalLM)  # these check for themselves what they load
+    model = model_class.from_pretrained(path, **arguments) if sees else load_plain(model_class, str(path), **arguments)
     model.config.use_cache = False
     return model
 
@@ -74,11 +80,12 @@ def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> 
     """The config of `--model_name_or_path`; `model_args.vision_tower` becomes the checkpoint's where none is given."""
     path: Any = model_args.model_name_or_path
     hub = {"cache_dir": training_args.cache_dir}
-    config = transformers.AutoConfig.from_pretrained(path, **hub)
-    given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
-    model_args.vision_tower = given or own
-    if model_args.vision_tower is not None:
-        config = config_for(path, **hub)
+    with usable(f"{path}: its config.json"):
+        values, _ = transformers.PretrainedConfig.get_config_dict(path, **hub)
+        given, own = model_args.vision_tower, values.get("mm_vision_tower")
+        model_args.vision_tower = given or own
+        sees = model_args.vision_tower is not None
+        config: Any = config_for(path, **hub) if sees else transformers.AutoConfig.from_pretrained(path, **hub)
     if own is not None and given is not None and Path(given).is_dir():
         overwrite_entries(config, {"mm_vision_tower": given})  # a folder tells the shape of the checkpoint's tower
     return config
@@ -98,7 +105,12 @@ def add_vision(
     tower.to(dtype=run_dtype(training_args))
     set_up_images(model.config, tower, tokenizer, model_args, data_args, training_args)
     model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
-    if training_args.trainer_mode == "zo":
+    one_dtype = zero_3(training_args)
+    if one_dtype:
+        logger.info(
+            "ZeRO-3 trains weights of one dtype: those of projector and adapter are %s", run_dtype(training_args)
+        )
+    if training_args.trainer_mode == "zo" or one_dtype:
         # No autocast: one dtype for all weights. Not for the whole model, whose rotary frequencies stay in float32.
         model.get_model().mm_projector.to(dtype=run_dtype(training_args))
 

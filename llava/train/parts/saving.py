@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
+from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
@@ -43,13 +44,34 @@ def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = Non
     return {name: values[name] for part, name, p in parts_of(model) if part == PROJECTOR or id(p) in also}
 
 
-def save_lora(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config."""
+def save_lora(
+    model: Any,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    others: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config.
+
+    Args:
+        state_dict: the adapter's values, where the model itself does not have them whole.
+        others: `non_lora_tensors`, if all ranks had to put them together.
+    """
     model.save_pretrained(folder, state_dict=state_dict)
     _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    save_file(_contiguous(non_lora_tensors(model)), folder / NON_LORA_FILE, metadata={"format": "pt"})
+    others = non_lora_tensors(model) if others is None else others
+    save_file(_contiguous(others), folder / NON_LORA_FILE, metadata={"format": "pt"})
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's values. All ranks have to call it for one that DeepSpeed ZeRO-3 keeps in pieces: it is a copy."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):
+        return parameter.data.detach().cpu().clone()
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:
@@ -74,7 +96,7 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
     adapter = adapter_names(model)
     newline = id(getattr(model.get_model(), "image_newline", None)) if hasattr(model, "get_model") else None
     return {
-        _name_outside_lora(name): p.detach()
+        _name_outside_lora(name): whole(p)
         for part, name, p in parts_of(model)
         if name not in adapter and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
     }
@@ -83,13 +105,54 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
 def load_tensors(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` into the parameters of the same names; unknown names raise `InputError`."""
     parameters = {_name_outside_lora(name): parameter for name, parameter in model.named_parameters()}
-    tensors = load_file(file)
-    unknown = sorted(set(tensors) - set(parameters))
-    if unknown:
-        raise InputError(f"{file} holds {unknown[0]!r}, which this model does not have; was it made with other flags?")
+    tensors = read_tensors(file)
+    for name, tensor in sorted(tensors.items()):
+        if name not in parameters:
+            raise InputError(f"{file} holds {name!r}, which this model does not have; was it made with other flags?")
+        if tensor.shape != parameters[name].shape:
+            raise InputError(
+                f"{file}: {name} is {list(tensor.shape)}, in this model {list(parameters[name].shape)}; was it made "
+                "with other flags?"
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
+
+
+def lacking(model: nn.Module, folder: Path) -> str | None:
+    """Name of a weight that the folder's safetensors files should hold and do not, in its shape; None if there is none.
+
+    Those are all weights of a whole model; of a LoRA or projector-only run, the trained ones.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    whole_model = any(path.name.startswith("model") for path in files)
+    stored = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
+    shapes: dict[nn.Parameter, list[tuple[int, ...] | None]] = {}
+    for name, parameter in model.named_parameters(
+        remove_duplicate=False
+    ):  # a tied one is stored under one of its names
+        shapes.setdefault(parameter, []).extend(stored.get(one) for one in _names_in_files(name))
+    for name, parameter in model.named_parameters():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's, of one that is in pieces
+        if (whole_model or parameter.requires_grad) and shape not in shapes[parameter]:
+            return name
+    return None
+
+
+def _names_in_files(name: str) -> set[str]:
+    """What PEFT and this tree call a parameter in files: its own name, without PEFT's levels."""
+    plain = name.replace(".default.", ".")
+    return {name, _name_outside_lora(name), plain, name.removesuffix(".default"), plain.removesuffix(".weight")}
+
+
+def check_saved(model: nn.Module, folder: Path) -> None:
+    """`InputError` unless what was just saved is there (`lacking`)."""
+    left_out = lacking(model, folder)
+    if left_out is not None:
+        raise InputError(
+            f"--output_dir {folder}: the model that was saved there lacks {left_out}, so it cannot be used. Where "
+            "DeepSpeed or FSDP keep the weights in pieces, they must be told to put them together for saving"
+        )
 
 
 def is_peft(model: nn.Module) -> bool:

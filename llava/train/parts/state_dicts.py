@@ -16,12 +16,7 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 def maybe_zero_3(param: torch.Tensor, ignore_status: bool = False, name: str | None = None) -> torch.Tensor:
     """A CPU copy of a parameter; one that DeepSpeed ZeRO-3 keeps in pieces is gathered first."""
-    if hasattr(param, "ds_id"):
-        from deepspeed import zero
-
-        with zero.GatheredParameters([param]):
-            return param.data.detach().cpu().clone()
-    return param.detach().cpu().clone()
+    return saving.whole(param).cpu().clone()
 
 
 def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dict[str, torch.Tensor]:

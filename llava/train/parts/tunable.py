@@ -82,6 +82,12 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
     """
     if model_args.mm_tunable_parts is not None:
         parts = parse_parts(model_args.mm_tunable_parts)
+        absent = sorted(parts - {LANGUAGE_MODEL} - vision_modules(model).keys())
+        if absent:
+            raise InputError(
+                f"--mm_tunable_parts {model_args.mm_tunable_parts}: this model has no {absent[0]}: set --vision_tower, "
+                "or name the parts that it has"
+            )
     else:
         parts = _legacy_parts(model_args, training_args)
     # a legacy run without freeze_backbone leaves the backbone on; with it, an untied head stays on too

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,16 +37,17 @@ def save_state(state: Any, folder: Path, stem: str) -> None:
 
 
 def load_state(folder: Path, stem: str) -> Any | None:
-    """What `save_state` wrote, tensors on the CPU; None when there is no such state."""
+    """What `save_state` wrote, tensors on the CPU; None when there is no such state. InputError: it is damaged."""
     structure = folder / f"{stem}.json"
     if not structure.exists():
         return None
-    tensors = load_file(folder / f"{stem}.safetensors")
     try:
+        tensors = load_file(folder / f"{stem}.safetensors")
         return _decode(json.loads(structure.read_text(encoding="utf-8")), tensors)
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise InputError(
-            f"{structure} is damaged ({error}); delete this checkpoint to resume from an earlier one"
+            f"{structure} is damaged, or {stem}.safetensors beside it ({error}); delete this checkpoint to resume "
+            "from an earlier one"
         ) from error
 
 
