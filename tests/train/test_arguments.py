@@ -49,9 +49,9 @@ def test_every_flag_has_help() -> None:
 
 
 def test_old_spellings_act(tmp_path: Path) -> None:
-    old = "--evaluation_strategy steps --eval_steps 5 --warmup_ratio 0.03 --no_cuda --per_gpu_train_batch_size 3"
+    old = "--evaluation_strategy no --warmup_ratio 0.03 --no_cuda --per_gpu_train_batch_size 3"
     *_, args = parse_arguments([*BASE, "--output_dir", str(tmp_path), *old.split(), "--dispatch_batches", "False"])
-    assert args.eval_strategy == "steps"
+    assert args.eval_strategy == "no"
     assert args.warmup_steps == 0.03
     assert args.use_cpu
     assert args.per_device_train_batch_size == 3

@@ -61,6 +61,33 @@ def given_checkpoint(given: str | None) -> Path | None:
     return path
 
 
+def branching_point(where: str) -> tuple[Journal, int]:
+    """The journal of `--zo_from_journal` DIR or DIR:N, and N or the number of its steps.
+
+    Raises:
+        InputError: DIR is no journal, or has not so many steps.
+    """
+    folder, step = split(where)
+    journal = Journal.read(folder)
+    steps = len(journal.records) if step is None else step
+    if steps > len(journal.records):
+        raise InputError(f"--zo_from_journal {where}: that journal has {len(journal.records)} steps")
+    return journal, steps
+
+
+def split(where: str) -> tuple[Path, int | None]:
+    """DIR and N of DIR:N, N None for DIR alone.
+
+    Raises:
+        InputError: DIR is no journal.
+    """
+    folder, colon, step = where.rpartition(":")
+    named, number = (folder, int(step)) if colon and step.isdigit() else (where, None)
+    if not (Path(named) / HEADER).exists():
+        raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
+    return Path(named), number
+
+
 def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
     """The complete `checkpoint-N` with the largest N, up to `most`; None when there is none."""
     complete = []
