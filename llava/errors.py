@@ -22,7 +22,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")  # a value may have more than one line
             sys.exit(EXIT_BAD_INPUT)
 
     return run

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
@@ -64,13 +65,21 @@ def dry_run(args: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         own = copy.copy(args)
         own.output_dir, own.report_to = folder, []
-        _build(own)
+        try:
+            _build(own)
+        finally:
+            AcceleratorState._reset_state()  # as transformers does: the run's trainer makes its own
 
 
 def _build(args: Any) -> None:
     for name in JSON_OBJECTS:
         if not isinstance(getattr(args, name) or {}, dict):
             raise InputError(f'--{name} {getattr(args, name)} must be a JSON object, as {{"name": 1}}')
+    if args.accelerator_config.dispatch_batches:
+        raise InputError(
+            "--dispatch_batches True, or of --accelerator_config, cannot be used: batches have lists of images of many "
+            "sizes, which the main process cannot cut for the others. Leave it out"
+        )
     model: Any = One()
     trainer = LLaVATrainer(model=model, args=args, train_dataset=OneRecord())
     trainer.get_train_dataloader()

@@ -121,6 +121,11 @@ RULES = (
         ("average_tokens_across_devices",),
         "has no effect: the loss is a mean over each micro-batch, as in LLaVA-NeXT. Leave it out",
     ),
+    Rule(
+        ("label_smoothing_factor", "neftune_noise_alpha"),
+        "cannot be used: it is for models of text, and here images take the place of words inside the model. Leave it "
+        "out",
+    ),
     Rule(("use_liger_kernel",), "cannot be used: Liger's kernels know no LLaVA model. Leave it out"),
     Rule(("liger_kernel_config",), **_needs("use_liger_kernel")),
     Rule(
@@ -136,7 +141,6 @@ RULES = (
             "activation_checkpointing",
             "gradient_checkpointing_kwargs",
             "activation_checkpointing_kwargs",
-            "neftune_noise_alpha",
             "lora_dropout",
             "use_pos_skipping",
             "ddp_find_unused_parameters",
@@ -299,8 +303,9 @@ def check_effects(values: Values, given: Collection[str]) -> None:
                 raise InputError(text)
             logger.warning(text)
     for old, new in OTHER_NAMES:
-        if {old, new} <= set(given):
-            raise InputError(f"--{old} is another name of --{new}: give one of them")
+        both = [getattr(values, name) for name in (old, new) if name in given and _asks(getattr(values, name))]
+        if len(both) == 2 and both[0] != both[1]:
+            raise InputError(f"--{old} {both[0]} is another name of --{new} {both[1]}: give one of them")
     if not values.do_train and "do_train" in given:
         raise InputError("--do_train False: this command trains; leave it out")
 

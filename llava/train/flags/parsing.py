@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
@@ -61,7 +62,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
     options = {name: action.dest for action in parser._actions for name in action.option_strings}
     given = {options[name] for name in _names(options, argv)}
-    values = parser.parse_args(argv)
+    values, strays = parser.parse_known_args(argv)
+    if strays:
+        place = len(argv) - 1 - argv[::-1].index(strays[-1])
+        flag = next((word for word in reversed(argv[:place]) if word.split("=", 1)[0] in options), "the command")
+        raise InputError(f"{flag}: what is {strays[-1]!r} behind it?")
     check_run(values, given)
     check_effects(values, given)
     _adjust(values, given)
@@ -144,7 +149,7 @@ def check_model_arguments(args: ModelArguments, data_args: DataArguments) -> Non
     if args.s2:
         raise InputError("--s2: multi-scale towers are not supported; allowed: SigLIP and CLIP towers at one scale")
     if args.model_class_name is not None:
-        class_of(args.model_class_name)
+        class_of(args.model_class_name, args.vision_tower)
     MergePlan.from_config(SimpleNamespace(**vars(data_args), **vars(args)))
     _one_of("mm_vision_select_feature", args.mm_vision_select_feature, SELECT_FEATURES)
     build_vision_projector(SimpleNamespace(mm_projector_type=args.mm_projector_type, mm_hidden_size=1, hidden_size=1))
@@ -196,6 +201,8 @@ def check_run(values: Any, given: Collection[str]) -> None:
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")
+    if values.deepspeed and "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+        raise InputError(f"--deepspeed {values.deepspeed} needs a launcher, for one process too: start with torchrun")
 
 
 def _check_zeroth_order(values: Any, given: Collection[str]) -> None:

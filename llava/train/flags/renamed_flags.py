@@ -114,7 +114,6 @@ OTHER_NAMES = (
     ("warmup_ratio", "warmup_steps"),
     ("gradient_checkpointing", "activation_checkpointing"),
     ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-    ("group_by_length", "train_sampling_strategy"),
     ("include_tokens_per_second", "include_num_input_tokens_seen"),
 )
 """Two names, of old and present, of one thing."""
