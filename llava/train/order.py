@@ -36,7 +36,7 @@ def check_batches(dataset: Any, args: Any, processes: int) -> None:
     grouping = next((name for name in ORDERED_BY_LENGTH if getattr(args, name)), None)
     kept = f"{total} records" if drawn == total else f"{drawn} of {total} records, after --{grouping} True,"
     raise InputError(
-        f"{kept} make no batch of --per_device_train_batch_size {args.per_device_train_batch_size} x {processes} "
+        f"{kept} make no full batch of --per_device_train_batch_size {args.per_device_train_batch_size} x {processes} "
         f"processes (--gradient_accumulation_steps {args.gradient_accumulation_steps}, --dataloader_drop_last "
         f"{args.dataloader_drop_last}): nothing would be trained. Give more records in --data_path, a smaller batch, "
         f"or --{'dataloader_drop_last' if drawn else grouping} False"

@@ -28,7 +28,7 @@ ACTIONS = {
     if action.dest != "help"
 }
 MANY = settings(
-    max_examples=int(os.environ.get("EXAMPLES", "60")),
+    max_examples=int(os.environ.get("EXAMPLES", "40")),
     deadline=20_000,
     derandomize="EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -39,11 +39,52 @@ REAL = st.sampled_from(
     ["-1.0", "-0.0", "0", "1e-300", "1e-3", "0.5", "0.999", "1", "2.5", "1e30", "inf", "-inf", "nan"]
 )
 WORDS = st.sampled_from(
-    ["", " ", "none", "no", "all", "auto", "True", "False", "linear", "cosine", "steps", "epoch", "spsa", "lowrank"]
-    + ["rademacher", "adamw_torch", "adafactor", "sgd", "inductor", "full_shard", "wandb", "x.json", "a/b", "."]
-    + ["/proc/1/none", "/dev/null", "~", "0:4,0.3:20", "(1x1),...,(6x6)", "[[384, 384]]", "anyres_max_9", "a\nb"]
-    + ["mm_language_model", "mm_mlp_adapter,mm_vision_tower", "qwen_1_5", "plain", "x" * 5000]
-    + ['{"use_reentrant": true}', '{"min_lr": 1e-6}', '{"num_cycles": "x"}', "{}", "{bad", "[1]", '{"a": {"b": []}}']
+    [
+        "",
+        " ",
+        "none",
+        "no",
+        "all",
+        "auto",
+        "True",
+        "False",
+        "linear",
+        "cosine",
+        "steps",
+        "epoch",
+        "spsa",
+        "lowrank",
+        "rademacher",
+        "adamw_torch",
+        "adafactor",
+        "sgd",
+        "inductor",
+        "full_shard",
+        "wandb",
+        "x.json",
+        "a/b",
+        ".",
+        "/proc/1/none",
+        "/dev/null",
+        "~",
+        "0:4,0.3:20",
+        "(1x1),...,(6x6)",
+        "[[384, 384]]",
+        "anyres_max_9",
+        "a\nb",
+        "mm_language_model",
+        "mm_mlp_adapter,mm_vision_tower",
+        "qwen_1_5",
+        "plain",
+        "x" * 5000,
+        '{"use_reentrant": true}',
+        '{"min_lr": 1e-6}',
+        '{"num_cycles": "x"}',
+        "{}",
+        "{bad",
+        "[1]",
+        '{"a": {"b": []}}',
+    ]
 )
 FOLDERS = st.sampled_from(["out", "inner/out", "", "/dev/null", "/dev/null/out", "/proc/1/none", "x" * 5000])
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)

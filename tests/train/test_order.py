@@ -72,7 +72,7 @@ def test_processes_share_the_records(processes: int, refused: bool) -> None:
     args = SimpleNamespace(**none, **sizes, dataloader_drop_last=True, accelerator_config=config)
     if refused:
         with pytest.raises(
-            InputError, match=r"8 records make no batch of --per_device_train_batch_size 4 x 3 processes"
+            InputError, match=r"8 records make no full batch of --per_device_train_batch_size 4 x 3 processes"
         ):
             check_batches(Records(8, 0), args, processes)
     else:

@@ -74,7 +74,7 @@ def dry_run(args: Any) -> None:
 def _build(args: Any) -> None:
     for name in JSON_OBJECTS:
         if not isinstance(getattr(args, name) or {}, dict):
-            raise InputError(f'--{name} {getattr(args, name)} must be a JSON object, as {{"name": 1}}')
+            raise ValueError('a JSON object is needed, as {"name": 1}')
     if args.accelerator_config.dispatch_batches:
         raise InputError(
             "--dispatch_batches True, or of --accelerator_config, cannot be used: batches have lists of images of many "

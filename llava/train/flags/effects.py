@@ -1,8 +1,8 @@
 """Flags that would have no effect: refused where they were given, so that nothing is asked for in vain.
 
-A value that asks for nothing (False, 0, none, no, off) is taken everywhere. What scripts of LLaVA-NeXT pass all the
-same is warned about; so are flags that another one has switched off, since whoever adds to a script's flags cannot take
-one away.
+A value that asks for nothing (as False, 0, none, no or off) is taken everywhere. What scripts of LLaVA-NeXT pass all
+the same is warned about; so are flags that another one has switched off, since whoever adds to a script's flags cannot
+take one away.
 """
 
 from __future__ import annotations
@@ -51,10 +51,14 @@ def _named(*kinds: type, beginning: str = "", help: str = "") -> tuple[str, ...]
 
 def _needs(name: str, value: str = "True") -> dict[str, Any]:
     """What a rule says of flags that belong to another one which is off."""
-    return {"why": f"has no effect without --{name} {value}", "when": lambda values: not _asks(getattr(values, name))}
+    return {"why": f"has no effect without --{name} {value}", "when": lambda values: not _asks(values, name)}
 
 
-def _asks(value: Any) -> bool:
+def _asks(values: Values, name: str) -> bool:
+    """Whether a flag's value asks for something; without a default, that may be 0 or any word."""
+    value = getattr(values, name)
+    if DEFAULTS[name] is None and name != "evaluation_strategy":
+        return not (value is None or value is False or value == "")
     return bool(value) and value not in ("no", "none", "off")
 
 
@@ -71,6 +75,7 @@ def _checkpointing(values: Values) -> Any:
     return values.gradient_checkpointing if own is None else own
 
 
+DEFAULTS = {f.name: f.default for kind in (ModelArguments, DataArguments, TrainingArguments) for f in fields(kind)}
 GROUPING = ("group_by_length", "group_by_modality_length", "group_by_modality_length_auto", "group_by_varlen")
 
 RULES = (
@@ -165,7 +170,7 @@ RULES = (
     Rule(
         ("zo_length_bucket", "zo_graph_memory_gb"),
         "has no effect without a CUDA device and --zo_cuda_graphs auto",
-        lambda v: v.use_cpu or not torch.cuda.is_available() or not _asks(v.zo_cuda_graphs),
+        lambda v: v.use_cpu or not torch.cuda.is_available() or not _asks(v, "zo_cuda_graphs"),
         refused=False,
     ),
     Rule(("zo_journal_sync_steps",), **_needs("zo_journal")),
@@ -205,7 +210,7 @@ RULES = (
         lambda v: not {"tensorboard", "all"} & set(_list(v.report_to)),
         refused=False,
     ),
-    Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_bias"), **_needs("lora_enable")),
+    Rule(("lora_r", "lora_alpha", "lora_dropout", "lora_bias"), **_needs("lora_enable"), refused=False),
     Rule(("quant_type", "double_quant"), "has no effect without --bits 4", lambda v: v.bits != 4),
     Rule(("mm_feature_cache_gb",), **_needs("mm_feature_cache", "FOLDER")),
     Rule(("faster_token_stride",), **_needs("add_faster_video")),
@@ -296,14 +301,14 @@ def check_effects(values: Values, given: Collection[str]) -> None:
     """
     for rule in _rules(values):
         for name in rule.flags:
-            if name not in given or not _asks(getattr(values, name)) or not rule.when(values):
+            if name not in given or not _asks(values, name) or not rule.when(values):
                 continue
             text = f"--{name} {shown(getattr(values, name))} {rule.why}"
             if rule.refused:
                 raise InputError(text)
             logger.warning(text)
     for old, new in OTHER_NAMES:
-        both = [getattr(values, name) for name in (old, new) if name in given and _asks(getattr(values, name))]
+        both = [getattr(values, name) for name in (old, new) if name in given and _asks(values, name)]
         if len(both) == 2 and both[0] != both[1]:
             raise InputError(f"--{old} {both[0]} is another name of --{new} {both[1]}: give one of them")
     if not values.do_train and "do_train" in given:
