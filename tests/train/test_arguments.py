@@ -149,6 +149,8 @@ REFUSED = {
     "--model_class_name Nothing": ["--model_class_name Nothing", "NothingForCausalLM"],
     "--model_class_name Qwen2 --vision_tower t": ["--model_class_name Qwen2", "text alone"],
     "--rope_scaling_factor 2 --rope_scaling_type llama3": ["--rope_scaling_type llama3", "linear, dynamic, yarn"],
+    "--mm_feature_cache=": ["--mm_feature_cache", "empty"],
+    "--output_dir=": ["--output_dir", "empty"],
     "--seed 1 2": ["--seed", "'2'"],
     "--trainer_mode zo --torch_compile True": ["--torch_compile", "--trainer_mode zo"],
     "--trainer_mode zo --zo_eps 0": ["--zo_eps 0", "above 0"],

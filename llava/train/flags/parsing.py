@@ -188,6 +188,9 @@ def check_run(values: Any, given: Collection[str]) -> None:
     _one_of("quant_type", values.quant_type, ("nf4", "fp4"))
     _one_of("attn_implementation", values.attn_implementation, ("flash_attention_2", "sdpa", "eager"))
     _one_of("train_sampling_strategy", values.train_sampling_strategy, SAMPLING)
+    for name in ("output_dir", "mm_feature_cache"):
+        if getattr(values, name) == "":
+            raise InputError(f"--{name} is empty: name a folder, or leave it out")
     if values.max_steps == 0:
         raise InputError("--max_steps 0 would train nothing: give a number of steps, or -1 for --num_train_epochs")
     if values.max_steps < 0 and not values.num_train_epochs > 0:

@@ -52,7 +52,7 @@ def check_numbers(values: Any) -> None:
 def _check(name: str, value: float) -> None:
     least = LEAST.get(name, -LARGEST if name in SIGNED else 0)
     if not math.isfinite(value):
-        problem = "a finite number is needed"
+        problem = "must be a finite number"
     elif name in ABOVE and value <= ABOVE[name]:
         problem = f"must be above {ABOVE[name]}"
     elif value < least:
@@ -63,4 +63,4 @@ def _check(name: str, value: float) -> None:
         problem = f"must be at most {MOST.get(name, LARGEST)}"
     else:
         return
-    raise InputError(f"--{name} {value}: {problem}")
+    raise InputError(f"--{name} {value} {problem}")
