@@ -16,7 +16,7 @@ from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, data_files
 from llava.samples.record import Record, read_record
 from llava.train.order import check_batches
-from llava.train.zo.resume_points import branching_point, given_checkpoint
+from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
 
 def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
@@ -35,7 +35,8 @@ def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
         if value is not None and not Path(value).exists():
             raise InputError(f"{flag} {value}: no such file or folder")
     given_checkpoint(training_args.resume_from_checkpoint)
-    if training_args.trainer_mode == "zo" and training_args.zo_from_journal is not None:
+    goes_on = has_journal(Path(training_args.output_dir)) and not training_args.overwrite_output_dir
+    if training_args.trainer_mode == "zo" and training_args.zo_from_journal is not None and not goes_on:
         branching_point(training_args.zo_from_journal)
 
 

@@ -33,7 +33,7 @@ def start_of(output_dir: Path) -> Path | None:
     Points beyond the journal's last record (after a power cut) are passed over.
     """
     journal = output_dir / JOURNAL_FOLDER
-    if not (journal / HEADER).exists():
+    if not has_journal(output_dir):
         return newest_checkpoint(output_dir)
     try:
         last = len(Journal.read(journal).records)
@@ -42,6 +42,11 @@ def start_of(output_dir: Path) -> Path | None:
     points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
     full, light = full_checkpoint(output_dir, last), points[0] if points else journal
     return full if full is not None and steps_of(full) > steps_of(light) else light
+
+
+def has_journal(output_dir: Path) -> bool:
+    """Whether a run was recorded there; a branch then has a copy of what it started from."""
+    return (output_dir / JOURNAL_FOLDER / HEADER).exists()
 
 
 def given_checkpoint(given: str | None) -> Path | None:
