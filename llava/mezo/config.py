@@ -11,7 +11,15 @@ from llava.mezo.noise import DISTRIBUTIONS
 from llava.mezo.tensor_sizes import KINDS, read_patterns
 
 NOISES = tuple(DISTRIBUTIONS)
-KERNELS = ("auto", "reference", "torch", "numba", "triton")
+KERNEL_DEVICES: dict[str, tuple[str, ...] | None] = {
+    "auto": None,
+    "reference": ("cpu",),
+    "torch": None,
+    "numba": ("cpu",),
+    "triton": ("cuda",),
+}
+"""Types of device that each kernel runs on; None: all."""
+KERNELS = tuple(KERNEL_DEVICES)
 STORAGES = ("native", "fixed16", "fp32")
 GRAPHS = ("auto", "off")
 LARGEST_SEED = 2**64 - 1

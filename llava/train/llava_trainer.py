@@ -18,8 +18,7 @@ from llava.errors import InputError
 from llava.model.checkpoint_files import usable
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.runs import run_folder
-from llava.samples.samplers import LengthGroupedSampler
-from llava.samples.stratified import StratifiedSampler, can_be_spread
+from llava.train.order import order_of
 from llava.train.parts import saving
 from llava.train.parts.adapters import zero_3
 from llava.train.parts.feature_cache import FeatureCache
@@ -32,9 +31,6 @@ from llava.train.zo.resume_points import newest_checkpoint
 
 if TYPE_CHECKING:
     from llava.train.flags.arguments import TrainingArguments
-
-ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
-"""Flags whose order leaves nothing to answers."""
 
 __getattr__ = names_of(__name__)
 
@@ -113,39 +109,11 @@ class LLaVATrainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        grouped = self._stratified_sampler(dataset) or self._grouped_sampler(dataset)
-        if grouped is not None:
+        order = order_of(dataset, self.args, self.args.world_size)
+        if order is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(grouped, seed)
+            return EpochSampler(order, seed)
         return super()._get_train_sampler(train_dataset)
-
-    def _stratified_sampler(self, dataset: Any) -> StratifiedSampler | None:
-        """Every answer evenly spread, if the flags allow it and answers come more than once."""
-        args = self.args
-        if args.stratify_answers == "off" or any(getattr(args, flag) for flag in ORDERED_BY_LENGTH):
-            return None
-        answers = getattr(dataset, "answers", None)
-        if answers is None or not can_be_spread(answers):
-            return None
-        lengths = dataset.modality_lengths if args.group_by_modality_length else None
-        world_size = args.world_size * args.gradient_accumulation_steps
-        return StratifiedSampler(answers, lengths, args.train_batch_size, world_size)
-
-    def _grouped_sampler(self, dataset: Any) -> LengthGroupedSampler | None:
-        """The sampler that the flags ask for, in LLaVA-NeXT's order of precedence; None for none."""
-        args = self.args
-        batch, world_size = args.train_batch_size, args.world_size * args.gradient_accumulation_steps
-        if args.group_by_length:
-            return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths)
-        if args.group_by_modality_length:
-            return LengthGroupedSampler(batch, world_size, lengths=dataset.modality_lengths, group_by_modality=True)
-        if args.group_by_modality_length_auto:
-            lengths = dataset.modality_lengths
-            return LengthGroupedSampler(batch, world_size, lengths=lengths, group_by_modality_auto=True)
-        if args.group_by_varlen:
-            batch *= args.gradient_accumulation_steps
-            return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths, variable_length=True)
-        return None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

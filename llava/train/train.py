@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava import conversation
 from llava.compatibility import names_of
-from llava.errors import InputError, command
+from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.model.checkpoint_files import read_config
 from llava.model.loading import not_finite
@@ -34,10 +34,11 @@ from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnS
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
-from llava.train.flags.preflight import check_gathering, check_paths
+from llava.train.flags.preflight import check_gathering, check_paths, check_records
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
+from llava.train.order import check_batches
 from llava.train.parts import feature_cache
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
@@ -65,9 +66,10 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     setup_logging()
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
-    check_paths(model_args, data_args)
+    check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
+    check_records(data_args, training_args, training_args.world_size)
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
     with training_args.main_process_first(local=False):
@@ -133,6 +135,7 @@ def make_trainer(
 ) -> LLaVATrainer:
     """The trainer of a run with its data, its cache of features and its objective."""
     data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    check_batches(data["train_dataset"], training_args, training_args.world_size)  # some may have been skipped
     zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
     cache = known = None
     if training_args.mm_feature_cache is not None:
@@ -157,13 +160,6 @@ def make_trainer(
         )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    if len(trainer.get_train_dataloader()) == 0:
-        raise InputError(
-            f"--data_path {data_args.data_path}: {len(data['train_dataset'])} records make no full batch "
-            f"(--per_device_train_batch_size {training_args.per_device_train_batch_size}, {training_args.world_size} "
-            "processes, and what the sampler flags group): nothing would be trained. Lower the batch size, or give "
-            "--dataloader_drop_last False"
-        )
     return trainer
 
 

@@ -73,7 +73,9 @@ def usual_run(
 def words_of(run: Run, options: argparse.Namespace) -> list[str]:
     """The words of the run's command."""
     flags = [word for flag, value in run.flags.items() for word in (flag, value)]
-    flags += ["--seed", str(run.seed), "--zo_seed", str(run.seed)]
+    flags += ["--seed", str(run.seed)]
+    if run.method == "mezo":
+        flags += ["--zo_seed", str(run.seed)]
     if "vision" in run.parts:
         flags += ["--mm_vision_tower_lr", run.flags["--learning_rate"]]
     else:

@@ -23,7 +23,7 @@ from llava.eval.metrics import METRICS
 from llava.runs import run_folder
 from llava.runs.run_report import closing_table, update_report
 from llava.train.flags.parsing import parse_arguments
-from llava.train.flags.preflight import check_paths
+from llava.train.flags.preflight import check_paths, check_records
 from llava.train.parts.tunable import adapter_only
 
 TRAIN = Path(__file__).resolve().parents[2] / "llava" / "train" / "train_mem.py"
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the whole job; a finished one is refused, an unfinished one continued."""
     options, train_flags = split_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = parse_arguments(train_flags)
-    check_paths(model_args, data_args)
+    check_paths(model_args, data_args, training_args)
+    check_records(data_args, training_args, options.num_gpus)
     if options.eval_data and not Path(options.eval_data).is_file():
         raise InputError(f"--eval_data {options.eval_data}: no such file; set EVAL_DATA to a LLaVA JSON, or to nothing")
     folder = Path(training_args.output_dir)

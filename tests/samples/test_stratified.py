@@ -11,7 +11,7 @@ import torch
 from llava.errors import InputError
 from llava.samples.stratified import MOST_ANSWERS, StratifiedSampler, can_be_spread, spread
 from llava.train.flags.parsing import parse_arguments
-from llava.train.llava_trainer import LLaVATrainer
+from llava.train.order import order_of
 from llava.train.zo.epoch_sampler import EpochSampler
 
 ANSWERS = (["yes"] * 50 + ["no"] * 30 + ["cannot tell"] * 20) * 2
@@ -91,10 +91,10 @@ def test_what_cannot_be_spread() -> None:
 )
 def test_the_trainer_asks_for_it(flags: dict[str, object], stratified: bool) -> None:
     usual = dict.fromkeys(("group_by_length", "group_by_modality_length", "group_by_varlen"), False)
-    usual |= {"group_by_modality_length_auto": False, "train_batch_size": 4, "world_size": 1}
-    trainer = SimpleNamespace(args=SimpleNamespace(**{**usual, "gradient_accumulation_steps": 1, **flags}))
-    dataset = SimpleNamespace(answers=["a", "b", "a"], modality_lengths=[1, 1, 1])
-    assert (LLaVATrainer._stratified_sampler(trainer, dataset) is not None) == stratified
+    usual |= {"group_by_modality_length_auto": False, "train_batch_size": 4}
+    args = SimpleNamespace(**{**usual, "gradient_accumulation_steps": 1, **flags})
+    dataset = SimpleNamespace(answers=["a", "b", "a"], lengths=[1, 1, 1], modality_lengths=[1, 1, 1])
+    assert isinstance(order_of(dataset, args, 1), StratifiedSampler) == stratified
 
 
 def test_other_values_are_refused(tmp_path) -> None:

@@ -12,6 +12,7 @@ import transformers
 
 from llava.errors import InputError
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.effects import RULES
 from llava.train.flags.parsing import parse_arguments
 
 CLASSES = {"ModelArguments": ModelArguments, "DataArguments": DataArguments, "TrainingArguments_own": TrainingArguments}
@@ -49,9 +50,9 @@ def test_every_flag_has_help() -> None:
 
 
 def test_old_spellings_act(tmp_path: Path) -> None:
-    old = "--evaluation_strategy steps --eval_steps 5 --warmup_ratio 0.03 --no_cuda --per_gpu_train_batch_size 3"
+    old = "--evaluation_strategy no --warmup_ratio 0.03 --no_cuda --per_gpu_train_batch_size 3"
     *_, args = parse_arguments([*BASE, "--output_dir", str(tmp_path), *old.split(), "--dispatch_batches", "False"])
-    assert args.eval_strategy == "steps"
+    assert args.eval_strategy == "no"
     assert args.warmup_steps == 0.03
     assert args.use_cpu
     assert args.per_device_train_batch_size == 3
@@ -75,6 +76,82 @@ REFUSED = {
     "--trainer_mode zo --gradient_checkpointing True": ["--gradient_checkpointing", "--trainer_mode zo"],
     "--trainer_mode zo --fp16 True": ["--fp16", "--bf16 True"],
     "--trainer_mode zo --optim adafactor": ["--optim adafactor", "no effect"],
+    "--trainer_mode zo --optim adamw_torch": ["--optim adamw_torch", "no effect"],
+    "--trainer_mode zo --optim_args no": ["--optim_args no", "no effect"],
+    "--neftune_noise_alpha 0": ["--neftune_noise_alpha 0.0", "images"],
+    "--activation_checkpointing_kwargs no": ["--activation_checkpointing_kwargs no", "JSON object"],
+    "--trainer_mode zo --max_grad_norm 1.0": ["--max_grad_norm 1.0", "no effect"],
+    "--trainer_mode zo --activation_checkpointing True": ["--activation_checkpointing True", "no backward pass"],
+    "--trainer_mode zo --lora_enable True --lora_dropout 0.1": ["--lora_dropout 0.1", "evaluation mode"],
+    "--trainer_mode zo --ddp_static_graph True": ["--ddp_static_graph True", "no effect"],
+    "--trainer_mode zo --zo_kernel triton": ["--zo_kernel triton", "cuda alone", "cpu"],
+    "--trainer_mode zo --zo_rank 3": ["--zo_rank 3", "--zo_estimator spsa"],
+    "--trainer_mode zo --zo_rule normalized --zo_momentum 0.5": ["--zo_momentum 0.5", "--zo_rule normalized"],
+    "--trainer_mode zo --zo_anchor_batches 3 --max_steps 9": ["--zo_anchor_batches 3", "svrg"],
+    "--trainer_mode zo --zo_journal False --zo_journal_sync_steps 3": [
+        "--zo_journal_sync_steps 3",
+        "--zo_journal True",
+    ],
+    "--zo_eps 1e-3": ["--zo_eps 0.001", "--trainer_mode zo"],
+    "--zo_kernel triton": ["--zo_kernel triton", "--trainer_mode zo"],
+    "--eval_strategy steps": ["--eval_strategy steps", "no evaluation while training", "llava.eval.accuracy"],
+    "--evaluation_strategy epoch": ["--evaluation_strategy epoch", "no evaluation while training"],
+    "--do_eval True": ["--do_eval True", "no evaluation"],
+    "--do_train False": ["--do_train False"],
+    "--eval_steps 5": ["--eval_steps 5", "no evaluation"],
+    "--load_best_model_at_end True": ["--load_best_model_at_end True", "no evaluation"],
+    "--save_strategy best": ["--save_strategy best", "steps, epoch or no"],
+    "--lr_scheduler_type greedy": ["--lr_scheduler_type greedy", "evaluation"],
+    "--push_to_hub True": ["--push_to_hub True", "hf upload"],
+    "--hub_model_id a/b": ["--hub_model_id a/b"],
+    "--remove_unused_columns True": ["--remove_unused_columns True", "columns"],
+    "--use_liger_kernel True": ["--use_liger_kernel True", "Liger"],
+    "--neftune_noise_alpha 5": ["--neftune_noise_alpha 5", "images"],
+    "--label_smoothing_factor 0.1": ["--label_smoothing_factor 0.1", "images"],
+    "--dispatch_batches True": ["--dispatch_batches True", "images"],
+    "--quant_type fp4": ["--quant_type fp4", "--bits 4"],
+    "--mm_feature_cache_gb 3": ["--mm_feature_cache_gb 3", "--mm_feature_cache FOLDER"],
+    "--faster_token_stride 3": ["--faster_token_stride 3", "--add_faster_video True"],
+    "--words_per_image 9": ["--words_per_image 9", "--group_by_length"],
+    "--group_by_length True --group_by_varlen True": ["--group_by_length True", "--group_by_varlen"],
+    "--stratify_answers auto --group_by_varlen True": ["--stratify_answers auto", "by length"],
+    "--lr_scheduler_type constant --warmup_ratio 0.1": ["--warmup_ratio 0.1", "--lr_scheduler_type constant"],
+    "--warmup_ratio 0.1 --warmup_steps 3": ["--warmup_ratio", "--warmup_steps", "one of them"],
+    "--adafactor True --optim sgd": ["--adafactor True", "--optim sgd"],
+    "--per_gpu_train_batch_size 2 --per_device_train_batch_size 3": ["--per_gpu_train_batch_size 2", "one of them"],
+    "--optim sgd --adam_beta1 0.5": ["--adam_beta1 0.5", "--optim sgd"],
+    "--optim_args a=b": ["--optim_args a=b", "no effect"],
+    "--adam_beta1 1": ["--adam_beta1 1.0", "below 1"],
+    "--fp16 True --bf16 True": ["--fp16 True", "--bf16 True", "At most one"],
+    "--fsdp full_shard": ["--fsdp full_shard", "distributed"],
+    "--torch_compile_backend warp": ["--torch_compile_backend warp"],
+    "--torch_compile_mode fast": ["--torch_compile_mode fast", "max-autotune"],
+    "--dataloader_prefetch_factor 2": ["--dataloader_prefetch_factor 2", "--dataloader_num_workers > 0"],
+    "--dataloader_persistent_workers True": ["--dataloader_persistent_workers True", "num_workers > 0"],
+    '--gradient_checkpointing_kwargs {"a":1}': ["--gradient_checkpointing_kwargs", "'a'"],
+    "--gradient_checkpointing_kwargs a.json": ["--gradient_checkpointing_kwargs a.json", "JSON object"],
+    '--lr_scheduler_type cosine --lr_scheduler_kwargs {"num_cycles":"x"}': ["--lr_scheduler_kwargs", "'x'"],
+    "--lr_scheduler_kwargs {bad": ["--lr_scheduler_kwargs {bad"],
+    '--accelerator_config {"a":true}': ["--accelerator_config", "'a'"],
+    "--accelerator_config gone.json": ["--accelerator_config gone.json", "No such file"],
+    "--save_steps 0": ["--save_steps 0.0", "above 0"],
+    "--logging_steps -1": ["--logging_steps -1.0", "above 0"],
+    "--save_total_limit 0": ["--save_total_limit 0", "at least 1"],
+    "--seed -1": ["--seed -1", "at least 0"],
+    "--seed 4294967296": ["--seed 4294967296", "at most 4294967295"],
+    "--warmup_steps nan": ["--warmup_steps nan", "finite"],
+    "--max_steps 99999999999999999999": ["--max_steps 99999999999999999999", "at most"],
+    "--ddp_timeout 0": ["--ddp_timeout 0", "at least 1"],
+    "--mm_patch_merge_type round": ["--mm_patch_merge_type", "round"],
+    "--mm_newline_position end": ["--mm_newline_position", "end"],
+    "--mm_vision_select_feature all": ["--mm_vision_select_feature all", "cls_patch"],
+    "--image_grid_pinpoints 3": ["--image_grid_pinpoints"],
+    "--model_class_name Nothing": ["--model_class_name Nothing", "NothingForCausalLM"],
+    "--model_class_name Qwen2 --vision_tower t": ["--model_class_name Qwen2", "text alone"],
+    "--rope_scaling_factor 2 --rope_scaling_type llama3": ["--rope_scaling_type llama3", "linear, dynamic, yarn"],
+    "--mm_feature_cache=": ["--mm_feature_cache", "empty"],
+    "--output_dir=": ["--output_dir", "empty"],
+    "--seed 1 2": ["--seed", "'2'"],
     "--trainer_mode zo --torch_compile True": ["--torch_compile", "--trainer_mode zo"],
     "--trainer_mode zo --zo_eps 0": ["--zo_eps 0", "above 0"],
     "--trainer_mode zo --zo_eps inf": ["--zo_eps inf", "finite"],
@@ -143,6 +220,49 @@ def test_refused_with_a_reason(words: str, tmp_path: Path) -> None:
         parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
     for part in REFUSED[words]:
         assert part in str(error.value)
+
+
+ASKS_FOR_NOTHING = [
+    "--trainer_mode zo --max_grad_norm 0 --torch_compile False --gradient_checkpointing False --lora_dropout 0",
+    "--zo_journal False --zo_tensor_scales none",
+    "--warmup_steps 0 --warmup_ratio 0.03 --per_gpu_train_batch_size 2 --per_device_train_batch_size 2",
+    "--evaluation_strategy no --load_best_model_at_end False --push_to_hub False --mm_feature_cache_gb 20.0 "
+    "--mm_feature_cache cache",
+]
+
+
+@pytest.mark.parametrize("words", ASKS_FOR_NOTHING)
+def test_what_asks_for_nothing_is_taken(words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
+    assert "no effect" not in caplog.text
+
+
+WARNED = {
+    "--per_device_eval_batch_size 4": "--per_device_eval_batch_size 4 has no effect",
+    "--mm_perceiver_depth 4": "--mm_perceiver_depth 4 is for scripts of LLaVA-NeXT alone",
+    "--mm_tunable_parts mm_language_model --mm_vision_tower_lr 1e-6": "--mm_vision_tower_lr 1e-06 has no effect",
+    "--mm_tunable_parts mm_language_model --freeze_backbone True": "--freeze_backbone True has no effect beside",
+    "--lora_r 8": "--lora_r 8 has no effect without --lora_enable True",
+    "--save_strategy no --save_steps 9": "--save_steps 9.0 has no effect without --save_strategy steps",
+    "--trainer_mode zo --zo_length_bucket 32": "--zo_length_bucket 32 has no effect without a CUDA device",
+}
+
+
+@pytest.mark.parametrize("words", WARNED)
+def test_flags_that_scripts_pass_in_vain(words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
+    assert WARNED[words] in caplog.text
+
+
+def test_every_flag_of_a_rule_is_there() -> None:
+    known = {field.name for group in CLASSES.values() for field in dataclasses.fields(group)}
+    assert {name for rule in RULES for name in rule.flags} <= known
+    assert all(rule.flags for rule in RULES)
+
+
+def test_trying_flags_out_leaves_the_folder_alone(tmp_path: Path) -> None:
+    parse_arguments([*BASE, "--output_dir", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_default_of_gradient_checkpointing_gives_way_to_zo(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -411,10 +412,13 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first", max_steps=2))
-    changes = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "zo_weight_storage": storage}
     # a branch that trains less than what it starts from
+    changes: dict[str, Any] = {"zo_weight_storage": storage}
     changes |= {"zo_from_journal": tmp_path / "first" / "mezo_journal", "mm_tunable_parts": "mm_language_model"}
     model_args, data_args, training_args = parse_arguments(flags(**changes, save_strategy="no"))
+    # of a trainer of one's own: the command has no evaluation
+    evaluation = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    training_args = dataclasses.replace(training_args, **evaluation)
     model, tokenizer = build(model_args, data_args, training_args)
     data = make_supervised_data_module(tokenizer, data_args)
     data["eval_dataset"] = data["train_dataset"]

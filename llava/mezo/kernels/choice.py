@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from llava.mezo.config import KERNEL_DEVICES
 from llava.mezo.kernels.interface import Kernel
 from llava.mezo.noise import rank_of
 
@@ -45,17 +46,15 @@ def _load_triton() -> Kernel:
 @dataclass(frozen=True)
 class _Entry:
     load: Callable[[], Kernel]
-    devices: tuple[str, ...] | None
-    """Device types it runs on; None: all."""
     low_rank: bool
     """Whether it has directions of low rank."""
 
 
 _TABLE = {
-    "reference": _Entry(_load_reference, ("cpu",), True),
-    "torch": _Entry(_load_torch, None, True),
-    "numba": _Entry(_load_numba, ("cpu",), False),
-    "triton": _Entry(_load_triton, ("cuda",), False),
+    "reference": _Entry(_load_reference, True),
+    "torch": _Entry(_load_torch, True),
+    "numba": _Entry(_load_numba, False),
+    "triton": _Entry(_load_triton, False),
 }
 
 
@@ -79,14 +78,14 @@ def load(name: str, device_type: str) -> Kernel:
     """The kernel of this name. ValueError as in `kernel_for`."""
     if name not in _TABLE:
         raise ValueError(f"kernel is {name!r}; it must be one of auto, {', '.join(_TABLE)}")
-    entry = _TABLE[name]
-    if entry.devices is not None and device_type not in entry.devices:
+    devices = KERNEL_DEVICES[name]
+    if devices is not None and device_type not in devices:
         raise ValueError(
-            f"kernel {name!r} runs on {', '.join(entry.devices)} alone and a trainable weight is on {device_type!r}; "
+            f"kernel {name!r} runs on {', '.join(devices)} alone and a trainable weight is on {device_type!r}; "
             "choose kernel 'auto' or 'torch'"
         )
     try:
-        return entry.load()
+        return _TABLE[name].load()
     except ImportError as error:
         raise ValueError(f"kernel {name!r} cannot be loaded ({error}); choose kernel 'auto' or 'torch'") from error
 

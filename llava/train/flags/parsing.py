@@ -8,17 +8,22 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import fields
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import transformers
 
 from llava.conversation import get_template
 from llava.errors import InputError
-from llava.mm_utils import image_processing
+from llava.mm_utils import expand_grid_pinpoints, image_processing
+from llava.model.load_settings import quantisation
+from llava.model.merge_plan import MergePlan
+from llava.model.multimodal_encoder.clip_encoder import SELECT_FEATURES
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.samples.settings import SampleSettings
 from llava.train.flags.arguments import (
@@ -30,25 +35,19 @@ from llava.train.flags.arguments import (
     hand_on,
 )
 from llava.train.flags.dry_run import dry_run
+from llava.train.flags.effects import check_effects, shown
+from llava.train.flags.ranges import check_numbers
 from llava.train.objectives import score_of
 from llava.train.parts.adapters import ADAPTERS
+from llava.train.parts.build import class_of
 from llava.train.parts.tunable import parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
 
 logger = logging.getLogger(__name__)
 
-LEAST = {
-    "gradient_accumulation_steps": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "dataloader_num_workers": 0,
-    "model_max_length": 1,
-    "lora_r": 1,
-    "lora_alpha": 1,
-    "lora_dropout": 0,
-}
-"""Smallest values of flags whose range neither transformers nor torch looks at in time."""
-
+ROPE_TYPES = ("linear", "dynamic", "yarn")  # those that a factor is enough for
+SAMPLING = ("random", "sequential", "group_by_length")
+T = TypeVar("T")
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 
@@ -62,23 +61,23 @@ class _Parser(transformers.HfArgumentParser):
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    classes: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = _Parser(classes)
-    _refuse_unknown(parser, argv)
-    given = {word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
-    values = parser.parse_args(argv)
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
+    options = {name: action.dest for action in parser._actions for name in action.option_strings}
+    given = {options[name] for name in _names(options, argv)}
+    values, strays = parser.parse_known_args(argv)
+    if strays:
+        place = len(argv) - 1 - argv[::-1].index(strays[-1])
+        flag = next((word for word in reversed(argv[:place]) if word.split("=", 1)[0] in options), "the command")
+        raise InputError(f"{flag}: what is {strays[-1]!r} behind it?")
     check_run(values, given)
-    try:
-        arguments = parser.parse_args_into_dataclasses([*argv, *_adjustments(values, given)])
-    except InputError:
-        raise
-    except (ValueError, ImportError) as error:  # transformers' own checks, and packages that a flag needs
-        raise InputError(str(error)) from error
-    model_args, data_args, training_args = arguments
-    check_model_arguments(model_args)
+    check_effects(values, given)
+    _adjust(values, given)
+    model_args: Any = _of(ModelArguments, values)
+    data_args: Any = _of(DataArguments, values)
+    check_model_arguments(model_args, data_args)
     check_data_arguments(data_args)
-    dry_run(training_args)
     model_args.given = given
+    training_args = build(values, given)
     # The trainer sees the run's arguments alone, and saving depends on what is tuned.
     for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
         setattr(training_args, name, getattr(model_args, name))
@@ -87,22 +86,59 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return model_args, data_args, training_args
 
 
-def _adjustments(values: Any, given: set[str]) -> list[str]:
-    """Flags that follow from the machine and from the trainer mode; they come last and so win."""
-    extra = []
+def build(values: Any, given: Collection[str]) -> TrainingArguments:
+    """The training arguments, tried out by a dry run.
+
+    Raises:
+        InputError: whatever transformers, torch or a package that a flag needs says against them; with the flags
+            without which they do not say it.
+    """
+    try:
+        arguments = _of(TrainingArguments, values)
+        dry_run(arguments)
+        return arguments
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds
+        said = _said(error)
+        defaults = {one.name: one.default for one in fields(TrainingArguments) if one.init and one.name in given}
+        guilty = [name for name in defaults if _complaint({**vars(values), name: defaults[name]}) != said]
+        flags = " with ".join(f"--{name} {shown(getattr(values, name))}" for name in guilty)
+        raise InputError(f"{flags} cannot be used: {said}" if flags else said) from error
+
+
+def _complaint(values: dict[str, Any]) -> str | None:
+    """What is said against these values; None for nothing."""
+    try:
+        dry_run(_of(TrainingArguments, SimpleNamespace(**values)))
+    except Exception as error:
+        return _said(error)
+    return None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _of(kind: type[T], values: Any) -> T:
+    """The dataclass with those of these attributes that it has."""
+    return kind(**{one.name: getattr(values, one.name) for one in fields(kind) if one.init})  # type: ignore[arg-type]
+
+
+def _adjust(values: Any, given: Collection[str]) -> None:
+    """Flags that follow from the machine and from the trainer mode."""
     if values.trainer_mode == "zo":
-        extra += ["--gradient_checkpointing", "False"]  # a default that has no meaning there
-        if values.zo_journal and not given & {"save_strategy", "save_steps"}:
-            extra += ["--save_strategy", "no"]  # the journal keeps every step
+        values.gradient_checkpointing = False  # a default that has no meaning there
+        if values.zo_journal and not {"save_strategy", "save_steps"} & set(given):
+            values.save_strategy = "no"  # the journal keeps every step
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        extra += ["--use_cpu", "True"]  # transformers refuses --bf16 True on a CPU that was not asked for
+        values.use_cpu = True  # transformers refuses --bf16 True on a CPU that was not asked for
         if values.tf32:
             logger.warning("--tf32 True has no effect without a CUDA device")
-            extra += ["--tf32", "False"]
-    return extra
+            values.tf32 = False
 
 
-def check_model_arguments(args: ModelArguments) -> None:
+def check_model_arguments(args: ModelArguments, data_args: DataArguments) -> None:
     """Unknown names and parts that this tree leaves out."""
     get_template(args.version)
     if args.mm_tunable_parts is not None:
@@ -114,9 +150,15 @@ def check_model_arguments(args: ModelArguments) -> None:
         )
     if args.s2:
         raise InputError("--s2: multi-scale towers are not supported; allowed: SigLIP and CLIP towers at one scale")
+    if args.model_class_name is not None:
+        class_of(args.model_class_name, args.vision_tower)
+    MergePlan.from_config(SimpleNamespace(**vars(data_args), **vars(args)))
+    _one_of("mm_vision_select_feature", args.mm_vision_select_feature, SELECT_FEATURES)
     build_vision_projector(SimpleNamespace(mm_projector_type=args.mm_projector_type, mm_hidden_size=1, hidden_size=1))
     if (args.rope_scaling_factor is None) != (args.rope_scaling_type is None):
         raise InputError("--rope_scaling_factor and --rope_scaling_type go together: set both or none")
+    if args.rope_scaling_type is not None:
+        _one_of("rope_scaling_type", args.rope_scaling_type, ROPE_TYPES)
 
 
 def check_data_arguments(args: DataArguments) -> None:
@@ -125,9 +167,11 @@ def check_data_arguments(args: DataArguments) -> None:
         raise InputError("--data_path is missing: a LLaVA JSON, JSONL or YAML mixture")
     image_processing(args.image_aspect_ratio)
     SampleSettings.of(args)
+    if args.image_grid_pinpoints is not None:
+        expand_grid_pinpoints(args.image_grid_pinpoints, patch_size=1)
 
 
-def check_run(values: Any, given: set[str]) -> None:
+def check_run(values: Any, given: Collection[str]) -> None:
     """Ranges of the run's flags, and what excludes what.
 
     Args:
@@ -144,33 +188,34 @@ def check_run(values: Any, given: set[str]) -> None:
     _one_of("bits", values.bits, (4, 8, 16))
     _one_of("quant_type", values.quant_type, ("nf4", "fp4"))
     _one_of("attn_implementation", values.attn_implementation, ("flash_attention_2", "sdpa", "eager"))
-    for name, least in LEAST.items():
-        if getattr(values, name) < least:
-            raise InputError(f"--{name} {getattr(values, name)} must be at least {least}")
+    _one_of("train_sampling_strategy", values.train_sampling_strategy, SAMPLING)
+    for name in ("output_dir", "mm_feature_cache"):
+        if getattr(values, name) == "":
+            raise InputError(f"--{name} is empty: name a folder, or leave it out")
     if values.max_steps == 0:
         raise InputError("--max_steps 0 would train nothing: give a number of steps, or -1 for --num_train_epochs")
     if values.max_steps < 0 and not values.num_train_epochs > 0:
         raise InputError(f"--num_train_epochs {values.num_train_epochs} would train nothing: it must be above 0")
-    if not values.mm_feature_cache_gb > 0:
-        raise InputError(f"--mm_feature_cache_gb {values.mm_feature_cache_gb} must be above 0")
+    check_numbers(values)
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
     else:
         Settings.of(values)  # ranges alone
+    quantisation(values.bits == 8, values.bits == 4)
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")
+    if values.deepspeed and "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+        raise InputError(f"--deepspeed {values.deepspeed} needs a launcher, for one process too: start with torchrun")
 
 
-def _check_zeroth_order(values: Any, given: set[str]) -> None:
+def _check_zeroth_order(values: Any, given: Collection[str]) -> None:
     if values.gradient_checkpointing and "gradient_checkpointing" in given:
         raise InputError(
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
     refuse_impossible(values)
     score_of(values.zo_objective)
-    if "optim" in given and values.optim != "adamw_torch":
-        raise InputError(f"--optim {values.optim} has no effect with --trainer_mode zo: leave it out")
 
 
 def _one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
@@ -178,11 +223,12 @@ def _one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
         raise InputError(f"--{name} {value}: allowed are {', '.join(map(str, allowed))}")
 
 
-def _refuse_unknown(parser: transformers.HfArgumentParser, argv: Sequence[str]) -> None:
-    """One line for a mistyped flag, in place of argparse's page of usage."""
-    known = [option for action in parser._actions for option in action.option_strings]
+def _names(known: Collection[str], argv: Sequence[str]) -> Iterator[str]:
+    """The flags of a command line; one line for a mistyped one, in place of argparse's page of usage."""
     for word in argv:
         name = word.split("=", 1)[0]
-        if name.startswith("--") and not name[2:3].isdigit() and name not in known:
+        if name in known:
+            yield name
+        elif name.startswith("--") and not name[2:3].isdigit():
             close = difflib.get_close_matches(name, known, n=3)
             raise InputError(f"unknown flag {name}" + (f"; did you mean {' or '.join(close)}?" if close else ""))

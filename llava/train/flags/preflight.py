@@ -1,22 +1,28 @@
-"""What a run needs from disk and hub, looked at before anything is loaded.
+"""What a run needs from disk and hub, looked at before a model is loaded.
 
 Each thing that is missing is one line that names the flag (and the script's variable) to set.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
-from llava.samples.loading import data_files
+from llava.samples.dataset import LazySupervisedDataset
+from llava.samples.loading import JsonRecord, data_files
+from llava.samples.record import Record, read_record
+from llava.train.order import check_batches
+from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
 _GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
-def check_paths(model_args: Any, data_args: Any) -> None:
-    """Data files, model, vision tower, projector file and folders exist, and the model can be used as one."""
+def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
+    """Data, folders and the journal to start from exist, and model and vision tower can be used as such."""
     for file in data_files(data_args.data_path):
         if not Path(file).is_file():
             raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")
@@ -31,6 +37,10 @@ def check_paths(model_args: Any, data_args: Any) -> None:
     ):
         if value is not None and not Path(value).exists():
             raise InputError(f"{flag} {value}: no such file or folder")
+    given_checkpoint(training_args.resume_from_checkpoint)
+    goes_on = has_journal(Path(training_args.output_dir)) and not training_args.overwrite_output_dir
+    if training_args.trainer_mode == "zo" and training_args.zo_from_journal is not None and not goes_on:
+        branching_point(training_args.zo_from_journal)
 
 
 def check_gathering(training_args: Any) -> None:
@@ -41,3 +51,24 @@ def check_gathering(training_args: Any) -> None:
     raise InputError(
         f"--deepspeed {training_args.deepspeed}: ZeRO stage 3 without {_GATHER} writes no model: set it to true there"
     )
+
+
+def check_records(data_args: Any, training_args: Any, processes: int) -> None:
+    """The records can be read, and make at least one batch."""
+    dataset = _Unprocessed(data_args.data_path, None, copy.copy(data_args))
+    if len(dataset) == 0:
+        raise InputError(f"--data_path {data_args.data_path} holds no records to train on")
+    check_batches(dataset, training_args, processes)
+
+
+class _Unprocessed(LazySupervisedDataset):
+    """The data set before there is a model: those records that can be read, whatever may be wrong with their media."""
+
+    def _usable(self, raw: Sequence[JsonRecord]) -> Iterator[Record]:
+        for number, one in enumerate(raw):
+            try:
+                yield read_record(one, number)
+            except InputError as error:
+                if not self.settings.skip_bad_samples:
+                    raise
+                self.skipped.append({"reason": str(error)})

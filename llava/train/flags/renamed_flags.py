@@ -84,6 +84,8 @@ class RenamedFlags:
             now.optim = "adafactor"
         if getattr(self, "activation_checkpointing", self) is None:  # transformers 5's name of gradient_checkpointing
             now.activation_checkpointing = now.gradient_checkpointing
+        if getattr(self, "train_sampling_strategy", None) == "group_by_length":  # transformers 5's name
+            self.group_by_length = True
         if self.include_inputs_for_metrics:
             now.include_for_metrics = [*now.include_for_metrics, "inputs"]
         for name, new in _SAME_VALUE:
@@ -104,6 +106,17 @@ _SAME_VALUE = (
     ("push_to_hub_model_id", "hub_model_id"),
     ("push_to_hub_token", "hub_token"),
 )
+
+
+OTHER_NAMES = (
+    *_SAME_VALUE,
+    ("adafactor", "optim"),
+    ("warmup_ratio", "warmup_steps"),
+    ("gradient_checkpointing", "activation_checkpointing"),
+    ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+    ("include_tokens_per_second", "include_num_input_tokens_seen"),
+)
+"""Two names, of old and present, of one thing."""
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -135,13 +135,23 @@ def set_up_images(
 
 def _model_class(model_args: ModelArguments, config: Any) -> type[Any]:
     if model_args.model_class_name is not None:
-        name = f"{model_args.model_class_name}ForCausalLM"
-        if not hasattr(transformers, name):
-            raise InputError(f"--model_class_name {model_args.model_class_name}: transformers has no {name}")
-        return getattr(transformers, name)
+        return class_of(model_args.model_class_name, model_args.vision_tower)
     if model_args.vision_tower is None:
         return transformers.AutoModelForCausalLM
     return model_class_for(config, model_args.model_name_or_path)
+
+
+def class_of(model_class_name: str, vision_tower: str | None) -> type[Any]:
+    """The class of `--model_class_name`, a model of text alone."""
+    name = f"{model_class_name}ForCausalLM"
+    if not hasattr(transformers, name):
+        raise InputError(f"--model_class_name {model_class_name}: transformers has no {name}")
+    if vision_tower is not None:
+        raise InputError(
+            f"--model_class_name {model_class_name} is a model of text alone, and has no place for the vision tower "
+            f"{vision_tower}: leave one of them out"
+        )
+    return getattr(transformers, name)
 
 
 def _stretch_positions(config: Any, model_args: ModelArguments, model_max_length: int) -> None:

@@ -33,7 +33,7 @@ def start_of(output_dir: Path) -> Path | None:
     Points beyond the journal's last record (after a power cut) are passed over.
     """
     journal = output_dir / JOURNAL_FOLDER
-    if not (journal / HEADER).exists():
+    if not has_journal(output_dir):
         return newest_checkpoint(output_dir)
     try:
         last = len(Journal.read(journal).records)
@@ -42,6 +42,11 @@ def start_of(output_dir: Path) -> Path | None:
     points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
     full, light = full_checkpoint(output_dir, last), points[0] if points else journal
     return full if full is not None and steps_of(full) > steps_of(light) else light
+
+
+def has_journal(output_dir: Path) -> bool:
+    """Whether a run was recorded there; a branch then has a copy of what it started from."""
+    return (output_dir / JOURNAL_FOLDER / HEADER).exists()
 
 
 def given_checkpoint(given: str | None) -> Path | None:
@@ -59,6 +64,33 @@ def given_checkpoint(given: str | None) -> Path | None:
             "give its checkpoint-N folder, or leave the flag out to go on from the newest one in --output_dir"
         )
     return path
+
+
+def branching_point(where: str) -> tuple[Journal, int]:
+    """The journal of `--zo_from_journal` DIR or DIR:N, and N or the number of its steps.
+
+    Raises:
+        InputError: DIR is no journal, or has not so many steps.
+    """
+    folder, step = split(where)
+    journal = Journal.read(folder)
+    steps = len(journal.records) if step is None else step
+    if steps > len(journal.records):
+        raise InputError(f"--zo_from_journal {where}: that journal has {len(journal.records)} steps")
+    return journal, steps
+
+
+def split(where: str) -> tuple[Path, int | None]:
+    """DIR and N of DIR:N, N None for DIR alone.
+
+    Raises:
+        InputError: DIR is no journal.
+    """
+    folder, colon, step = where.rpartition(":")
+    named, number = (folder, int(step)) if colon and step.isdigit() else (where, None)
+    if not (Path(named) / HEADER).exists():
+        raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
+    return Path(named), number
 
 
 def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:

@@ -5,11 +5,14 @@ Used by the command line, before a model is loaded, and by MeZOTrainer.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llava.mezo.config import MeZOConfig
+from llava.mezo.algorithms.course import Course
+from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
+from llava.mezo.config import KERNEL_DEVICES, MeZOConfig
 from llava.mezo.errors import InputError
 from llava.train.zo.step_batches import Growth
 
@@ -80,6 +83,41 @@ class Settings:
 def flag_of(setting: str) -> str:
     """The flag of one of the engine's settings."""
     return "zo_weight_storage" if setting == "storage" else f"zo_{setting}"
+
+
+def check_kernel(kernel: str, device_type: str) -> None:
+    """`InputError` where the kernel does not run on a device of this type ("cpu", "cuda", ...), or is not installed."""
+    devices = KERNEL_DEVICES[kernel]
+    if devices is not None and device_type not in devices:
+        raise InputError(
+            f"--zo_kernel {kernel} runs on {', '.join(devices)} alone, and this run is on {device_type}: leave it out"
+        )
+    if kernel in ("numba", "triton") and importlib.util.find_spec(kernel) is None:
+        raise InputError(f"--zo_kernel {kernel} needs {kernel}: pip install {kernel}, or leave it out")
+
+
+def settings_without_effect(config: MeZOConfig) -> list[str]:
+    """Those of the engine's settings that its estimator and rule do not read: they take a few steps to show it."""
+    watched: Any = _Watched(config)
+    course = Course(watched)
+    for step in range(3):
+        losses = [1.0] * len(course.points(step))
+        losses += [1.0] * len(course.further_points(step, losses))
+        course.take(course.propose(step, losses))
+    _ = course.estimator.kernel_noise
+    return [name for name in vars(AlgorithmSettings) if not name.startswith("_") and name not in watched.read]
+
+
+class _Watched:
+    """Settings that note which of them are read."""
+
+    def __init__(self, config: MeZOConfig) -> None:
+        self._config = config
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self._config, name)
 
 
 def _defaults(kind: type) -> list[tuple[str, Any]]:

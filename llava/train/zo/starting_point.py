@@ -26,6 +26,7 @@ from llava.mezo.journal.replay import Replay
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
+from llava.train.zo.resume_points import branching_point, split
 from llava.train.zo.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -189,11 +190,7 @@ def _weights_folder(overlay: Path, model: str) -> Path | None:
 
 def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int]:
     """Weights of another run's step into the model; that run's journal and the number of its steps."""
-    folder, step = split(where)
-    journal = Journal.read(folder)
-    steps = len(journal.records) if step is None else step
-    if steps > len(journal.records):
-        raise InputError(f"--zo_from_journal {where}: that journal has {len(journal.records)} steps")
+    journal, steps = branching_point(where)
     parameters = parameters_by_name(model)
     unknown = [name for name in journal.header.names if name not in parameters]
     if unknown:
@@ -202,16 +199,3 @@ def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int
     replay.advance(steps)
     replay.copy_into(parameters)
     return journal, steps
-
-
-def split(where: str) -> tuple[Path, int | None]:
-    """DIR and N of DIR:N, N None for DIR alone.
-
-    Raises:
-        InputError: DIR is no journal.
-    """
-    folder, colon, step = where.rpartition(":")
-    named, number = (folder, int(step)) if colon and step.isdigit() else (where, None)
-    if not (Path(named) / HEADER).exists():
-        raise InputError(f"--zo_from_journal {where}: give DIR or DIR:N, DIR the mezo_journal folder of a run")
-    return Path(named), number
