@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.util
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,18 @@ def test_optional_packages_are_imported_where_they_are_used(file: Path) -> None:
     kernel = file.parent.name == "kernels"  # imported only once its package is known to be there
     top = {name.split(".")[0] for name in imported(file, top_level_only=True)}
     assert kernel or not top & OPTIONAL
+
+
+COMMANDS = [module_name(file) for file in FILES if 'if __name__ == "__main__":' in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", COMMANDS)
+def test_commands_start(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(module, run_name="__main__")
+    assert stop.value.code in (0, None) and "usage:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -37,6 +37,7 @@ from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
 from llava.samples.pictures import PictureSettings
+from llava.samples.turns import naming
 
 
 def _counts(result: Mapping[str, Any]) -> str:
@@ -164,18 +165,19 @@ def _evaluate_into(
     file = AnswersFile(output, settings, ids, arguments.overwrite)
     loaded = load()
     with file:
-        result = evaluate(
-            *loaded,
-            records,
-            arguments.image_folder,
-            metric=arguments.metric,
-            batch_size=arguments.batch_size,
-            version=arguments.version,
-            max_new_tokens=arguments.max_new_tokens,
-            pictures=PictureSettings.of(arguments),
-            done=file.done,
-            on_batch=file.append,
-        )
+        with naming(str(arguments.data)):
+            result = evaluate(
+                *loaded,
+                records,
+                arguments.image_folder,
+                metric=arguments.metric,
+                batch_size=arguments.batch_size,
+                version=arguments.version,
+                max_new_tokens=arguments.max_new_tokens,
+                pictures=PictureSettings.of(arguments),
+                done=file.done,
+                on_batch=file.append,
+            )
         summary = {name: result[name] for name in ("total", "correct", "accuracy", "metric")}
         groups = {} if arguments.group_by is None else grouped(records, result["answers"], arguments.group_by)
         file.finish(summary | ({"groups": groups} if groups else {}))

@@ -25,6 +25,7 @@ from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
+from llava.train.workers import CollateOrRefuse, ItemsOrRefusals
 from llava.train.zo import state
 from llava.train.zo.epoch_sampler import EpochSampler
 from llava.train.zo.resume_points import newest_checkpoint
@@ -51,6 +52,7 @@ class LLaVATrainer(transformers.Trainer):
     args: TrainingArguments
     model: Any
     train_dataset: Any
+    data_collator: Any
     optimizer: Any
     lr_scheduler: Any
 
@@ -106,6 +108,17 @@ class LLaVATrainer(transformers.Trainer):
         """What this kind of trainer adds to report.json."""
         cache = self.feature_cache
         return {} if cache is None else {"feature_cache": {"hits": cache.hits, "misses": cache.misses}}
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        """As the base class; an `InputError` of a worker arrives as it is."""
+        dataset, collate = self.train_dataset, self.data_collator
+        if self.args.dataloader_num_workers == 0 or isinstance(dataset, torch.utils.data.IterableDataset):
+            return super().get_train_dataloader()
+        self.train_dataset, self.data_collator = ItemsOrRefusals(dataset), CollateOrRefuse(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = dataset, collate
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -47,7 +47,7 @@ from llava.train.parts.tunable import select_trainable
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.utils import setup_logging
 
-__getattr__ = names_of(__name__)
+__getattr__ = names_of("llava.train.train")  # started by `python -m`, this is __main__
 
 logger = logging.getLogger(__name__)
 

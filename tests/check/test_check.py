@@ -461,5 +461,6 @@ def test_half_a_character_is_named_in_the_report(folder, capsys):
     code, _, err = run([*command, "--output", str(folder / "report.json")], capsys)
     assert (code, "Traceback" in err) == (1, False)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    [entry] = report["problems"]["turns"]["found"]
-    assert entry["id"] == "\ud800" and "turn 1 has half a character" in entry["message"]
+    turn, identifier = report["problems"]["turns"]["found"]
+    assert turn["id"] == identifier["id"] == "\ud800" and report["would_fail"] == 1
+    assert "turn 1 has half a character" in turn["message"] and "`id` has half" in identifier["message"]

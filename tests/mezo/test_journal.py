@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from llava.mezo.journal.__main__ import main
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.header import parse_header
+from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.records import encode
 from llava.mezo.journal.replay import Replay
 
@@ -284,6 +286,19 @@ class TestRefused:
         first.close()
         Journal.open(folder, first.header).close()
 
+    def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(self, tmp_path: Path) -> None:
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        holder = context.Process(target=_locked_with_a_child, args=(tmp_path, sender))
+        holder.start()
+        child = receiver.recv()
+        with pytest.raises(JournalError, match="another run is writing"):
+            FolderLock(tmp_path)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join()
+        FolderLock(tmp_path).release()
+        os.kill(child, signal.SIGKILL)  # ProcessLookupError if it was gone already
+
     def test_groups_that_no_longer_share_a_learning_rate(self, tmp_path: Path) -> None:
         model = make_model()
         groups = [{"params": [p], "lr": 1e-2} for p in model.parameters()]
@@ -295,6 +310,15 @@ class TestRefused:
         optimizer.accumulate(0, lambda: loss_of(model, 0))
         with pytest.raises(JournalError, match="equal rates at the start"):
             optimizer.step()
+
+
+def _locked_with_a_child(folder: Path, sender: Connection) -> None:
+    lock = FolderLock(folder)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    sender.send(child.pid)
+    child.join()
+    lock.release()
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

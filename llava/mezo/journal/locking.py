@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from pathlib import Path
 
 from llava.mezo.errors import JournalError
@@ -12,6 +14,7 @@ LOCK = "lock"
 class FolderLock:
     """Holds `folder`, which is made, until `release`. JournalError: another process holds it, or it cannot be written.
 
+    It is not handed on to processes that are forked, such as a data loader's workers, which may outlive this one.
     Where there is no fcntl (Windows), nothing is checked.
     """
 
@@ -34,7 +37,20 @@ class FolderLock:
                 self._file = path.open("a")
                 return
             raise JournalError(f"{folder}: another run is writing to this journal; wait for it or stop it") from error
+        _HELD.add(self)
 
     def release(self) -> None:
         """Let go of it; further calls do nothing."""
         self._file.close()
+
+
+_HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for lock in list(_HELD):
+        lock.release()  # closes the child's descriptor; the lock stays with the parent's
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
