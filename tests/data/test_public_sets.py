@@ -283,7 +283,7 @@ def test_sentences_are_found_in_the_archive_of_the_package(form: str, tmp_path: 
     ("content", "message"),
     [
         (b"no archive", "is no tar archive"),
-        (gzip.compress(b"x" * 99)[:-12] + b"\xff" * 9, "is no tar archive"),
+        (gzip.compress(b"x" * 99, mtime=0)[:-12] + b"\xff" * 9, "is no tar archive"),
         (None, "no such file or folder"),
     ],
 )
