@@ -9,9 +9,17 @@ from typing import Any
 
 from llava.mezo.errors import InputError
 
-__all__ = ["EXIT_BAD_INPUT", "InputError", "command"]
+__all__ = ["EXIT_BAD_INPUT", "InputError", "command", "short"]
 
 EXIT_BAD_INPUT = 2
+LONGEST = 200
+
+
+def short(value: object) -> str:
+    """The text of a value for a message; of a long one, its beginning and its end."""
+    text = str(value)
+    half = (LONGEST - 3) // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:

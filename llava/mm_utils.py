@@ -26,6 +26,8 @@ Size = tuple[int, int]
 ImageProcessing = Callable[[Image.Image, Any, Any], torch.Tensor]
 
 ASPECT_RATIOS = "square, pad, anyres, anyres_max_N (N a whole number, such as anyres_max_9)"
+LONGEST_PADDED_SIDE = 20_000
+"""Of a picture that is padded to a square, in pixels: more than a gigabyte."""
 SENTENCEPIECE_SPACE = "\u2581"
 PINPOINTS_HELP = 'give "(1x1),...,(6x6)" or a list of [width, height] pairs in pixels'
 
@@ -176,7 +178,17 @@ def _square_image(image: Image.Image, processor: Any, grid_pinpoints: Any = None
     return processor.preprocess(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
+def _check_square(size: Size) -> None:
+    """`InputError` for a picture so long that the square around it would not fit the memory."""
+    if max(size) > LONGEST_PADDED_SIDE:
+        raise InputError(
+            f"an image of {size[0]} x {size[1]} pixels is too long to be padded to a square; sides of at most "
+            f"{LONGEST_PADDED_SIDE} can be: scale it down"
+        )
+
+
 def _padded_image(image: Image.Image, processor: Any, grid_pinpoints: Any = None) -> torch.Tensor:
+    _check_square(image.size)
     background = tuple(int(255 * mean) for mean in processor.image_mean)
     return _square_image(expand2square(image.convert("RGB"), background), processor)
 
@@ -217,6 +229,8 @@ def image_processing(name: str | None) -> ImageProcessing:
 
 def count_tiles(name: str | None, size: Size, processor: Any, grid_pinpoints: Any) -> int:
     """How many tiles `image_processing(name)` makes of a picture of this size; no pixel is touched."""
+    if image_processing(name) is _padded_image:
+        _check_square(size)
     if image_processing(name) is not process_anyres_image:
         return 1
     tile = processor_tile_size(processor)

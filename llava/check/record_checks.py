@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.mm_utils import count_tiles
 from llava.samples.encoding import Encoded
 from llava.samples.loading import JsonRecord
@@ -29,10 +29,10 @@ from llava.samples.media import (
     open_picture,
     processor_side,
 )
-from llava.samples.record import Record, record_media
+from llava.samples.record import NOTHING, Record, check_id, entry, record_media
 from llava.samples.sample_maker import SampleMaker
 from llava.samples.settings import SampleSettings
-from llava.samples.turns import ANSWER, HUMAN, SYSTEM, Turn, count_image_marks, record_turns
+from llava.samples.turns import ANSWER, HUMAN, OTHER_NAMES, SYSTEM, Turn, count_image_marks, record_turns
 from llava.samples.video import Video, VideoSettings, read_video
 
 # What can be wrong with a record, in the order in which training would notice.
@@ -147,6 +147,8 @@ class RecordChecker:
         found: tuple[tuple[str, ...], str | None] | None = None
         with _attempt(verdict, "turns"):
             turns = record_turns(raw)
+        with _attempt(verdict, "turns"):
+            check_id(raw)
         with _attempt(verdict, "media"):
             found = record_media(raw)
         record = Record(raw.get("id"), number, tuple(turns or ()), *(found or ()))
@@ -205,14 +207,18 @@ class RecordChecker:
 def _oddities(raw: JsonRecord, record: Record) -> Iterator[str]:
     """What training takes, but not as its author may have meant it."""
     turns = record.turns
-    if raw.get("image") is not None and raw.get("video") is not None:
+    if entry(raw, "image") is not None and entry(raw, "video") is not None:
         yield "has an image and a video; the video is not used"
-    if not record.has_media and raw.get("image") is None and count_image_marks(turns):
+    for key, others in OTHER_NAMES.items():
+        for name in (key, *others):
+            if entry(raw, key) is not None and raw.get(name) not in (*NOTHING, entry(raw, key)):
+                yield f"has several of {', '.join((key, *others))}, which differ; {name} is not used"
+    if not record.has_media and count_image_marks(turns):
         yield f"has {DEFAULT_IMAGE_TOKEN} but no image: the mark is read as text"
     roles = [turn["from"] for turn in turns]
     unknown = sorted(set(roles) - {HUMAN, ANSWER, SYSTEM})
     if unknown:
-        yield f"turns from {', '.join(map(repr, unknown))}, which is none of human, gpt, system, user, assistant"
+        yield f"turns from {short(', '.join(map(repr, unknown)))}, which is none of human, gpt, system, user, assistant"
     spoken = roles[1:] if roles[0] == SYSTEM else roles
     if spoken and spoken[0] != HUMAN:
         yield "the first turn is not from a human and is left out"
@@ -235,7 +241,7 @@ def _attempt(verdict: Verdict, kind: str, path: str | None = None) -> Iterator[N
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {short(error)}"
 
 
 @contextmanager

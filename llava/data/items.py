@@ -9,6 +9,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
+from llava.samples.turns import check_text, naming
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,6 @@ def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: `{key}` must be a text that is not empty, got {value!r:.80}")
+    with naming(where):
+        check_text(value, f"`{key}`")
     return value.strip()

@@ -35,6 +35,7 @@ from llava.model.checkpoint_files import check_checkpoint
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import load_file
 from llava.samples.pictures import PictureSettings
+from llava.samples.turns import naming
 
 
 def _counts(result: Mapping[str, Any]) -> str:
@@ -158,18 +159,20 @@ def _evaluate_into(
     """Answer the records into a file, going on where it ends, and print the counts; returns the summary."""
     ids = [record_id(record, k) for k, record in enumerate(records)]
     with AnswersFile(output, settings, ids, arguments.overwrite) as file:
-        result = evaluate(
-            *load(),
-            records,
-            arguments.image_folder,
-            metric=arguments.metric,
-            batch_size=arguments.batch_size,
-            version=arguments.version,
-            max_new_tokens=arguments.max_new_tokens,
-            pictures=PictureSettings.of(arguments),
-            done=file.done,
-            on_batch=file.append,
-        )
+        loaded = load()
+        with naming(str(arguments.data)):
+            result = evaluate(
+                *loaded,
+                records,
+                arguments.image_folder,
+                metric=arguments.metric,
+                batch_size=arguments.batch_size,
+                version=arguments.version,
+                max_new_tokens=arguments.max_new_tokens,
+                pictures=PictureSettings.of(arguments),
+                done=file.done,
+                on_batch=file.append,
+            )
         summary = {name: result[name] for name in ("total", "correct", "accuracy", "metric")}
         groups = {} if arguments.group_by is None else grouped(records, result["answers"], arguments.group_by)
         file.finish(summary | ({"groups": groups} if groups else {}))

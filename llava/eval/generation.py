@@ -172,7 +172,7 @@ class Answerer:
         process, pinpoints = image_processing(mode), getattr(config, "image_grid_pinpoints", None)
         with naming(question.name):
             images = [open_picture(path, self.pictures, "--image-folder")[0] for path in question.images]
-        return [(process(image, self.image_processor, pinpoints), image.size, "image") for image in images]
+            return [(process(image, self.image_processor, pinpoints), image.size, "image") for image in images]
 
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id

@@ -22,12 +22,12 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import InputError, command
+from llava.errors import InputError, command, short
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
 from llava.samples.record import record_media
-from llava.samples.turns import HUMAN, naming, record_turns
+from llava.samples.turns import HUMAN, Turn, check_text, naming, record_turns
 
 MAX_NEW_TOKENS = 1024
 
@@ -44,20 +44,40 @@ def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
     return items[size * index : size * (index + 1)]
 
 
+def read_question(record: dict[str, Any], number: int) -> tuple[list[Turn], tuple[str, ...]]:
+    """Turns and images of a record of the question file. Raises `InputError` that names it."""
+    with naming(_name(record, number)):
+        turns, (images, video) = record_turns(record), record_media(record)
+        if video is not None:
+            raise InputError("videos cannot be evaluated; give images")
+        if not isinstance(record.get("metadata") or {}, dict):
+            raise InputError(f"`metadata` must be an object, got {record['metadata']!r:.80}")
+        for key in ("sample_id", "metadata"):
+            check_text(json.dumps(record.get(key), ensure_ascii=False), f"`{key}`")
+    return turns, images
+
+
+def _name(record: dict[str, Any], number: int) -> str:
+    """How errors call it."""
+    given = record.get("sample_id", record.get("id"))
+    return f"sample {number if given is None else short(repr(given))} (number {number})"
+
+
 def ask(
-    answerer: Answerer, record: dict[str, Any], image_folder: str | Path, decoding: Decoding, extra_prompt: str = ""
+    answerer: Answerer,
+    record: dict[str, Any],
+    image_folder: str | Path,
+    decoding: Decoding,
+    extra_prompt: str = "",
+    number: int = 0,
 ) -> Iterator[tuple[str, str, str | None]]:
     """(question as asked, answer, reference or None) for every human turn of a record.
 
     Raises:
         InputError: a missing field or an unusable image; the record is named.
     """
-    name = f"sample {record.get('sample_id')!r}"
-    with naming(name):
-        turns, (paths, video) = record_turns(record), record_media(record)
-    if video is not None:
-        raise InputError(f"{name}: videos cannot be evaluated; give images")
-    images = [Path(image_folder) / path for path in paths]
+    turns, paths = read_question(record, number)
+    name, images = _name(record, number), [Path(image_folder) / path for path in paths]
     said: list[tuple[str, str | None]] = []
     for position, turn in enumerate(turns):
         if turn["from"] != HUMAN:
@@ -103,7 +123,13 @@ def main(argv: list[str] | None = None) -> None:
     decoding = Decoding(MAX_NEW_TOKENS, options.temperature, options.top_p, options.num_beams)
     if options.test_size < 1:
         raise InputError(f"--test_size {options.test_size}: must be at least 1")
-    records = chunk(load_file(options.question_file)[: options.test_size], options.num_chunks, options.chunk_idx)
+    records = load_file(options.question_file)
+    if not records:
+        raise InputError(f"--question-file {options.question_file} holds no questions")
+    numbers = chunk(range(min(len(records), options.test_size)), options.num_chunks, options.chunk_idx)
+    with naming(options.question_file):
+        for number in numbers:
+            read_question(records[number], number)  # one at the end would waste the run
     model, tokenizer, image_processor = load_model(options.model_path, options.model_base, options.torch_dtype)
     answerer = Answerer(model.eval(), tokenizer, image_processor, options.conv_mode, image_mode="square")
     try:
@@ -111,10 +137,11 @@ def main(argv: list[str] | None = None) -> None:
         file = options.answers_file.open("w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--answers-file {options.answers_file}: cannot write there ({error})") from error
-    with file:
-        for record in tqdm(records, desc="answering", unit="sample"):
-            for asked, answer, reference in ask(answerer, record, options.image_folder, decoding, options.extra_prompt):
-                line = _line(record, asked, answer, reference, get_model_name_from_path(options.model_path))
+    with file, naming(options.question_file):
+        given = options.image_folder, decoding, options.extra_prompt
+        for number in tqdm(numbers, desc="answering", unit="sample"):
+            for asked, answer, reference in ask(answerer, records[number], *given, number):
+                line = _line(records[number], asked, answer, reference, get_model_name_from_path(options.model_path))
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.eval.generation import Question
 from llava.samples.record import read_record
 from llava.samples.turns import ANSWER, HUMAN, place_image_marks, split_system
@@ -20,11 +20,14 @@ def question_and_reference(raw: Mapping[str, Any], number: int, image_folder: st
     """
     record = read_record(raw, number)
     system, turns = split_system(record.turns)
+    given = [turn["from"] for turn in record.turns]
     if turns and turns[-1]["from"] == HUMAN:
         turns = turns[:-1]
     roles = [turn["from"] for turn in turns]
     if not turns or roles != [HUMAN, ANSWER] * (len(turns) // 2):
-        raise InputError(f"{record.name}: turns must alternate human, gpt and hold at least one of each, got {roles}")
+        raise InputError(
+            f"{record.name}: turns must alternate human, gpt and hold at least one of each, got {short(given)}"
+        )
     if record.video is not None:
         raise InputError(f"{record.name}: videos cannot be evaluated; give images")
     said = [turn["value"] for turn in (place_image_marks(turns) if record.images else turns)]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
 from llava.mezo.perturb import evaluation_mode
 from llava.samples.pictures import PictureSettings
+from llava.samples.record import record_name
+from llava.samples.turns import check_text, naming
 
 Answers = list[dict[str, Any]]
 
@@ -78,11 +81,14 @@ def evaluate(
 
 
 def check_field(records: Sequence[Mapping[str, Any]], field: str) -> None:
-    """`InputError` for a record without the field."""
+    """`InputError` for a record without the field, or with a value there that cannot name a group."""
     for number, record in enumerate(records):
-        if field not in record:
-            name, known = record_id(record, number), ", ".join(record)
-            raise InputError(f"--group-by {field}: record {name!r} has no such field; it has {known}")
+        with naming(f"--group-by {field}: {record_name(record.get('id'), number)}"):
+            if field not in record:
+                raise InputError(f"has no such field; it has {short(', '.join(record))}")
+            if record[field] == []:
+                raise InputError("has an empty list there")
+            check_text(json.dumps(record[field], ensure_ascii=False), f"`{field}`")
 
 
 def grouped(records: Sequence[Mapping[str, Any]], answers: Answers, field: str) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A flag, file or record cannot be used as given; the message says which one and what is allowed."""
+    """A flag, file or record cannot be used as given; the message says which one and what is allowed.
+
+    As text it is one line that any terminal shows: names from files may hold anything.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class JournalError(InputError):

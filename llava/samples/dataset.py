@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,11 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.mm_utils import image_processing
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.encoding import Encoded
-from llava.samples.loading import JsonRecord, load_records
+from llava.samples.loading import JsonRecord, load_parts
 from llava.samples.media import Entry, dummy_entry, image_entry, open_image, processor_side
 from llava.samples.preprocess import cut_length
 from llava.samples.record import Record, read_record
@@ -53,7 +55,10 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         _ = self.settings.template  # unknown names are refused before any work
         if self.settings.multimodal:
             image_processing(self.settings.image_aspect_ratio)
-        raw, data_args.dataset_paths = load_records(data_path, seed=self.settings.seed or 0)
+        parts = load_parts(data_path, seed=self.settings.seed or 0)
+        raw = [record for _, records in parts for record in records]
+        data_args.dataset_paths = self._files = [file for file, _ in parts]
+        self._ends = list(itertools.accumulate(len(records) for _, records in parts))
         self.records = list(self._usable(raw))
         self.list_data_dict = [raw[record.number] for record in self.records]
         """The records as they stand in the files."""
@@ -88,7 +93,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record, samples = self.records[index], self.samples
-        with naming(record.name):
+        with naming(self._file_of(record.number)), naming(record.name):
             media = samples.open(record)
             entries = samples.entries(media)
             encoded = samples.encode(record, media)
@@ -114,10 +119,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         """The records; with `skip_bad_samples` those that are good, so that all processes skip the same ones."""
         for number, one in enumerate(raw):
             try:
-                record = read_record(one, number)
-                if self.settings.skip_bad_samples:
-                    with naming(record.name):
-                        self.samples.examine(record)
+                with naming(self._file_of(number)):
+                    record = read_record(one, number)
+                    if self.settings.skip_bad_samples:
+                        with naming(record.name):
+                            self.samples.examine(record)
             except InputError as error:
                 if not self.settings.skip_bad_samples:
                     raise
@@ -125,6 +131,10 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
                 logger.warning("skipped %s", error)
             else:
                 yield record
+
+    def _file_of(self, number: int) -> str:
+        """Where a record stands."""
+        return short(self._files[bisect.bisect_right(self._ends, number)])
 
     def _check_some_left(self, total: int) -> None:
         if self.skipped and not self.records:

@@ -17,6 +17,7 @@ import logging
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -24,14 +25,17 @@ from typing import Any
 
 import yaml
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 
 logger = logging.getLogger(__name__)
 
 JsonRecord = dict[str, Any]
 STRATEGIES = "all, first:N, end:N, random:N (N a count such as 100, or a part such as 2.5%)"
 _BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.jsonl?)", re.DOTALL)
-_AMOUNT = re.compile(r"(?P<number>\d+)|(?P<percent>\d+(?:\.\d+)?)%")
+_AMOUNT = re.compile(r"(?P<number>\d{1,18})|(?P<percent>\d{1,18}(?:\.\d{1,18})?)%")
+_BETWEEN_RECORDS = re.compile(r"[\s,]*")
+MOST_LEVELS = 50
+"""Of lists and objects in each other in a record; nothing that is meant has so many."""
 
 
 def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[JsonRecord], list[str]]:
@@ -72,26 +76,44 @@ def _is_mixture(path: str) -> bool:
 def load_file(path: str | Path) -> list[JsonRecord]:
     """The records of one `.json` or `.jsonl` file."""
     readers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
-    path = str(path)
+    path, shown = str(path), short(path)
     reader = readers.get(Path(path).suffix)
     if reader is None:
-        raise InputError(f"data file {path}: its name must end in .json or .jsonl (or .yaml for a mixture)")
-    records = reader(path, _read_text(path))
+        raise InputError(f"data file {shown}: its name must end in .json or .jsonl (or .yaml for a mixture)")
+    records = reader(shown, _read_text(path))
     for index, record in enumerate(records):
         if not isinstance(record, dict):
-            raise InputError(f"data file {path}: record {index} is {_kind(record)}, but must be a JSON object")
+            raise InputError(f"data file {shown}: record {index} is {_kind(record)}, but must be a JSON object")
+        if _too_deep(record):
+            raise InputError(f"data file {shown}: record {index} has lists or objects too deep in each other")
     return records
+
+
+def _too_deep(record: JsonRecord) -> bool:
+    level: list[Any] = [record]
+    for _ in range(MOST_LEVELS):
+        inside = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in inside if isinstance(value, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _read_text(path: str) -> str:
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"data file {short(path)} is a folder or a device, but must be a file")
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise InputError(f"data file {path} does not exist; check --data_path") from error
+        raise InputError(f"data file {short(path)} does not exist; check --data_path") from error
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
-        raise InputError(f"data file {path} is not UTF-8 text: {error}") from error
+        raise InputError(f"data file {short(path)} is not UTF-8 text: {error}") from error
     except OSError as error:
-        raise InputError(f"data file {path} cannot be read: {error}") from error
+        raise InputError(f"data file {short(path)} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no file can have that name
+        raise InputError(f"data file {short(path)} cannot be read: {error}") from error
 
 
 def _parse_json(path: str, text: str) -> list[Any]:
@@ -118,14 +140,41 @@ def _parse_jsonl(path: str, text: str) -> list[Any]:
 def _parsed(path: str, text: str, first: int = 1) -> Any:
     """JSON whose first line has this number in the file."""
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise InputError(f"data file {path}, line {line}, column {error.colno}: {error.msg}") from error
     except RecursionError as error:
-        raise InputError(f"data file {path}, from line {first} on: lists or objects too deep in each other") from error
-    except ValueError as error:  # a number of too many digits
-        raise InputError(f"data file {path}, from line {first} on: {error}") from error
+        where = _place_of_failure(text, first)
+        raise InputError(f"data file {path}, {where}: lists or objects too deep in each other") from error
+    except ValueError as error:  # a key that stands twice, a number of too many digits
+        raise InputError(f"data file {path}, {_place_of_failure(text, first)}: {error}") from error
+
+
+def _place_of_failure(text: str, first: int) -> str:
+    """The record of an array at which decoding fails, or that of a line."""
+    opening, number = re.match(r"\s*\[", text), 0
+    start = opening.end() if opening else 0
+    while (between := _BETWEEN_RECORDS.match(text, start)) is not None:
+        start = between.end()
+        try:
+            _, start = _DECODER.raw_decode(text, start)
+        except (RecursionError, ValueError):
+            break
+        number += 1
+    line = first + text.count("\n", 0, start)
+    return f"record {number}, from line {line} on" if opening else f"from line {line} on"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {repeated!r:.80} stands more than once in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _kind(value: Any) -> str:
@@ -139,19 +188,21 @@ def _load_mixture(path: str, seed: int) -> list[tuple[str, list[JsonRecord]]]:
         file, strategy = entry["json_path"], entry.get("sampling_strategy", "all")
         read = load_file(file)
         rng = random.Random(f"{seed}-{position}")
-        taken = sample_records(read, strategy, rng, where=f"{path}: {file}")
+        taken = sample_records(read, strategy, rng, where=f"{path}: {short(file)}")
         logger.info("%s: %d of %d records (%s)", file, len(taken), len(read), strategy)
         parts.append((file, taken))
     return parts
 
 
 def _mixture_entries(path: str) -> list[dict[str, Any]]:
+    text = _read_text(path)
     try:
-        content = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two of dates and numbers
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"data file {path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = short(getattr(error, "problem", error))
+        raise InputError(f"data file {path}{line}: not valid YAML: {problem}") from error
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise InputError(f"data file {path} needs a list `datasets:` of json_path and sampling_strategy")
@@ -160,7 +211,9 @@ def _mixture_entries(path: str) -> list[dict[str, Any]]:
             raise InputError(f"data file {path}: dataset {number} has no json_path")
         unknown = set(entry) - {"json_path", "sampling_strategy"}
         if unknown:
-            logger.warning("%s: dataset %d: unknown keys without effect: %s", path, number, ", ".join(sorted(unknown)))
+            logger.warning(
+                "%s: dataset %d: unknown keys without effect: %s", path, number, short(sorted(map(str, unknown)))
+            )
     return entries
 
 
@@ -177,7 +230,7 @@ def sample_records(records: list[JsonRecord], strategy: Any, rng: random.Random,
     }
     match = _AMOUNT.fullmatch(amount.strip())
     if name not in takers or match is None:
-        raise InputError(f"{where}: sampling_strategy {text!r} is not allowed; allowed: {STRATEGIES}")
+        raise InputError(f"{where}: sampling_strategy {text!r:.80} is not allowed; allowed: {STRATEGIES}")
     percent = match["percent"]
     count = math.ceil(Fraction(percent) * len(records) / 100) if percent else int(match["number"])
     return takers[name](min(count, len(records)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.mm_utils import image_processing
 from llava.samples.pictures import PictureSettings, read_picture
 from llava.samples.record import Record
@@ -61,11 +61,22 @@ def open_picture(
 ) -> tuple[Image.Image, list[str]]:
     """As `read_picture`. Raises `InputError` that names the file; `flag` says which folder it is below."""
     try:
+        if not file.is_file() and file.exists():  # reading a pipe or a device may never end
+            raise InputError(f"image {short(file)} is a folder or a device, but must be a file")
         return read_picture(file, settings)
+    except InputError:
+        raise
     except FileNotFoundError as error:
-        raise InputError(f"image {file} does not exist; check {flag} and the record's path") from error
+        raise InputError(f"image {short(file)} does not exist; check {flag} and the record's path") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"image {short(file)} cannot be decoded, it is damaged or not an image: {short(reason)}"
+        ) from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise InputError(f"image {file} cannot be decoded, it is damaged or not an image: {error}") from error
+        raise InputError(
+            f"image {short(file)} cannot be decoded, it is damaged or not an image: {short(error)}"
+        ) from error
 
 
 def open_media(

@@ -7,11 +7,15 @@ Other keys are welcome.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import functools
+import json
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.samples.turns import ANSWER, Turn, check_text, names_of, naming, record_turns
 
 
@@ -63,36 +67,53 @@ def read_record(raw: Mapping[str, Any], number: int) -> Record:
     """
     with naming(record_name(raw.get("id"), number)):
         turns, (images, video) = record_turns(raw), record_media(raw)
-        check_text(str(raw.get("id")), "`id`")
+        check_id(raw)
     return Record(raw.get("id"), number, tuple(turns), images, video)
 
 
 def record_name(identifier: Any, number: int) -> str:
     """How error messages call a record; without an id by its number."""
-    return f"record {number if identifier is None else identifier!r} (number {number})"
+    return f"record {number if identifier is None else short(repr(identifier))} (number {number})"
 
 
-NEAR = {
-    "image": ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo"),
-    "video": ("video_path", "video_file", "clip"),
+def check_id(raw: Mapping[str, Any]) -> None:
+    """`InputError` for an id that no file can hold."""
+    check_text(json.dumps(raw.get("id"), ensure_ascii=False), "`id`")
+
+
+_WORDS = {
+    "image": "img imgs pic pics picture pictures photo photos imagepath imagepaths imagefile imagefiles imageurl "
+    "imageurls imagename imagenames imagelist imgpath imgpaths imgfile imgurl imgname picturepath",
+    "video": "videopath videopaths videofile videofiles videourl videoname clip clips videoclip",
 }
-"""Keys that mean this one, in a form that nobody knows here."""
+NEAR = {word: key for key, words in _WORDS.items() for word in words.split()}
+"""Keys that mean another one, without signs between words, in a form that nobody knows here."""
 NOTHING: tuple[Any, ...] = (None, "", [])
 LONGEST_PATH = 1000
 """Characters; a longer text is a picture's data."""
 
 
 def entry(raw: Mapping[str, Any], key: str) -> Any:
-    """What a record has under a key or another name of it; None and an empty text or list are nothing.
+    """What a record has under a key or another name of it; None and an empty text or list are nothing."""
+    return next((raw[name] for name in names_of(key) if raw.get(name) not in NOTHING), None)
 
-    Raises:
-        InputError: it has a key that means this one and is not known.
-    """
-    found = next((raw[name] for name in names_of(key) if raw.get(name) not in NOTHING), None)
-    near = [name for name in NEAR[key] if raw.get(name) not in NOTHING]
-    if found is None and near:
-        raise InputError(f"the key {near[0]!r} is not known: did you mean {key!r}?")
-    return found
+
+@functools.lru_cache(maxsize=4096)
+def meant_by(key: str) -> str | None:
+    """ "image" or "video" for a key that is no name of it, but near one."""
+    plain = re.sub(r"[^a-z]", "", key.lower())
+    if plain in NEAR:
+        return NEAR[plain]
+    close = difflib.get_close_matches(plain, ("image", "images", "video", "videos"), 1, cutoff=0.8)
+    typo = bool(close) and abs(len(close[0]) - len(plain)) <= 1  # `image_size` and `image_id` mean themselves
+    return close[0].removesuffix("s") if typo else None
+
+
+def _refuse_near_misses(raw: Mapping[str, Any], known: Collection[str]) -> None:
+    for name in raw:
+        meant = None if name in known or raw[name] in NOTHING else meant_by(name)
+        if meant is not None:
+            raise InputError(f"the key {short(repr(name))} is not known: did you mean {meant!r}?")
 
 
 def record_media(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
@@ -102,6 +123,8 @@ def record_media(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
         InputError: something else than paths.
     """
     images, video = entry(raw, "image"), entry(raw, "video")
+    if images is None and video is None:
+        _refuse_near_misses(raw, (*names_of("image"), *names_of("video")))
     if images is not None:
         paths = images if isinstance(images, list) else [images]
         if not all(isinstance(path, str) and path for path in paths):
@@ -121,6 +144,8 @@ def _check_path(path: str, key: str) -> None:
     check_text(path, f"`{key}`")
     if path.startswith("data:") or len(path) > LONGEST_PATH:
         raise InputError(f"`{key}` holds data in place of a path ({path:.30}...): save it as a file and give its path")
+    if "://" in path:
+        raise InputError(f"`{key}` holds an address in place of a path ({path:.80}): save the file and give its path")
     parts = path.split(",")
     if len(parts) > 1 and all("." in part.strip().rpartition("/")[2] for part in parts):
         raise InputError(f"`{key}` holds {len(parts)} paths in one text, {path:.80}: give a list of paths")

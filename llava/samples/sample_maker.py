@@ -55,7 +55,9 @@ class SampleMaker:
     def check_marks(self, record: Record, media: Media) -> None:
         """Refuse a record with media whose turns have another number of `<image>` marks."""
         if media:
-            _check_marks(count_image_marks(record.turns), len(media))
+            marks, written = count_image_marks(record.turns), sum(_marks_of(turn) for turn in record.turns)
+            hint = " (the first turn is not from a human and is left out; are the roles swapped?)"
+            _check_marks(marks, len(media), hint if marks < written else "")
 
     def encode(self, record: Record, media: Media) -> Encoded:
         """Ids and labels, before any cut. Raises `InputError` for marks or turns that do not fit."""
@@ -116,10 +118,14 @@ class SampleMaker:
         return encoded.answer_labels if self.settings.train_on_answers_only else encoded.labels
 
 
-def _check_marks(marks: int, media: int) -> None:
+def _marks_of(turn: Turn) -> int:
+    return turn["value"].count(DEFAULT_IMAGE_TOKEN)
+
+
+def _check_marks(marks: int, media: int, hint: str = "") -> None:
     if marks != media:
         raise InputError(
-            f"{marks} {DEFAULT_IMAGE_TOKEN} marks in the turns, but {media} images or videos; each needs one mark"
+            f"{marks} {DEFAULT_IMAGE_TOKEN} marks in the turns, but {media} images or videos; each needs one mark{hint}"
         )
 
 

@@ -6,6 +6,7 @@ Inside the tree a turn is `{"from": "human" | "gpt" | "system" | other, "value":
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ NOISE_MARK = "QA_GT_caption_based_noisy"
 _ROLES = {"user": HUMAN, "assistant": ANSWER}
 OTHER_NAMES = {"conversations": ("messages", "conversation"), "image": ("images",), "video": ("videos",)}
 """Keys of records that are read as another one where that is missing: other tools write them, and they are plain."""
+
+_NEAR_CONVERSATIONS = ("conversations", "messages", "dialogue", "dialogs", "turns", "chat")
 
 
 def names_of(key: str) -> tuple[str, ...]:
@@ -50,7 +53,10 @@ def record_turns(record: Mapping[str, Any]) -> list[Turn]:
     """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
     turns = next((record[name] for name in names_of("conversations") if record.get(name) is not None), None)
     if turns is None:
-        raise InputError("no `conversations`; a record needs a list of turns of `from` and `value`")
+        keys = [key for key in record if record[key] is not None]
+        near = [key for key in keys if difflib.get_close_matches(key.strip().lower(), _NEAR_CONVERSATIONS, cutoff=0.8)]
+        hint = f" (did you mean it by {near[0]!r:.80}?)" if near else ""
+        raise InputError(f"no `conversations`{hint}; a record needs a list of turns of `from` and `value`")
     if not isinstance(turns, list) or not turns:
         raise InputError(f"`conversations` must be a non-empty list of turns, got {turns!r:.80}")
     return [_checked_turn(turn, number) for number, turn in enumerate(turns)]
@@ -69,6 +75,7 @@ def _checked_turn(turn: Any, number: int) -> Turn:
     if role not in known and role.strip().lower() in known:
         raise InputError(f"turn {number} is from {role!r}: did you mean {role.strip().lower()!r}?")
     check_text(value, f"turn {number}")
+    check_text(role, f"the role of turn {number}")
     return {"from": _ROLES.get(role, role), "value": value}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava.errors import InputError
+from llava.errors import InputError, short
 from llava.samples.lenient import attributes_of
 from llava.samples.pictures import read_picture
 
@@ -70,7 +70,7 @@ def read_video(path: str | Path, settings: VideoSettings) -> Video:
     if path.is_dir():
         return read_frames_folder(path, settings)
     if not path.is_file():
-        raise InputError(f"video {path} does not exist; check --video_folder and the record's path")
+        raise InputError(f"video {short(path)} does not exist; check --video_folder and the record's path")
     return _read_file(path, settings, _decode_with_pyav)
 
 
@@ -79,9 +79,12 @@ def read_frames_folder(folder: Path, settings: VideoSettings) -> Video:
 
     Ten of them are used, spread evenly, or `frames_upbound` with `force_sample`.
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"video folder {short(folder)} cannot be read: {error.strerror}") from error
     if not files:
-        raise InputError(f"video folder {folder} holds no frames")
+        raise InputError(f"video folder {short(folder)} holds no frames")
     count = (settings.frames_upbound if settings.force_sample else None) or FOLDER_FRAMES
     indices = np.linspace(0, len(files) - 1, count, dtype=int).tolist()
     frames = [_open_frame(files[index]) for index in indices]
@@ -162,4 +165,4 @@ def _open_frame(file: Path) -> Image.Image:
     try:
         return read_picture(file)[0]
     except Exception as error:  # decoders raise errors of many kinds
-        raise InputError(f"video frame {file} cannot be read as an image: {error}") from error
+        raise InputError(f"video frame {short(file)} cannot be read as an image: {short(error)}") from error

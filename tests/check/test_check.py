@@ -111,6 +111,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no video": ({"video": "none.mp4", "conversations": turns()}, "media", "none.mp4 does not exist"),
     "two marks": ({"image": "a.png", "conversations": turns("<image><image>")}, "marks", "2 <image> marks"),
     "no mark": ({"image": "a.png", "conversations": turns("What?")}, "marks", "0 <image> marks"),
+    "swapped": (
+        {"image": "a.png", "conversations": [{**turns()[0], "from": "gpt"}, {**turns()[1], "from": "human"}]},
+        "marks",
+        "are the roles swapped?",
+    ),
     "no turns": ({"image": "a.png"}, "turns", "no `conversations`"),
     "empty turns": ({"conversations": []}, "turns", "non-empty list"),
     "no value": ({"conversations": [{"from": "human"}]}, "turns", "turn 0 needs texts"),
@@ -149,7 +154,7 @@ def test_each_problem_is_found_and_named(folder):
     assert sum(len(entry["found"]) for entry in report["problems"].values()) == len(BAD)
     paths = {entry["id"]: entry["path"] for entry in found(report, "media") if "path" in entry}
     assert paths == {"missing": "none.png", "truncated": "half.png", "no picture": "text.png", "no video": "none.mp4"}
-    assert report["kinds"] == {"single image": 11, "several images": 2, "video": 2, "text only": 1, "malformed": 4}
+    assert report["kinds"] == {"single image": 12, "several images": 2, "video": 2, "text only": 1, "malformed": 4}
 
 
 @pytest.mark.parametrize(
@@ -447,5 +452,6 @@ def test_half_a_character_is_named_in_the_report(folder, capsys):
     code, _, err = run([*command, "--output", str(folder / "report.json")], capsys)
     assert (code, "Traceback" in err) == (1, False)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    [entry] = report["problems"]["turns"]["found"]
-    assert entry["id"] == "\ud800" and "turn 1 has half a character" in entry["message"]
+    turn, identifier = report["problems"]["turns"]["found"]
+    assert turn["id"] == identifier["id"] == "\ud800" and report["would_fail"] == 1
+    assert "turn 1 has half a character" in turn["message"] and "`id` has half" in identifier["message"]

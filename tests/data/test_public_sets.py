@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -280,7 +281,11 @@ def test_sentences_are_found_in_the_archive_of_the_package(form: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"no archive", "is no tar archive"), (None, "no such file or folder")],
+    [
+        (b"no archive", "is no tar archive"),
+        (gzip.compress(b"x" * 99)[:-12] + b"\xff" * 9, "is no tar archive"),
+        (None, "no such file or folder"),
+    ],
 )
 def test_other_sources_of_sentences_are_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     source = tmp_path / "file"
@@ -288,6 +293,10 @@ def test_other_sources_of_sentences_are_refused(content: bytes | None, message: 
         source.write_bytes(content)
     with pytest.raises(InputError, match=message):
         snippets.load(str(source), snippets.PROMPT, 0)
-    (tmp_path / snippets.FILE).write_text("1\tgood\tA film.\n")
-    with pytest.raises(InputError, match=f"{snippets.FILE}:1: expected number, rating and sentence"):
+    for rating in ("good", "nan"):
+        (tmp_path / snippets.FILE).write_text(f"1\t{rating}\tA film.\n")
+        with pytest.raises(InputError, match=f"{snippets.FILE}:1: expected number, rating and sentence"):
+            snippets.load(str(tmp_path), snippets.PROMPT, 0)
+    (tmp_path / snippets.FILE).write_bytes(b"1\t2\t\xff\n")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         snippets.load(str(tmp_path), snippets.PROMPT, 0)

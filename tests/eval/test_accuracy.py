@@ -10,6 +10,7 @@ from llava.errors import InputError
 from llava.eval import accuracy
 from llava.eval.accuracy import evaluate
 from llava.eval.generation import Answerer, Decoding, Question, left_padded
+from llava.eval.scoring import check_field
 
 
 def run(loaded, records, folder, **options):
@@ -200,3 +201,11 @@ def test_answers_without_settings_or_out_of_order_are_refused(finished, checkpoi
 )
 def test_wrong_flags_are_named(checkpoint, records, tmp_path, capsys, more, message):
     assert message in failure(capsys, flags(checkpoint, tmp_path, *more))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [([], "has an empty list there"), ("\ud800", "half a character"), (["\ud800"], "half a")]
+)
+def test_values_that_cannot_name_a_group(value, message):
+    with pytest.raises(InputError, match=rf"--group-by kind: record 1 \(number 1\): .*{message}"):
+        check_field([{"kind": ["a"]}, {"kind": value}], "kind")

@@ -60,9 +60,12 @@ def test_chunks_are_consecutive_and_complete():
             model_vqa.chunk(items, count, index)
 
 
-@pytest.mark.parametrize("broken", [{"conversations": None}, {"conversations": [3]}, {"image": 5}])
+@pytest.mark.parametrize(
+    "broken",
+    [{"conversations": None}, {"conversations": [3]}, {"image": 5}, {"metadata": [1]}, {"metadata": {"a": "\ud800"}}],
+)
 def test_unusable_samples_are_named(record, broken):
-    with pytest.raises(InputError, match="sample 3"):
+    with pytest.raises(InputError, match=r"sample 3 \(number 0\)"):
         list(model_vqa.ask(Recorder(), record | broken, "", Decoding()))
 
 
@@ -83,8 +86,8 @@ def test_command_writes_one_line_per_turn(checkpoint, records, tmp_path, monkeyp
     assert len({line["shortuuid"] for line in lines}) == 2
 
 
-def test_flags_have_an_effect(checkpoint, records, tmp_path, capsys):
-    (tmp_path / "q.json").write_text("[]")
+def test_flags_have_an_effect(checkpoint, record, tmp_path, capsys):
+    (tmp_path / "q.json").write_text(json.dumps([record]))
     for flags, message in ((["--conv-mode", "nope"], "qwen_1_5"), (["--test_size", "0"], "--test_size 0")):
         with pytest.raises(SystemExit) as stop:
             model_vqa.main(["--model-path", str(checkpoint), "--question-file", str(tmp_path / "q.json"), *flags])

@@ -179,7 +179,7 @@ def bad(tmp_path) -> dict[str, tuple[dict, str]]:
         "truncated png": ({"image": f"{here}/truncated.png", "conversations": TURNS}, r"truncated\.png cannot be dec"),
         "truncated jpeg": ({"image": f"{here}/truncated.jpg", "conversations": TURNS}, r"truncated\.jpg cannot be dec"),
         "no image": ({"image": f"{here}/text.png", "conversations": TURNS}, r"text\.png cannot be decoded"),
-        "folder": ({"image": here, "conversations": TURNS}, "cannot be decoded"),
+        "folder": ({"image": here, "conversations": TURNS}, "is a folder"),
         "number": ({"image": [3], "conversations": TURNS}, "a list of paths"),
         "more marks": ({"image": good, "conversations": three}, "3 <image> marks in the turns, but 1 images"),
         "fewer marks": ({"image": [good, good], "conversations": TURNS}, "1 <image> marks in the turns, but 2 images"),
@@ -268,11 +268,20 @@ def test_unanswered_sample_is_skipped(tmp_path, qwen):
     items = dataset(
         tmp_path, [question, {"conversations": TURNS}], qwen, skip_bad_samples=True, train_on_answers_only=True
     )
-    assert items.skipped == [{"id": "q", "reason": "record 'q' (number 0): it has no supervised token"}]
+    [skipped] = items.skipped
+    assert skipped["id"] == "q" and skipped["reason"].endswith("record 'q' (number 0): it has no supervised token")
+
+
+def test_a_picture_too_long_to_be_padded(tmp_path, qwen):
+    Image.new("L", (20_001, 1)).save(tmp_path / "long.png")
+    record = {"image": "long.png", "conversations": TURNS, "id": "r"}
+    dataset(tmp_path, [record], qwen, image_folder=str(tmp_path))[0]
+    with pytest.raises(InputError, match=r"'r'.* 20001 x 1 pixels is too long to be padded"):
+        dataset(tmp_path, [record], qwen, image_folder=str(tmp_path), image_aspect_ratio="pad")[0]
 
 
 def test_only_bad_samples_is_an_error(tmp_path, qwen):
-    with pytest.raises(InputError, match=r"all 1 records are bad; the first: record 'x'"):
+    with pytest.raises(InputError, match=r"all 1 records are bad; the first: .*data\.json: record 'x'"):
         dataset(tmp_path, [{"id": "x"}], qwen, skip_bad_samples=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -132,10 +133,38 @@ def test_not_utf_8_and_folder_and_nothing(tmp_path):
     with pytest.raises(InputError, match=r"a\.json is not UTF-8"):
         load_file(file)
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match=r"folder\.json cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.json is a folder"):
         load_file(tmp_path / "folder.json")
     with pytest.raises(InputError, match="--data_path is not set"):
         load_records(None)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json is a folder or a device"):
+        load_file(tmp_path / "pipe.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: [2021-13-45]", "not valid YAML: month must be in"),
+        ("datasets:\n  - json_path: 'x'\n    sampling_strategy: first:" + "9" * 5000, "x: its name must end in"),
+        ('datasets:\n  - json_path: "\\0.json"', "cannot be read: embedded null byte"),
+        ("datasets:\n  - json_path: " + "x" * 3000 + ".json", "File name too long"),
+    ],
+)
+def test_mixtures_that_nobody_can_read(text, message, tmp_path):
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_records(tmp_path / "m.yaml")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+def test_mixture_with_keys_of_any_kind_and_numbers_of_any_length(root, tmp_path):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    1: 2\n    null: 3\n    weight: 1\n")
+    assert load_records(mixture)[0]
+    mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    sampling_strategy: first:{'9' * 5000}\n")
+    with pytest.raises(InputError, match=r"sampling_strategy 'first:9+ is not allowed"):
+        load_records(mixture)
 
 
 def test_unknown_keys_of_a_mixture_are_reported(root, tmp_path, caplog):

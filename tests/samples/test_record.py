@@ -38,6 +38,8 @@ def test_nothing_is_no_picture(key: str, nothing: Any) -> None:
         ({"videos": ["v"]}, (), "v"),
         ({"image": "a.png", "img": 3, "width": 9, "metadata": {}, "data_source": "x"}, ("a.png",), None),
         ({"image": "a, b.png"}, ("a, b.png",), None),
+        ({"image_id": "1", "image_size": [2, 2], "image_set": "x", "source": "x", "img": None, "Image": ""}, (), None),
+        ({"video": "v", "image_url": "u"}, (), "v"),
     ],
 )
 def test_names_and_other_keys(entries: dict[str, Any], images: tuple[str, ...], video: str | None) -> None:
@@ -56,6 +58,17 @@ def test_turns_under_another_name(name: str) -> None:
     [
         ({"img": "a.png"}, "the key 'img' is not known: did you mean 'image'"),
         ({"video_path": "v"}, "'video_path' is not known: did you mean 'video'"),
+        ({"Image": "a.png"}, "'Image' is not known: did you mean 'image'"),
+        ({"image_1": "a.png", "image_2": "b.png"}, "'image_1' is not known: did you mean 'image'"),
+        ({"iamge": ["a.png"]}, "'iamge' is not known: did you mean 'image'"),
+        ({"image url": "u"}, "'image url' is not known: did you mean 'image'"),
+        ({"Videos": "v"}, "'Videos' is not known: did you mean 'video'"),
+        ({"conversations": None, "Conversations": TURNS}, "no `conversations` .did you mean it by 'Conversations'"),
+        ({"image": "https://a.b/c.png"}, "an address in place of a path"),
+        ({"id": "x" * 5000, "image": 3}, "a path or a list of paths"),
+        ({"id": ["\ud800"]}, "`id` has half a character"),
+        ({"id": "a\nb", "image": 3}, r"record 'a.nb'"),
+        ({"conversations": [{"from": "\ud800", "value": "?"}]}, "the role of turn 0 has half a character"),
         ({"image": "a.png,b.png"}, "2 paths in one text"),
         ({"image": "data:image/png;base64," + "A" * 5000}, "data in place of a path"),
         ({"image": "A" * 5000}, "data in place of a path"),
@@ -70,13 +83,18 @@ def test_turns_under_another_name(name: str) -> None:
 def test_refused_in_one_short_line(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         read_record(record(**entries), 7)
-    assert "(number 7)" in str(error.value) and len(str(error.value)) < 300
-    str(error.value).encode(errors="backslashreplace")
+    assert "(number 7)" in str(error.value) and len(str(error.value)) < 400
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[" * 100_000, "too deep|line 1"), ('[{"id": ' + "9" * 5000 + "}]", "digits")],
+    [
+        ("[" * 100_000, "too deep|line 1"),
+        ('[{},\n{"id": ' + "9" * 5000 + "}]", r"record 1, from line 2 on: .*digits"),
+        ('[{},\n{"id": 1, "id": 2}]', r"record 1, from line 2 on: the key 'id' stands more than once in an object"),
+        ('[{}, {"a": ' + "[" * 60 + "]" * 60 + "}]", "record 1 has lists or objects too deep in each other"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_json_that_nobody_can_read(text: str, message: str, suffix: str, tmp_path: Path) -> None:

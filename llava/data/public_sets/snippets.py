@@ -11,7 +11,9 @@ SST-2 in the MeZO paper (Malladi et al. 2023), the answer follows from the sign 
 from __future__ import annotations
 
 import io
+import math
 import tarfile
+import zlib
 from pathlib import Path
 
 from llava.data.items import Item, SourceSet
@@ -42,6 +44,8 @@ def load(source: str, template: str, seed: int) -> SourceSet:
         try:
             _, rating, text = line.split("\t")
             score, text = float(rating), text.strip()
+            if not math.isfinite(score):
+                raise ValueError(score)
         except ValueError as error:
             raise InputError(f"{name}: expected number, rating and sentence between tabs, got {line!r:.80}") from error
         if abs(score) < CLEAR:
@@ -64,7 +68,7 @@ def _text(source: Path) -> str:
         raise InputError(f"--source {source}: no such file or folder; see python -m llava.data.prepare --help")
     try:
         return _decoded(_member(source.read_bytes()))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"--source {source}: is no tar archive") from error
 
 
@@ -80,4 +84,7 @@ def _member(archive: bytes) -> bytes:
 
 
 def _decoded(data: bytes) -> str:
-    return data.decode("utf-8").replace("\r\n", "\n")
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--source: {FILE} is not UTF-8 text: {error}") from error
