@@ -18,7 +18,6 @@ from llava.samples.record import Record, read_record
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
-
 PATHS = (
     *("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "image_folder", "video_folder"),
     *("output_dir", "resume_from_checkpoint", "zo_from_journal", "mm_feature_cache", "cache_dir", "logging_dir"),
