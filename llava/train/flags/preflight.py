@@ -19,10 +19,19 @@ from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
 _GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+PATHS = (
+    *("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "image_folder", "video_folder"),
+    *("output_dir", "resume_from_checkpoint", "zo_from_journal", "mm_feature_cache", "cache_dir", "logging_dir"),
+)
 
 
 def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
     """Data, folders and the journal to start from exist, and model and vision tower can be used as such."""
+    for name, value in {**vars(model_args), **vars(data_args), **vars(training_args)}.items():
+        try:
+            _ = name in PATHS and value and Path(value).exists()
+        except OSError as error:  # too long a name
+            raise InputError(f"--{name} {value} is no path: {error.strerror}") from error
     for file in data_files(data_args.data_path):
         if not Path(file).is_file():
             raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")
