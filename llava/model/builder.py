@@ -6,7 +6,6 @@ tokenizer, model, image_processor, context_len = load_pretrained_model(path, Non
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from typing import Any
 
@@ -18,6 +17,7 @@ from llava.model.checkpoint_files import check_checkpoint, find_file, read_tenso
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens
+from llava.model.own_settings import read_config
 from llava.model.vocabulary import grow_embeddings, image_tokens
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,7 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
 
 
 def _names_tower(path: str) -> bool:
-    file = find_file(path, "config.json")
-    return file is not None and json.loads(file.read_text(encoding="utf-8")).get("mm_vision_tower") is not None
+    return read_config(path).get("mm_vision_tower") is not None
 
 
 def _tokenizer(path: str) -> Any:

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.configuration import TOWER_KEYS
+from llava.model.hf.from_hf import MODEL_TYPE as HF_MODEL_TYPE
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
@@ -20,6 +21,7 @@ _CLASS_OF_MODEL_TYPE = {
     for family in FAMILIES
     for model_type in (family.config_class.model_type, family.config_class.base_model_type)
 }
+_CLASS_OF_MODEL_TYPE[HF_MODEL_TYPE] = LlavaQwenForCausalLM
 _CLASS_OF_ARCHITECTURE = {family.__name__: family for family in FAMILIES}
 # Words in the last part of a path, for a config that says nothing.
 _CLASS_OF_WORD = {"qwen": LlavaQwenForCausalLM, "quyen": LlavaQwenForCausalLM} | dict.fromkeys(

@@ -17,7 +17,7 @@ from llava.errors import InputError
 from llava.mm_utils import expand_grid_pinpoints, processor_tile_size
 from llava.model import config_for, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention
-from llava.model.own_settings import TEMPLATE
+from llava.model.own_settings import TEMPLATE, read_config
 from llava.samples.image_tokens import ImageTokenCounter
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -74,11 +74,10 @@ def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> 
     """The config of `--model_name_or_path`; `model_args.vision_tower` becomes the checkpoint's where none is given."""
     path: Any = model_args.model_name_or_path
     hub = {"cache_dir": training_args.cache_dir}
-    config = transformers.AutoConfig.from_pretrained(path, **hub)
-    given, own = model_args.vision_tower, getattr(config, "mm_vision_tower", None)
+    given, own = model_args.vision_tower, read_config(path, **hub).get("mm_vision_tower")
     model_args.vision_tower = given or own
-    if model_args.vision_tower is not None:
-        config = config_for(path, **hub)
+    sees = model_args.vision_tower is not None
+    config: Any = config_for(path, **hub) if sees else transformers.AutoConfig.from_pretrained(path, **hub)
     if own is not None and given is not None and Path(given).is_dir():
         overwrite_entries(config, {"mm_vision_tower": given})  # a folder tells the shape of the checkpoint's tower
     return config
