@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
-HF_LLAVA = "Hugging Face's own format of LLaVA.*LLaVA-NeXT's format"
+HF_LLAVA = "of Hugging Face's classes only 'llava_onevision'"
 
 Tensors = dict[str, torch.Tensor]
 Spoil = Callable[[Path], object]
@@ -128,7 +128,7 @@ def pieces(folder: Path) -> None:
 
 # Shows before anything is loaded.
 AT_ONCE: dict[str, tuple[Spoil, str]] = {
-    "HF onevision": (other_format("llava_onevision", "LlavaOnevisionForConditionalGeneration"), HF_LLAVA),
+    "HF onevision": (other_format("llava_onevision", "LlavaOnevisionForConditionalGeneration"), "of two models"),
     "HF llava": (other_format("llava", "LlavaForConditionalGeneration"), HF_LLAVA),
     "HF llava_next": (other_format("llava_next", "LlavaNextForConditionalGeneration"), HF_LLAVA),
     "another model with images": (other_format("qwen2_vl", "Qwen2VLForConditionalGeneration"), "qwen2_vl is not supp"),

@@ -31,8 +31,8 @@ from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
-from llava.model.checkpoint_files import read_config
 from llava.model.checkpoint_kind import check_checkpoint
+from llava.model.own_settings import read_config
 from llava.samples.loading import JsonRecord, load_parts
 from llava.samples.record import record_name
 from llava.samples.settings import SampleSettings

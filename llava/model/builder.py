@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_json, read_tensors, usable
+from llava.model.checkpoint_files import find_file, read_tensors, usable
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
+from llava.model.own_settings import read_config
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -188,8 +189,7 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
 
 
 def _names_tower(path: str) -> bool:
-    file = find_file(path, "config.json")
-    return file is not None and read_json(file).get("mm_vision_tower") is not None
+    return read_config(path).get("mm_vision_tower") is not None
 
 
 def _context_length(config: Any) -> int:

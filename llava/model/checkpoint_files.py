@@ -135,12 +135,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_config(name_or_path: Any) -> dict[str, Any]:
-    """The contents of a checkpoint's config.json; empty where it has none."""
-    file = find_file(str(name_or_path), "config.json")
-    return {} if file is None else read_json(file)
-
-
 def weight_files(name_or_path: str, local_only: bool = False, **hub: Any) -> list[Path]:
     """All files that hold the checkpoint's weights; an empty list if there are none."""
     for name in WEIGHT_NAMES:

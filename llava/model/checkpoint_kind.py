@@ -28,6 +28,7 @@ from llava.model.checkpoint_files import (
     weight_files,
 )
 from llava.model.families import SUPPORTED_MODELS, config_for, in_words
+from llava.model.hf.from_hf import is_theirs, our_config, processor_settings
 from llava.model.loading import ADAPTER_FILES
 from llava.model.multimodal_encoder.tower_config import parse_vision_config
 
@@ -161,9 +162,12 @@ def _named_base(name: str) -> str:
 
 
 def _settings(name: str) -> dict[str, Any] | None:
-    """Its config.json; None for a hub id outside the usual cache, which is judged when it is loaded."""
+    """Its config.json, in our format; None for a hub id outside the usual cache, which is judged when it is loaded."""
     file = Path(name) / CONFIG if Path(name).is_dir() else find_file(name, CONFIG, local_only=True)
-    return None if file is None else read_json(file)
+    if file is None:
+        return None
+    values = read_json(file)
+    return our_config(values, processor_settings(name), name) if is_theirs(values, name) else values
 
 
 def _check_config(name: str, config: Mapping[str, Any], images: bool) -> None:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llava.model.config_spelling import as_version_4
+from llava.model.hf.from_hf import check_readable, is_theirs, our_config, processor_settings
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig as _Base
 else:
     _Base = object  # a language model's config class comes behind the mixin
+
+HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
+"""Arguments of `from_pretrained` that say how the hub is reached."""
 
 # Found again from the tower's name; written only where that would not work (see TowerSpec.remember).
 TOWER_KEYS = ("mm_vision_tower_config", "mm_image_processor_config")
@@ -23,9 +29,16 @@ class LlavaConfigMixin(_Base):
     base_model_type: ClassVar[str]
 
     @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read config.json; one of the plain language model counts as ours."""
-        values, rest = super().get_config_dict(*args, **kwargs)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json; one of the plain language model, or in Hugging Face's format, counts as ours."""
+        name = pretrained_model_name_or_path
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        values, rest = super().get_config_dict(name, **kwargs)
+        if is_theirs(values, str(name)):
+            check_readable(values, str(name))
+            values = our_config(values, processor_settings(str(name), **hub), str(name))
         if values.get("model_type") == cls.base_model_type:
             values = {**values, "model_type": cls.model_type}
         return values, rest
@@ -56,8 +69,8 @@ class LlavaConfigMixin(_Base):
     def to_diff_dict(self) -> dict[str, Any]:
         """What config.json holds: what differs from the defaults, and every key that was read."""
         keys_read = getattr(self, "_keys_read", [])
-        everything = _as_version_4(self.to_dict())
-        values = _as_version_4(super().to_diff_dict())
+        everything = as_version_4(self.to_dict())
+        values = as_version_4(super().to_diff_dict())
         values |= {key: everything[key] for key in keys_read if key in everything}
         if keys_read:
             values = {key: value for key, value in values.items() if value is not None or key in keys_read}
@@ -65,15 +78,3 @@ class LlavaConfigMixin(_Base):
             # Derived from use_sliding_window and max_window_layers; version 4.40 knows only these.
             values.pop("layer_types", None)
         return values
-
-
-def _as_version_4(values: dict[str, Any]) -> dict[str, Any]:
-    rope = values.pop("rope_parameters", None)
-    if isinstance(rope, dict):
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        plain = scaling.get("rope_type", "default") == "default"
-        values["rope_theta"] = rope.get("rope_theta")
-        values["rope_scaling"] = None if plain else {"type": scaling.get("rope_type"), **scaling}
-    if "dtype" in values:
-        values["torch_dtype"] = values.pop("dtype")
-    return values

@@ -11,6 +11,7 @@ from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint_files import usable
 from llava.model.configuration import TOWER_KEYS
+from llava.model.hf.from_hf import MODEL_TYPE as HF_MODEL_TYPE
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 
@@ -22,6 +23,7 @@ _CLASS_OF_MODEL_TYPE = {
     for family in FAMILIES
     for model_type in (family.config_class.model_type, family.config_class.base_model_type)
 }
+_CLASS_OF_MODEL_TYPE[HF_MODEL_TYPE] = LlavaQwenForCausalLM
 _CLASS_OF_ARCHITECTURE = {family.__name__: family for family in FAMILIES}
 # Words in the last part of a path, for a config that says nothing.
 _CLASS_OF_WORD = {"qwen": LlavaQwenForCausalLM, "quyen": LlavaQwenForCausalLM} | dict.fromkeys(
@@ -69,11 +71,6 @@ def in_words(config: Mapping[str, Any]) -> str | None:
     if "text_config" not in config and not any(str(name).endswith("ForConditionalGeneration") for name in names):
         return None
     kind = str(config.get("model_type"))
-    if "llava" in kind:
-        return (
-            f"model_type {kind} is Hugging Face's own format of LLaVA, whose weights have other names; give a "
-            "checkpoint in LLaVA-NeXT's format, such as lmms-lab/llava-onevision-qwen2-0.5b-si"
-        )
     return f"model_type {kind} is not supported as a model with images; supported: {SUPPORTED_MODELS}"
 
 

@@ -12,6 +12,8 @@ import torch
 
 from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_tensors, tensor_shapes, usable, weight_files
+from llava.model.configuration import HUB_ARGUMENTS
+from llava.model.hf import names
 from llava.model.multimodal_encoder.tower import loads_at_once
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 
@@ -23,10 +25,9 @@ ADAPTER_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 TOWER_PREFIX = "model.vision_tower."
 _TOWER_BODY = "model.vision_tower.vision_tower.vision_model."
 # How names in a checkpoint are read: pattern -> replacement. Checkpoints written with the library's later vision
-# classes lack one level in the names of the tower.
-READ_AS = {r"^model\.vision_tower\.vision_tower\.(?!vision_model\.)": _TOWER_BODY}
+# classes lack one level in the names of the tower; Hugging Face's own format of LLaVA has names of its own.
+READ_AS = {r"^model\.vision_tower\.vision_tower\.(?!vision_model\.)": _TOWER_BODY, **names.READ_AS}
 _PROJECTOR_PREFIX = "model.mm_projector."
-_HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
 
 
 def settled_config(config_class: type[Any], name_or_path: Any, config: Any, arguments: dict[str, Any]) -> Any:
@@ -35,7 +36,7 @@ def settled_config(config_class: type[Any], name_or_path: Any, config: Any, argu
     Args:
         arguments: of `from_pretrained`; those that say how the hub is reached are used.
     """
-    hub = {key: arguments[key] for key in _HUB_ARGUMENTS if arguments.get(key) is not None}
+    hub = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
     if config is None:
         with usable(f"{name_or_path}: its config.json"):
             config = config_class.from_pretrained(name_or_path, **hub)

@@ -1,15 +1,28 @@
-"""What a checkpoint says of its own use: the template of its prompts."""
+"""What a checkpoint says of itself in config.json: its settings, and the template of its prompts."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llava.model.checkpoint_files import read_config
+from llava.model.checkpoint_files import find_file, read_json
+from llava.model.hf.from_hf import is_theirs, our_config, processor_settings
 
 TEMPLATE = "conversation_template"
 """Entry of config.json with the template that a checkpoint was trained with."""
 _LLAMA_3_WORDS = 128_000
 """No smaller vocabulary is Llama 3's."""
+
+
+def read_config(name_or_path: Any, **hub: Any) -> dict[str, Any]:
+    """The contents of a checkpoint's config.json, in Hugging Face's format or ours, as ours; empty if it has none.
+
+    Args:
+        hub: as for `find_file`.
+    """
+    name = str(name_or_path)
+    file = find_file(name, "config.json", **hub)
+    values = {} if file is None else read_json(file)
+    return our_config(values, processor_settings(name, **hub), name) if is_theirs(values, name) else values
 
 
 def own_template(config: Any) -> str:

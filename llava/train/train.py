@@ -22,8 +22,8 @@ from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
-from llava.model.checkpoint_files import read_config
 from llava.model.loading import not_finite
+from llava.model.own_settings import read_config
 from llava.model.vocabulary import check_fits
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss

@@ -19,8 +19,8 @@ from llava.check.without_weights import prepare_data_arguments
 from llava.errors import InputError
 from llava.mm_utils import count_tiles, image_processing
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint_files import read_config
 from llava.model.multimodal_encoder.siglip_encoder import SigLipImageProcessor
+from llava.model.own_settings import read_config
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.media import Media, media_entries

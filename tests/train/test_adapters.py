@@ -11,8 +11,8 @@ import torch
 
 from llava.errors import InputError
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint_files import read_config
 from llava.model.merge import merge
+from llava.model.own_settings import read_config
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.parts.adapters import ADAPTERS

@@ -12,8 +12,7 @@ import pytest
 
 from llava.errors import InputError
 from llava.eval.generation import Answerer
-from llava.model.checkpoint_files import read_config
-from llava.model.own_settings import own_template, template_of
+from llava.model.own_settings import own_template, read_config, template_of
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import Arguments, parse_arguments
 from llava.train.train import build

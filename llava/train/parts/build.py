@@ -20,7 +20,7 @@ from llava.model.checkpoint_files import usable
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.load_settings import quantisation, resolve_attention
 from llava.model.loading import load_plain
-from llava.model.own_settings import TEMPLATE
+from llava.model.own_settings import TEMPLATE, read_config
 from llava.model.vocabulary import load_tokenizer
 from llava.samples.image_tokens import ImageTokenCounter
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -81,8 +81,7 @@ def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> 
     path: Any = model_args.model_name_or_path
     hub = {"cache_dir": training_args.cache_dir}
     with usable(f"{path}: its config.json"):
-        values, _ = transformers.PretrainedConfig.get_config_dict(path, **hub)
-        given, own = model_args.vision_tower, values.get("mm_vision_tower")
+        given, own = model_args.vision_tower, read_config(path, **hub).get("mm_vision_tower")
         model_args.vision_tower = given or own
         sees = model_args.vision_tower is not None
         config: Any = config_for(path, **hub) if sees else transformers.AutoConfig.from_pretrained(path, **hub)

@@ -1,0 +1,1 @@
+"""The format of transformers' LlavaOnevisionForConditionalGeneration: read as one of ours, and written."""
