@@ -31,14 +31,15 @@ def own_template(config: Any) -> str:
     Args:
         config: a config object, or the contents of a config.json.
     """
-    values = config if isinstance(config, dict) else config.to_dict()
-    if isinstance(values.get(TEMPLATE), str):
-        return values[TEMPLATE]
-    kind = str(values.get("model_type")).removeprefix("llava_")
+    names = (TEMPLATE, "model_type", "vocab_size")
+    own, kind, words = (config.get(n) if isinstance(config, dict) else getattr(config, n, None) for n in names)
+    if isinstance(own, str):
+        return own
+    kind = str(kind).removeprefix("llava_")
     if kind.startswith("qwen"):
         return "qwen_1_5"
     if kind == "llama":
-        return "llava_llama_3" if values.get("vocab_size", 0) >= _LLAMA_3_WORDS else "v1"
+        return "llava_llama_3" if (words or 0) >= _LLAMA_3_WORDS else "v1"
     return "v0"
 
 

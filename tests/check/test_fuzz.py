@@ -1,6 +1,6 @@
 """Whatever people feed: each of the four ways takes it, or refuses it in one line that says where it stands.
 
-`LLAVA_FUZZ` is the number of examples of each test.
+`EXAMPLES` in the environment is the number of examples of each test, in place of a few.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from PIL import Image
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 fuzz = settings(
-    max_examples=int(os.environ.get("LLAVA_FUZZ", "60")), deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("EXAMPLES", "20")),
+    deadline=None,
+    derandomize="EXAMPLES" not in os.environ,
+    suppress_health_check=list(HealthCheck),
 )
 
 ANSWERED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]

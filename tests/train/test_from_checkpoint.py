@@ -81,7 +81,7 @@ def test_without_settings_the_defaults_hold(caplog: pytest.LogCaptureFixture) ->
 )
 def test_template_of_a_family(config: dict[str, Any], template: str, tmp_path: Path) -> None:
     assert own_template(config) == template
-    assert own_template(SimpleNamespace(to_dict=lambda: config)) == template
+    assert own_template(SimpleNamespace(**config)) == template
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert template_of(str(tmp_path)) == template
     assert template_of(str(tmp_path / "adapter"), str(tmp_path)) == template
