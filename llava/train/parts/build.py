@@ -24,6 +24,7 @@ from llava.model.own_settings import TEMPLATE, read_config
 from llava.model.vocabulary import load_tokenizer
 from llava.samples.image_tokens import ImageTokenCounter
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.flags.from_checkpoint import OF_THE_DATA
 from llava.train.parts.adapters import zero_3
 
 logger = logging.getLogger(__name__)
@@ -168,14 +169,7 @@ def _write_config(
     config: Any, tokenizer: Any, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> None:
     """What a reader of the checkpoint has to know besides the vision modules' own entries, under LLaVA-NeXT's names."""
-    for name in (
-        "image_aspect_ratio",
-        "image_grid_pinpoints",
-        "image_crop_resolution",
-        "image_split_resolution",
-        "add_time_instruction",
-        "force_sample",
-    ):
+    for name in OF_THE_DATA:
         setattr(config, name, getattr(data_args, name))
     setattr(config, TEMPLATE, model_args.version)
     config.mm_use_im_start_end = model_args.mm_use_im_start_end
