@@ -3,9 +3,9 @@
     python -m llava.data.check train.json --image-folder D --model-path M --version qwen_1_5 --model-max-length 1792
 
 The data may be given in every form that `--data_path` takes, and several at once. Flags that change how records are
-read are those of train.py, with its defaults: give those of the run. The verdict about a
-record is training's own, through the same code. Of the model only config and tokenizer are read; without --model-path
-the lengths are left out. `--output report.json` lists everything, the text `--show` of each kind.
+read are those of train.py, with its defaults: give those of the run. The verdict about a record is training's own,
+through the same code. Of the model only config and tokenizer are read; without --model-path the lengths are left out.
+`--output report.json` lists everything, the text `--show` of each kind.
 
 Exit codes: 0 training would go through, 1 it would fail on a record, 2 wrong flags or unreadable files.
 """
@@ -33,7 +33,7 @@ from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import read_config
-from llava.samples.loading import JsonRecord, load_parts
+from llava.samples.loading import JsonRecord, Parts, load_parts
 from llava.samples.record import record_name
 from llava.samples.settings import SampleSettings
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -52,7 +52,7 @@ RUN_FLAGS = (
     *("mm_spatial_pool_stride", "mm_spatial_pool_mode", "add_faster_video", "faster_token_stride", "seed"),
 )
 
-Sets = list[tuple[str, list[tuple[str, list[JsonRecord]]]]]
+Sets = list[tuple[str, Parts]]
 
 
 class _Parser(argparse.ArgumentParser):

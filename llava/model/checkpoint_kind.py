@@ -136,7 +136,7 @@ def _check_there(name: str, flag: str, where: str, settings: Sequence[str], want
 _LORA = "a LoRA adapter lies there, which changes another model."
 _PROJECTOR = "a projector alone lies there, which belongs to a language model."
 _BASE_OF = {
-    _LORA: "the model it was trained from, or merge both first (load_pretrained_model and save_pretrained)",
+    _LORA: "the model it was trained from, or merge both first (python -m llava.model.merge)",
     _PROJECTOR: "the language model it was trained on, and --pretrain_mm_mlp_adapter to this folder",
 }
 

@@ -21,7 +21,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from llava.errors import InputError, command
-from llava.model.checkpoint_files import find_file, read_json
+from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.checkpoint_kind import looks_local
 from llava.model.hf.agreement import check_agreement
 from llava.model.hf.folders import OursToTheirs, Source, TheirsToOurs
@@ -120,9 +120,9 @@ def push(folder: Path, repository: str) -> None:
         hub.create_repo(repository, exist_ok=True)
         hub.upload_folder(folder_path=folder, repo_id=repository)
     except Exception as error:  # the hub client raises a dozen unrelated types
-        line = (str(error) or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise InputError(
-            f"--push_to_hub {repository}: {line}; {folder} is complete and can be uploaded later"
+            f"--push_to_hub {repository}: {said}; {folder} is complete and can be uploaded later"
         ) from error
 
 

@@ -16,7 +16,7 @@ from llava.errors import InputError, short
 from llava.mm_utils import image_processing
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.encoding import Encoded
-from llava.samples.loading import JsonRecord, load_parts
+from llava.samples.loading import JsonRecord, Parts, load_parts
 from llava.samples.media import Entry, dummy_entry, image_entry, open_image, processor_side
 from llava.samples.preprocess import cut_length
 from llava.samples.record import Record, read_record
@@ -38,13 +38,14 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         data_path: what `llava.samples.loading.load_records` takes.
         tokenizer: left as it is.
         data_args: what `SampleSettings.of` takes, read once; `dataset_paths` is stored in it.
+        parts: what `load_parts` gives for `data_path`, if it has been read already.
 
     Raises:
         InputError: wrong files or records, here or when an item is fetched. With `skip_bad_samples` every record is
             tried once at the start; those that fail are left out and listed in `skipped` as `{"id", "reason"}`.
     """
 
-    def __init__(self, data_path: str, tokenizer: Any, data_args: Any) -> None:
+    def __init__(self, data_path: str, tokenizer: Any, data_args: Any, parts: Parts | None = None) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.data_args = data_args
@@ -55,7 +56,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         _ = self.settings.template  # unknown names are refused before any work
         if self.settings.multimodal:
             image_processing(self.settings.image_aspect_ratio)
-        parts = load_parts(data_path, seed=self.settings.seed or 0)
+        parts = load_parts(data_path, seed=self.settings.seed or 0) if parts is None else parts
         raw = [record for _, records in parts for record in records]
         data_args.dataset_paths = self._files = [file for file, _ in parts]
         self._ends = list(itertools.accumulate(len(records) for _, records in parts))
@@ -148,9 +149,13 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         return WORDS_PER_IMAGE if per_image is None else per_image * len(record.images)
 
 
-def make_supervised_data_module(tokenizer: Any, data_args: Any) -> dict[str, Any]:
-    """`train_dataset`, `eval_dataset` (None) and `data_collator` for the Trainer. No records are an `InputError`."""
-    dataset = LazySupervisedDataset(data_args.data_path, tokenizer, data_args)
+def make_supervised_data_module(tokenizer: Any, data_args: Any, parts: Parts | None = None) -> dict[str, Any]:
+    """`train_dataset`, `eval_dataset` (None) and `data_collator` for the Trainer. No records are an `InputError`.
+
+    Args:
+        parts: as for `LazySupervisedDataset`.
+    """
+    dataset = LazySupervisedDataset(data_args.data_path, tokenizer, data_args, parts)
     if len(dataset) == 0:
         raise InputError(f"--data_path {data_args.data_path} holds no records to train on")
     return {

@@ -30,6 +30,8 @@ from llava.errors import InputError, short
 logger = logging.getLogger(__name__)
 
 JsonRecord = dict[str, Any]
+Parts = list[tuple[str, list[JsonRecord]]]
+"""Files of records, each with what is taken of it."""
 STRATEGIES = "all, first:N, end:N, random:N (N a count such as 100, or a part such as 2.5%)"
 _BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.jsonl?)", re.DOTALL)
 _AMOUNT = re.compile(r"(?P<number>\d{1,18})|(?P<percent>\d{1,18}(?:\.\d{1,18})?)%")
@@ -48,7 +50,7 @@ def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[JsonRecord]
     return [record for _, records in parts for record in records], [file for file, _ in parts]
 
 
-def load_parts(data_path: str | Path, seed: int = 0) -> list[tuple[str, list[JsonRecord]]]:
+def load_parts(data_path: str | Path, seed: int = 0) -> Parts:
     """As `load_records`, file by file: (file, what is taken of it)."""
     if not data_path:
         raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
@@ -182,8 +184,8 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _load_mixture(path: str, seed: int) -> list[tuple[str, list[JsonRecord]]]:
-    parts: list[tuple[str, list[JsonRecord]]] = []
+def _load_mixture(path: str, seed: int) -> Parts:
+    parts: Parts = []
     for position, entry in enumerate(_mixture_entries(path)):
         file, strategy = entry["json_path"], entry.get("sampling_strategy", "all")
         read = load_file(file)

@@ -29,7 +29,7 @@ from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
 from llava.samples.dataset import make_supervised_data_module
-from llava.samples.loading import data_files
+from llava.samples.loading import Parts, data_files
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
@@ -69,7 +69,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
-    check_records(data_args, training_args, training_args.world_size)
+    parts = check_records(data_args, training_args, training_args.world_size)
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
     with training_args.main_process_first(local=False):
@@ -78,21 +78,11 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:
         checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
-    arguments = run_folder.flat_arguments(model_args, data_args, training_args)
-    arguments |= {
-        "world_size": training_args.world_size,
-        same_run.DATA: same_run.hashes(data_files(data_args.data_path)),
-    }
-    if checkpoint is not None:
-        run_folder.check_whole(checkpoint)
-        arguments[same_run.CHANGES] = same_run.check_same_run(
-            checkpoint, arguments, steps_done(folder, checkpoint), training_args.resume_with_changes
-        )
-        logger.info("resuming from %s", checkpoint)
+    arguments = header(model_args, data_args, training_args, checkpoint)
 
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
-    trainer = make_trainer(model, tokenizer, model_args, data_args, training_args)
+    trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
     trainer.run_arguments = arguments
     times, stop = StepTimes(), StopOnSignal(save=not journaled)
     for callback in (ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
@@ -114,6 +104,29 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     leave_together(trainer)
 
 
+def header(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, checkpoint: Path | None
+) -> dict[str, Any]:
+    """What is kept beside every checkpoint of a run: its flags, hashes of its data, and what was changed on the way.
+
+    Args:
+        checkpoint: the point that the run goes on from; its files are looked over.
+
+    Raises:
+        InputError: the point is damaged, or of a run with other data or flags.
+    """
+    values = run_folder.flat_arguments(model_args, data_args, training_args)
+    values["world_size"] = training_args.world_size
+    values[same_run.DATA] = same_run.hashes(data_files(data_args.data_path))
+    if checkpoint is not None:
+        run_folder.check_whole(checkpoint)
+        steps = steps_done(Path(str(training_args.output_dir)), checkpoint)
+        changes = same_run.check_same_run(checkpoint, values, steps, training_args.resume_with_changes)
+        values[same_run.CHANGES] = changes
+        logger.info("resuming from %s", checkpoint)
+    return values
+
+
 def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> tuple[Any, Any]:
     """Model, with the parameters that are trained switched on, and tokenizer."""
     tokenizer = get_tokenizer(model_args, training_args)
@@ -131,10 +144,19 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model: Any,
+    tokenizer: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    parts: Parts | None = None,
 ) -> LLaVATrainer:
-    """The trainer of a run with its data, its cache of features and its objective."""
-    data = make_supervised_data_module(tokenizer=tokenizer, data_args=data_args)
+    """The trainer of a run with its data, its cache of features and its objective.
+
+    Args:
+        parts: as for `LazySupervisedDataset`.
+    """
+    data = make_supervised_data_module(tokenizer, data_args, parts)
     check_batches(data["train_dataset"], training_args, training_args.world_size)  # some may have been skipped
     zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
     cache = known = None

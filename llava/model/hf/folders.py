@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import GenerationConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_json, weight_files
@@ -27,6 +27,7 @@ from llava.model.hf.to_hf import check_expressible, their_config
 from llava.model.hf.weights import Stored, check_complete, cut, grown, renamed, stored_weights, write_shards
 from llava.model.loading import ADAPTER_FILES, settled_config
 from llava.model.multimodal_encoder.tower_config import TowerSpec, describe_tower
+from llava.model.vocabulary import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +86,9 @@ class Source:
             InputError: there is none that can be read.
         """
         try:
-            return AutoTokenizer.from_pretrained(self.name)
-        except Exception as error:  # the library raises what it likes of files that it cannot use
-            line = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"--from {self.name}: its tokenizer cannot be loaded: {line}") from error
+            return load_tokenizer(self.name)
+        except InputError as error:
+            raise InputError(f"--from {self.name}: its tokenizer cannot be loaded: {error}") from error
 
     @property
     def rows(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import LlavaOnevisionConfig, PretrainedConfig
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_json
+from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.config_spelling import as_version_4
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor, TowerImageProcessor
 from llava.model.multimodal_encoder.tower_config import SO400M
@@ -161,9 +161,8 @@ def _parsed(values: Mapping[str, Any], source: str) -> Any:
         config: Any = LlavaOnevisionConfig.from_dict(json.loads(json.dumps(plain)))
         language_model, tower = config.text_config.model_type, config.vision_config.model_type
     except Exception as error:  # the library raises what it likes of a config that is none
-        line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{source}: config.json is not one of LlavaOnevisionForConditionalGeneration: {line}"
+            f"{source}: config.json is not one of LlavaOnevisionForConditionalGeneration: {first_line(error)}"
         ) from error
     layer = config.vision_feature_layer
     wrong = {

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import read_tensors
+from llava.model.checkpoint_files import headers, read_tensors
 
 SHARD_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
@@ -62,13 +62,11 @@ def _safetensors(path: Path) -> dict[str, Stored]:
 
         return read
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            found = {name: (tuple(part.get_shape()), _DTYPES[part.get_dtype()]) for name, part in slices.items()}
-    except Exception as error:  # the library's own, and those of the file system
-        raise InputError(f"{path}: cannot be read as a file of tensors ({error})") from error
-    return {name: Stored(shape, dtype, reader(name)) for name, (shape, dtype) in found.items()}
+    found = headers(path)
+    unknown = {dtype for _, dtype in found.values()} - set(_DTYPES)
+    if unknown:
+        raise InputError(f"{path}: has tensors of dtype {min(unknown)}; known are {', '.join(_DTYPES)}")
+    return {name: Stored(shape, _DTYPES[dtype], reader(name)) for name, (shape, dtype) in found.items()}
 
 
 _DTYPES = {

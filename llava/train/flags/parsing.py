@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from llava.conversation import get_template
-from llava.errors import InputError
+from llava.errors import InputError, in_one_line
 from llava.mm_utils import expand_grid_pinpoints, image_processing
 from llava.model.load_settings import quantisation
 from llava.model.merge_plan import MergePlan
@@ -117,7 +117,7 @@ def _complaint(values: dict[str, Any]) -> str | None:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return in_one_line(error) or type(error).__name__
 
 
 def _of(kind: type[T], values: Any) -> T:

@@ -13,7 +13,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
 from llava.samples.dataset import LazySupervisedDataset
-from llava.samples.loading import JsonRecord, data_files
+from llava.samples.loading import JsonRecord, Parts, data_files, load_parts
 from llava.samples.record import Record, read_record
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
@@ -62,12 +62,14 @@ def check_gathering(training_args: Any) -> None:
     )
 
 
-def check_records(data_args: Any, training_args: Any, processes: int) -> None:
-    """The records can be read, and make at least one batch."""
-    dataset = _Unprocessed(data_args.data_path, None, copy.copy(data_args))
+def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
+    """The records, which make at least one batch."""
+    parts = load_parts(data_args.data_path, data_args.seed or 0)
+    dataset = _Unprocessed(data_args.data_path, None, copy.copy(data_args), parts)
     if len(dataset) == 0:
         raise InputError(f"--data_path {data_args.data_path} holds no records to train on")
     check_batches(dataset, training_args, processes)
+    return parts
 
 
 class _Unprocessed(LazySupervisedDataset):

@@ -1,4 +1,4 @@
-"""What a run writes: full models, projector-only checkpoints, LoRA adapters. Safe formats only.
+"""What a run writes: full models, projector-only checkpoints, adapters of PEFT. Safe formats only.
 
 File names are LLaVA-NeXT's with `.safetensors` in place of `.bin`; `llava.model.builder` reads both.
 """
@@ -50,7 +50,7 @@ def save_lora(
     state_dict: dict[str, torch.Tensor] | None = None,
     others: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """The LoRA adapter as PEFT writes it, the other trained weights, and the LLaVA config.
+    """The adapter, of whichever kind, as PEFT writes it, the other trained weights, and the LLaVA config.
 
     Args:
         state_dict: the adapter's values, where the model itself does not have them whole.
