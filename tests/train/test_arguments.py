@@ -16,6 +16,10 @@ from llava.train.flags.effects import RULES
 from llava.train.flags.parsing import parse_arguments
 
 CLASSES = {"ModelArguments": ModelArguments, "DataArguments": DataArguments, "TrainingArguments_own": TrainingArguments}
+# Flags that transformers has from 5.18 on
+LATER = {"activation_checkpointing", "activation_checkpointing_kwargs"} - {
+    field.name for field in dataclasses.fields(transformers.TrainingArguments)
+}
 BASE = ["--data_path", "x.json", "--version", "qwen_1_5", "--report_to", "none"]
 
 
@@ -214,7 +218,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("words", [words for words in REFUSED if not any(f"--{name} " in words for name in LATER)])
 def test_refused_with_a_reason(words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
@@ -256,7 +260,7 @@ def test_flags_that_scripts_pass_in_vain(words: str, tmp_path: Path, caplog: pyt
 
 def test_every_flag_of_a_rule_is_there() -> None:
     known = {field.name for group in CLASSES.values() for field in dataclasses.fields(group)}
-    assert {name for rule in RULES for name in rule.flags} <= known
+    assert {name for rule in RULES for name in rule.flags} - LATER <= known
     assert all(rule.flags for rule in RULES)
 
 
@@ -268,4 +272,4 @@ def test_trying_flags_out_leaves_the_folder_alone(tmp_path: Path) -> None:
 def test_default_of_gradient_checkpointing_gives_way_to_zo(tmp_path: Path) -> None:
     *_, args = parse_arguments([*BASE, "--output_dir", str(tmp_path), "--trainer_mode", "zo"])
     assert not args.gradient_checkpointing
-    assert not args.activation_checkpointing
+    assert not getattr(args, "activation_checkpointing", False)

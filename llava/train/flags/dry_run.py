@@ -73,7 +73,7 @@ def dry_run(args: Any) -> None:
 
 def _build(args: Any) -> None:
     for name in JSON_OBJECTS:
-        if not isinstance(getattr(args, name) or {}, dict):
+        if not isinstance(getattr(args, name, None) or {}, dict):
             raise ValueError('a JSON object is needed, as {"name": 1}')
     if args.accelerator_config.dispatch_batches:
         raise InputError(
@@ -93,8 +93,9 @@ def _build(args: Any) -> None:
         optimizer.step()
         _refuse_unread(args, trainer, (kind, options))
     _schedule(args, optimizer)
-    if args.activation_checkpointing:
-        how = {"use_reentrant": False, **(args.activation_checkpointing_kwargs or {})}
+    if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
+        own = getattr(args, "activation_checkpointing_kwargs", args.gradient_checkpointing_kwargs)
+        how = {"use_reentrant": False, **(own or {})}
         checkpoint(model, torch.ones(1, device=args.device, requires_grad=True), **how).backward()
     if args.torch_compile:
         torch.compile(model, **trainer.accelerator.state.dynamo_plugin.to_kwargs())

@@ -71,7 +71,7 @@ def _trains(values: Values, part: str) -> bool:
 
 
 def _checkpointing(values: Values) -> Any:
-    own = values.activation_checkpointing  # transformers 5's name
+    own = getattr(values, "activation_checkpointing", values.gradient_checkpointing)  # from transformers 5.18 on
     return values.gradient_checkpointing if own is None else own
 
 
