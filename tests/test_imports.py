@@ -28,7 +28,7 @@ LAYERS = (
     {"llava.data", "llava.runs"},
     {"llava.eval", "llava.toy"},
     {"llava.train"},
-    {"llava.check", "llava.data.check"},  # commands that give training's verdict about data; nothing imports them
+    {"llava.ask", "llava.check", "llava.data.check", "llava.serve"},  # commands; nothing below imports them
 )
 MAY_IMPORT_MEZO = ("llava.eval", "llava.runs", "llava.train.zo", "llava.train.flags.arguments", "llava.train.train")
 FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable")  # below everything, and with the engine since they travel with it
@@ -37,7 +37,19 @@ CHOSEN_LATER = {
     "llava.mezo.kernels.choice": {"llava.mezo.kernels"},
     "llava.train.train": {"llava.train.zo.trainer"},
 }
-OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
+OPTIONAL = {
+    "gradio",
+    "av",
+    "decord",
+    "deepspeed",
+    "peft",
+    "bitsandbytes",
+    "wandb",
+    "flash_attn",
+    "triton",
+    "numba",
+    "datasets",
+}
 
 
 def module_name(file: Path) -> str:

@@ -31,7 +31,6 @@ from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
 from llava.mezo.durable import write_durably
-from llava.mezo.journal.base_model import MODEL
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> None:
     """One step of a journal, or several with a table and a picture."""
     check_checkpoint(run.path, None)
-    arguments.version = arguments.version or template_of(str(arguments.journal / MODEL), run.path)
+    arguments.version = arguments.version or run.template()
     load_once = functools.cache(lambda: run.load(arguments.attn_implementation))
     several, results = arguments.all_steps is not None, []
     for step in _steps(arguments, run):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, get_template
@@ -97,8 +98,10 @@ class Answerer:
         self.pictures = pictures
 
     @torch.no_grad()
-    def answer(self, questions: Sequence[Question], decoding: Decoding | None = None) -> list[str]:
-        """One stripped answer per question, without end marks.
+    def answer(
+        self, questions: Sequence[Question], decoding: Decoding | None = None, streamer: BaseStreamer | None = None
+    ) -> list[str]:
+        """One stripped answer per question, without end marks; a `streamer` gets the tokens of a single one.
 
         Raises:
             InputError: an image cannot be read, tags and images of a question do not match in number, or the model
@@ -117,6 +120,7 @@ class Answerer:
                 pad_token_id=self._pad_id(),
                 stopping_criteria=criteria,
                 use_cache=True,
+                streamer=streamer,
                 **self._image_arguments(questions),
                 **decoding.arguments(),
             )

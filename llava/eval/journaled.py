@@ -15,6 +15,7 @@ from llava.mezo.journal.files import Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
 from llava.mezo.tensor_files import TensorFiles
+from llava.model.own_settings import template_of
 
 
 class JournaledModel:
@@ -29,6 +30,7 @@ class JournaledModel:
     """
 
     def __init__(self, folder: Path, base: str | None) -> None:
+        self._folder = folder
         with _as_input_errors():
             self.journal = Journal.read(folder)
         own = folder / MODEL
@@ -41,6 +43,10 @@ class JournaledModel:
             base = str(own)
         self.path = base or self.journal.header.model
         self._replay: Replay | None = None
+
+    def template(self) -> str:
+        """Name of the conversation template that the run was trained with."""
+        return template_of(str(self._folder / MODEL), self.path)
 
     def check_step(self, step: int) -> None:
         """`InputError` unless the journal has this step."""
