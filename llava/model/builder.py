@@ -42,7 +42,7 @@ def load_pretrained_model(
     """Load a full checkpoint, a LoRA run, an adapter-only run, or a plain language model.
 
     Args:
-        model_path: folder or hub id. With `model_base` it holds a LoRA adapter or a projector alone.
+        model_path: folder or hub id. With `model_base` it holds an adapter of PEFT or a projector alone.
         model_base: the model that `model_path` was trained from.
         model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
             that names a tower.
@@ -127,7 +127,7 @@ def _non_lora_tensors(path: str) -> dict[str, torch.Tensor]:
         file = find_file(path, name)
         if file is not None:
             return read_tensors(file)
-    raise InputError(f"{path}: a LoRA checkpoint needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
+    raise InputError(f"{path}: an adapter of PEFT needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
 
 
 def _model_name(key: str, known: Collection[str]) -> str:
@@ -167,8 +167,8 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         model = load_plain(AutoModelForCausalLM, path, **arguments)
         check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
         return tokenizer, model
-        file = find_file(path, NON_LORA_FILES[0])
-    initial = {} if file is None else read_tensors(file, is_initial)
+    trained = find_file(path, NON_LORA_FILES[0])
+    initial = {} if trained is None else read_tensors(trained, is_initial)
     return load_tokenizer(base), _adapted(load_plain(AutoModelForCausalLM, base, **arguments), path, initial)
 
 

@@ -17,6 +17,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.merge import merge
 from llava.model.own_settings import read_config
 from llava.model.tuners.mora import Square, side
+from llava.train.flags.adapter_flags import DEFAULTS
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.parts.saving import adapter_names, save_lora
@@ -212,5 +213,27 @@ def test_the_old_flag_is_one_of_them() -> None:
     assert (args.adapter, args.lora_enable) == ("none", False)
     with pytest.raises(InputError, match="--lora_enable True excludes --adapter ia3"):
         parse_arguments([*WORDS, "--lora_enable", "True", "--adapter", "ia3"])
-    with pytest.raises(InputError, match="--adapter lorra: allowed are none, lora"):
+    with pytest.raises(InputError, match="--adapter lorra: allowed are none, lora, rslora"):
         parse_arguments([*WORDS, "--adapter", "lorra"])
+
+
+def test_both_names_of_a_flag_are_one() -> None:
+    run = parse_arguments(
+        [*WORDS[:-2], "--adapter", "lora", "--adapter_r", "8", "--lora_r", "8", "--adapter_alpha", "4"]
+    )[2]
+    assert (run.lora_r, run.adapter_r, run.lora_alpha, run.adapter_alpha) == (8, 8, 4, 4)
+    assert run.lora_dropout == run.adapter_dropout == 0.05
+    assert parse_arguments([*WORDS, "--adapter", "milora"])[2].lora_dropout == 0
+    assert not parse_arguments([*WORDS, "--adapter", "prefix"])[2].gradient_checkpointing
+
+
+def test_rate_and_eps_follow_from_the_kind() -> None:
+    for kind, defaults in DEFAULTS.items():
+        zo = parse_arguments([*WORDS, "--adapter", kind, "--trainer_mode", "zo"])[2]
+        assert (zo.learning_rate, zo.zo_eps) == (defaults.zo_rate, defaults.zo_eps)
+        assert parse_arguments([*WORDS, "--adapter", kind])[2].learning_rate == defaults.rate
+    given = ["--adapter", "lora", "--trainer_mode", "zo", "--learning_rate", "1", "--zo_eps", "0.5"]
+    assert (parse_arguments([*WORDS, *given])[2].learning_rate, parse_arguments([*WORDS, *given])[2].zo_eps) == (1, 0.5)
+    full = parse_arguments([*WORDS, "--trainer_mode", "zo"])[2]
+    assert (full.learning_rate, full.zo_eps) == (5e-5, 1e-3)
+    assert DEFAULTS.keys() == set(KINDS)

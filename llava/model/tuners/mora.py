@@ -2,7 +2,8 @@
 
 Jiang et al. 2024, "MoRA: High-Rank Updating for Parameter-Efficient Fine-Tuning", <https://arxiv.org/abs/2405.12130>,
 section 4, with the compression by rotation (equation 9), which they use where there are few weights. It has as many
-weights as LoRA of rank r, and what it adds has a rank of sqrt((in + out) r) or more. It starts at zero, without a scale of its own.
+weights as LoRA of rank r, and what it adds has a rank of sqrt((in + out) r) or more. It starts at zero, and has no
+scale of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class MoraLayer(OurLayer):
         return Square(layer.in_features, layer.out_features, r)
 
     def change(self, added: nn.Module, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        return added(x)  # type: ignore[no-any-return]
+        return added(x)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

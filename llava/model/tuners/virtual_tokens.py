@@ -18,7 +18,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 
 
-class VirtualTokensModel(PeftModelForCausalLM):  # type: ignore[misc]
+class VirtualTokensModel(PeftModelForCausalLM):
     """PEFT's wrapper of a LLaVA model, whose `forward` and `generate` it takes."""
 
     @classmethod
@@ -33,7 +33,7 @@ class VirtualTokensModel(PeftModelForCausalLM):  # type: ignore[misc]
         """Whether the tokens are keys and values rather than embeddings."""
         return bool(self.active_peft_config.peft_type == PeftType.PREFIX_TUNING)
 
-    def forward(
+    def forward(  # type: ignore[override]  # what else there is goes on by name
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -46,7 +46,8 @@ class VirtualTokensModel(PeftModelForCausalLM):  # type: ignore[misc]
     ) -> Any:
         """As the LLaVA model's; logits begin at the first virtual token of prompt tuning, and behind a prefix."""
         if inputs_embeds is None and images is not None:
-            prepared = self.base_model.prepare_inputs_labels_for_multimodal(
+            model: Any = self.base_model
+            prepared = model.prepare_inputs_labels_for_multimodal(
                 input_ids,
                 kwargs.pop("position_ids", None),
                 attention_mask,
@@ -64,7 +65,8 @@ class VirtualTokensModel(PeftModelForCausalLM):  # type: ignore[misc]
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the LLaVA model's; the virtual tokens are in front of the first pass alone, and count as its tokens."""
-        model, tokens = self.base_model, self.active_peft_config.num_virtual_tokens
+        model: Any = self.base_model
+        tokens = self.active_peft_config.num_virtual_tokens
         batch, rest = model.prompt_batch(inputs, *args, **kwargs, tokens_in_front=tokens)
         rows = len(batch.embeds)
         mask = torch.cat([batch.mask.new_ones(rows, tokens), batch.mask], dim=1)

@@ -161,7 +161,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     adapter_alpha: int | None = flag(None, "this tree: scale times rank of all kinds of LoRA; default: --lora_alpha")
     adapter_dropout: float | None = flag(
         None,
-        "this tree: of lora, rslora and dora in trainer_mode regular, pissa and milora have none; default: --lora_dropout",
+        "this tree: of lora, rslora, dora in trainer_mode regular; pissa and milora have none; default: --lora_dropout",
     )
     adapter_targets: str = flag(
         "mm_language_model",

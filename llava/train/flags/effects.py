@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ def _zo(values: Values) -> bool:
 
 def _trains(values: Values, part: str) -> bool:
     return values.mm_tunable_parts is None or part in parse_parts(values.mm_tunable_parts)
+
+
+def _is_other_kind(kinds: Collection[str], values: Values) -> bool:
+    return given_kind(values) not in kinds
 
 
 def _checkpointing(values: Values) -> Any:
@@ -216,7 +221,7 @@ RULES = (
         Rule(
             (f"lora_{name}",),
             "has no effect without --lora_enable True or --adapter of that kind",
-            lambda v, kinds=READ_BY[name]: given_kind(v) not in kinds,
+            partial(_is_other_kind, READ_BY[name]),
             refused=False,
         )
         for name in ("r", "alpha", "dropout", "bias")

@@ -45,8 +45,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     if args.adapter == "prefix":
         virtual_tokens.prefix_from_words(wrapped)
     if args.adapter in VIRTUAL_TOKENS:
-        return virtual_tokens.VirtualTokensModel.of(wrapped)  # type: ignore[no-any-return]
-    return wrapped  # type: ignore[no-any-return]
+        return virtual_tokens.VirtualTokensModel.of(wrapped)
+    return wrapped
 
 
 def _config(model: nn.Module, args: Any) -> Any:
