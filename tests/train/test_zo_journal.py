@@ -272,6 +272,9 @@ def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, ba
         {"lora_enable": True, "lora_r": 4},
         {"adapter": "dora", "lora_r": 4},
         {"adapter": "ln"},
+        {"adapter": "milora", "lora_r": 4},
+        {"adapter": "prefix", "adapter_tokens": 4},
+        {"adapter": "houlsby", "lora_r": 4},
     ],
     ids=str,
 )

@@ -43,7 +43,17 @@ class Defaults:
 
 
 DEFAULTS = {
-    "lora": Defaults(1e-4, 1e-2, 1e-3),
+    "lora": Defaults(1e-3, 1e-2, 1e-3),
+    "rslora": Defaults(3e-5, 3e-3, 3e-4),
+    "dora": Defaults(1e-3, 1e-2, 1e-3),
+    "pissa": Defaults(3e-5, 1e-3, 3e-4),
+    "milora": Defaults(1e-4, 1e-3, 3e-4),
+    "mora": Defaults(3e-5, 1e-3, 1e-3),
+    "prefix": Defaults(1e-1, 2e-1, 1e-2),
+    "prompt": Defaults(1e-1, 1e-1, 1e-2),
+    "houlsby": Defaults(1e-3, 1e-2, 1e-3),
+    "ia3": Defaults(3e-3, 3e-2, 1e-2),
+    "ln": Defaults(3e-3, 3e-2, 3e-3),
 }
 """Found on the drawn tasks: docs/reproduction.md, "Adapters"."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from llava.errors import InputError
 from llava.model.adapter_kinds import FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
 from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts, vision_modules
 
@@ -31,11 +32,16 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
 
     Args:
         args: training arguments; `args.adapter` is one of `ADAPTERS`, `args.adapter_targets` says where it goes.
+
+    Raises:
+        InputError: one that starts from weights which DeepSpeed keeps in pieces.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     from llava.model.tuners import residual, virtual_tokens
 
+    if args.adapter in FROM_WEIGHTS and zero_3(args):
+        raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
     if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
