@@ -55,7 +55,7 @@ DEFAULTS = {
     "ia3": Defaults(3e-3, 3e-2, 1e-2),
     "ln": Defaults(3e-3, 3e-2, 3e-3),
 }
-"""Found on the drawn tasks: docs/reproduction.md, "Adapters"."""
+"""From a drawn task and the tiny model: docs/reproduction.md, "Adapters", which says what was tried."""
 
 
 def given_kind(values: Any) -> str:
