@@ -55,7 +55,7 @@ def _adapters() -> str:
     rows = [[f"`{kind}`", f"{d.zo_rate:g}", f"{d.zo_eps:g}", f"{d.rate:g}"] for kind, d in DEFAULTS.items()]
     head = ["`--adapter`", "`--learning_rate`, MeZO", "`--zo_eps`", "`--learning_rate`, AdamW"]
     return (
-        "## Adapters\n\nRates and eps where the flags do not say, found on the drawn tasks "
+        "## Adapters\n\nRates and eps where the flags do not say, from a drawn task and a tiny model "
         f"([reproduction.md](reproduction.md#adapters)).\n\n{table(head, rows)}"
     )
 
