@@ -69,6 +69,8 @@ def names_in_files(model: nn.Module) -> dict[nn.Parameter, list[str]]:
         outside_lora = own.replace(".base_layer.", ".")
         without = own.replace(".default.", ".")
         known = [own, outside_lora, without, own.removesuffix(".default"), without.removesuffix(".weight")]
+        if own.startswith("prompt_encoder."):  # PEFT's virtual tokens
+            known.append("prompt_embeddings")
         names.setdefault(parameter, []).extend(dict.fromkeys(known))
     return names
 

@@ -6,14 +6,14 @@ tokenizer, model, image_processor, context_len = load_pretrained_model(path, Non
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
+from llava.model.adapter_kinds import is_initial
 from llava.model.checkpoint_files import find_file, read_tensors, usable
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
@@ -22,10 +22,7 @@ from llava.model.loading import adapter_file, load_adapter, load_learned_tokens,
 from llava.model.own_settings import read_config
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
-logger = logging.getLogger(__name__)
-
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
-LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 DEFAULT_CONTEXT = 2048
 
 
@@ -45,7 +42,7 @@ def load_pretrained_model(
     """Load a full checkpoint, a LoRA run, an adapter-only run, or a plain language model.
 
     Args:
-        model_path: folder or hub id. With `model_base` it holds a LoRA adapter or a projector alone.
+        model_path: folder or hub id. With `model_base` it holds an adapter of PEFT or a projector alone.
         model_base: the model that `model_path` was trained from.
         model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
             that names a tower.
@@ -107,7 +104,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     if wanted > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(wanted, mean_resizing=False)
     if find_file(path, "adapter_config.json") is not None:
-        return tokenizer, _merge_lora(model, path, _non_lora_tensors(path))
+        return tokenizer, _load_adapted(model, path, _non_lora_tensors(path))
     load_adapter(model.get_model(), adapter_file(path))
     _load_embeddings(model, path)
     return tokenizer, model
@@ -125,57 +122,42 @@ def _load_embeddings(model: Any, path: str) -> None:
 
 
 def _non_lora_tensors(path: str) -> dict[str, torch.Tensor]:
-    """What a LoRA run trained besides the adapter, with the names of the model's own parameters."""
+    """What a run trained besides the adapter, by the names that it had in PEFT's wrapper."""
     for name in NON_LORA_FILES:
         file = find_file(path, name)
         if file is not None:
-            tensors = read_tensors(file)
-            return {_model_name(key): value for key, value in tensors.items()}
-    raise InputError(f"{path}: a LoRA checkpoint needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
+            return read_tensors(file)
+    raise InputError(f"{path}: an adapter of PEFT needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
 
 
-def _model_name(key: str) -> str:
-    """PEFT puts two levels in front: base_model.model.lm_head.weight is lm_head.weight here."""
-    if key.startswith("base_model."):
-        return key.removeprefix("base_model.").removeprefix("model.")
-    return key.removeprefix("model.") if key.startswith("model.model.") else key
+def _model_name(key: str, known: Collection[str]) -> str:
+    """What the model calls it: PEFT puts one level in front, or two if the adapter is within layers."""
+    prefixes = ("", "base_model.", "base_model.model.", "model.")
+    names = (key.removeprefix(prefix) for prefix in prefixes)
+    return next((name for name in names if name in known), key)
 
 
-def _merge_lora(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _load_adapted(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    known = model.state_dict().keys()
+    initial = {name: value for name, value in tensors.items() if is_initial(name)}
+    others = {_model_name(name, known): value for name, value in tensors.items() if name not in initial}
     with usable(f"{path}: its {' or '.join(NON_LORA_FILES)}"):
-        result = model.load_state_dict(tensors, strict=False)
+        result = model.load_state_dict(others, strict=False)
     if result.unexpected_keys:
         raise InputError(
             f"{path}: weights without a place in the model: {', '.join(sorted(result.unexpected_keys)[:5])}."
         )
-    load_learned_tokens(model.get_model(), tensors, path)
-    return _merged(model, path)
+    load_learned_tokens(model.get_model(), others, path)
+    model.get_vision_tower().load_model()  # an adapter may be in it
+    return _adapted(model, path, initial)
 
 
-def _merged(model: Any, path: str) -> Any:
-    """The model with the adapter of a folder or hub id in its weights.
-
-    Raises:
-        InputError: the adapter is damaged, incomplete, or another model's.
-    """
+def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor]) -> Any:
     if importlib.util.find_spec("peft") is None:
-        raise InputError(f"{path} is a LoRA checkpoint: install peft (pip install peft).")
-    from peft import PeftModel, get_peft_model_state_dict
+        raise InputError(f"{path} is an adapter of PEFT: install peft (pip install peft).")
+    from llava.model.tuners.reading import read_adapter
 
-    logger.info("merging the LoRA weights of %s", path)
-    file = next((found for name in LORA_FILES if (found := find_file(path, name)) is not None), None)
-    if file is None:
-        raise InputError(f"{path}: adapter_config.json has no {' or '.join(LORA_FILES)} beside it")
-    stored = set(read_tensors(file))
-    with usable(f"{path}: its LoRA adapter, with this base,"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about missing weights, which are refused
-        wrapped = PeftModel.from_pretrained(model, path)
-        wanted = set(get_peft_model_state_dict(wrapped))
-    if stored != wanted:
-        lacking, over = sorted(wanted - stored), sorted(stored - wanted)
-        problem = f"lacks {lacking[0]}" if lacking else f"holds {over[0]}, which has no place in this base"
-        raise InputError(f"{file}: {problem}; give the whole adapter, and as model_base the model it was trained from")
-    return wrapped.merge_and_unload()
+    return read_adapter(model, path, initial)
 
 
 def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -185,7 +167,9 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         model = load_plain(AutoModelForCausalLM, path, **arguments)
         check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
         return tokenizer, model
-    return load_tokenizer(base), _merged(load_plain(AutoModelForCausalLM, base, **arguments), path)
+    trained = find_file(path, NON_LORA_FILES[0])
+    initial = {} if trained is None else read_tensors(trained, is_initial)
+    return load_tokenizer(base), _adapted(load_plain(AutoModelForCausalLM, base, **arguments), path, initial)
 
 
 def _names_tower(path: str) -> bool:

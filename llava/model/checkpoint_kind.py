@@ -133,10 +133,10 @@ def _check_there(name: str, flag: str, where: str, settings: Sequence[str], want
         ) from problem
 
 
-_LORA = "a LoRA adapter lies there, which changes another model."
+_LORA = "an adapter lies there, which changes another model."
 _PROJECTOR = "a projector alone lies there, which belongs to a language model."
 _BASE_OF = {
-    _LORA: "the model it was trained from, or merge both first (python -m llava.model.merge)",
+    _LORA: "the model it was trained from, or merge both first (python -m llava.model.merge), where it can be merged",
     _PROJECTOR: "the language model it was trained on, and --pretrain_mm_mlp_adapter to this folder",
 }
 

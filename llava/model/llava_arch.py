@@ -23,7 +23,7 @@ from llava.model.layout import Geometry
 from llava.model.merge_plan import MergePlan
 from llava.model.merging import merge_entry
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.splicing import cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
+from llava.model.splicing import SplicedBatch, cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
 from llava.model.vision_modules import LlavaMetaModel
 from llava.model.vocabulary import add_image_tokens
 
@@ -335,6 +335,27 @@ class LlavaMetaForCausalLM(_Base):
             PromptTooLong: a prompt has more tokens than the language model has positions.
             InputError: images and marks do not match.
         """
+        batch, rest = self.prompt_batch(inputs, images, image_sizes, modalities, **kwargs)
+        return self.generate_from(batch.embeds, batch.mask, **rest)
+
+    def generate_from(self, embeds: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> Any:
+        """The library's generate, of prompts [rows, length, hidden] and their mask; else as `generate`."""
+        return super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
+
+    def prompt_batch(
+        self,
+        inputs: torch.Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Any] | None = None,
+        modalities: Sequence[str] | str | None = None,
+        tokens_in_front: int = 0,
+        **kwargs: Any,
+    ) -> tuple[SplicedBatch, dict[str, Any]]:
+        """The prompts of `generate` with their images, and what of its arguments is the library's.
+
+        Args:
+            tokens_in_front: so many positions are taken already.
+        """
         if kwargs.pop("inputs_embeds", None) is not None:
             raise InputError("generate takes token ids (inputs), not inputs_embeds.")
         input_ids = kwargs.pop("input_ids", inputs)
@@ -351,10 +372,10 @@ class LlavaMetaForCausalLM(_Base):
             )
         features = [] if images is None else self.image_features(images, image_sizes, modalities, len(input_ids))
         batch = self._splice(input_ids, mask, None, features, "left")
-        lengths, most = batch.mask.sum(1).tolist(), self.config.max_position_embeddings
+        lengths, most = (batch.mask.sum(1) + tokens_in_front).tolist(), self.config.max_position_embeddings
         if max(lengths) > most:
             raise PromptTooLong(lengths.index(max(lengths)), max(lengths), most)
-        return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
+        return batch, kwargs
 
 
 def _mask_of_padding(input_ids: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:

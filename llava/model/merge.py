@@ -13,13 +13,11 @@ from pathlib import Path
 
 from llava.errors import InputError, command
 from llava.mm_utils import get_model_name_from_path
+from llava.model.adapter_kinds import MERGED
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint_files import find_file, read_json
 from llava.model.loading import adapter_file
 from llava.utils import setup_logging
-
-MERGED = ("LORA", "IA3", "LN_TUNING")
-"""PEFT's names of adapters that become weights."""
 
 logger = logging.getLogger(__name__)
 

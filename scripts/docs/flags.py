@@ -13,6 +13,7 @@ from typing import Any
 
 from generated import ROOT, table, write_or_check
 
+from llava.train.flags.adapter_flags import DEFAULTS
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 
 DOCUMENT = ROOT / "docs" / "flags.md"
@@ -45,8 +46,18 @@ def document() -> str:
         own = [fields[name] for name in group.__annotations__ if name in fields]
         of_mezo += [one for one in own if _help(one).startswith(MEZO)]
         parts.append(_section(title, sentence, [one for one in own if one not in of_mezo]))
+    parts.append(_adapters())
     parts.append(_section(MEZO, "Zeroth-order training: these act with `--trainer_mode zo`.", of_mezo))
     return "\n".join(parts)
+
+
+def _adapters() -> str:
+    rows = [[f"`{kind}`", f"{d.zo_rate:g}", f"{d.zo_eps:g}", f"{d.rate:g}"] for kind, d in DEFAULTS.items()]
+    head = ["`--adapter`", "`--learning_rate`, MeZO", "`--zo_eps`", "`--learning_rate`, AdamW"]
+    return (
+        "## Adapters\n\nRates and eps where the flags do not say, from a drawn task and a tiny model "
+        f"([reproduction.md](reproduction.md#adapters)).\n\n{table(head, rows)}"
+    )
 
 
 def _section(title: str, sentence: str, fields: list[dataclasses.Field[Any]]) -> str:

@@ -41,6 +41,20 @@ DEMO_FLAGS=(
     --logging_steps 50
 )
 
+# Takes the method's rate and eps, which are of whole models, out of run_preset's flags: adapters have their own.
+drop_rates() {
+    local -a kept=()
+    local index name
+    for ((index = 0; index < ${#flags[@]}; index++)); do
+        name=${flags[index]}
+        case $name in
+        --learning_rate | --zo_eps) index=$((index + 1)) ;;
+        *) kept+=("$name") ;;
+        esac
+    done
+    flags=("${kept[@]}")
+}
+
 run_preset() {
     local method=$1 preset=demo dry_run="" word model data="" images="" eval_data="" parts
     shift
@@ -69,6 +83,10 @@ run_preset() {
         parts=mm_vision_tower,mm_mlp_adapter,mm_language_model
         [ "$preset" = 7b ] && parts=mm_language_model
         ;;
+    esac
+    case " $* " in
+    *" --adapter none "*) ;;
+    *" --adapter "* | *" --adapter="* | *" --lora_enable True "*) drop_rates ;;
     esac
     model=${MODEL:-$model}
     data=${DATA_PATH:-$data}

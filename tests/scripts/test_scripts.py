@@ -67,6 +67,15 @@ def train_flags(output: str) -> dict[str, str]:
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
+def test_adapters_keep_their_own_rate_and_eps() -> None:
+    for words in (["--adapter", "prefix"], ["demo", "--lora_enable", "True"], ["0.5b", "--adapter=lora"]):
+        command = dry_run(*words, DATA_PATH="x.json").stdout
+        assert "--learning_rate" not in command and "--zo_eps" not in command
+        assert "--max_steps" in command and words[-1] in command
+    assert "--learning_rate 3 " in dry_run("--adapter", "ia3", "--learning_rate", "3").stdout
+    assert "--zo_eps 1e-3" in dry_run("--adapter", "none").stdout
+
+
 @pytest.mark.parametrize("preset", ["0.5b", "7b"])
 def test_presets_have_the_study_s_settings(preset: str) -> None:
     result = dry_run(preset, DATA_PATH="train.json")

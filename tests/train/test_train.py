@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.mezo.journal.files import Journal
+from llava.model.adapter_kinds import VIRTUAL_TOKENS
 from llava.train.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -125,10 +126,14 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, q
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "adapter"),
-    [("zo", "lora"), ("regular", "lora"), ("regular", "rslora"), ("zo", "dora"), ("regular", "ia3"), ("zo", "ln")],
+    [
+        *(("zo", kind) for kind in ("lora", "dora", "ln", "pissa", "prefix")),
+        *(("regular", kind) for kind in ("lora", "rslora", "ia3", "milora", "mora", "prompt", "prefix", "houlsby")),
+    ],
 )
 def test_adapter_run_resumes_completely(mode: str, adapter: str, quick: Flags, tmp_path: Path) -> None:
     changes = {"trainer_mode": mode, "adapter": adapter, "lora_r": 4, "save_steps": 2, "lora_dropout": 0.0}
+    changes["adapter_tokens"] = 4 if adapter in VIRTUAL_TOKENS else None
     changes["mm_tunable_parts"] = "mm_mlp_adapter,mm_language_model"
     train(argv=quick(**changes, output_dir=tmp_path / "whole"))
     (tmp_path / "half").mkdir()

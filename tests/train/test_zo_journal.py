@@ -272,6 +272,9 @@ def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, ba
         {"lora_enable": True, "lora_r": 4},
         {"adapter": "dora", "lora_r": 4},
         {"adapter": "ln"},
+        {"adapter": "milora", "lora_r": 4},
+        {"adapter": "prefix", "adapter_tokens": 4},
+        {"adapter": "houlsby", "lora_r": 4},
     ],
     ids=str,
 )
@@ -291,11 +294,11 @@ def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base:
         assert same({name: found[name] for name in expected}, expected)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "pissa", "milora", "mora", "prefix", "prompt", "houlsby"])
 def test_an_adapter_run_goes_on_from_its_journal(
     adapter: str, flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    changes = {"adapter": adapter, "lora_r": 4}
+    changes = {"adapter": adapter, "lora_r": 4, "adapter_tokens": 4 if adapter in ("prefix", "prompt") else None}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
     kill(5, "after the update")
     with pytest.raises(Killed):

@@ -15,8 +15,8 @@ import transformers
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
+from llava.model.adapter_kinds import ADAPTERS
 from llava.train.flags.renamed_flags import RenamedFlags
-from llava.train.parts.adapters import ADAPTERS
 
 TRAINER_MODES = ("regular", "zo")
 STRATIFY = ("auto", "off")
@@ -151,9 +151,23 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     bits: int = flag(16, "4 or 8: load the base with bitsandbytes; 16: as it is")
     adapter: str = flag(
         "none",
-        f"this tree: what is trained in place of the language model's own weights: {', '.join(ADAPTERS)}; the rank and "
-        "scale of all kinds of LoRA are those of --lora_r and --lora_alpha",
+        f"this tree: what is trained in place of a model's own weights: {', '.join(ADAPTERS)}",
     )
+    adapter_r: int | None = flag(
+        None,
+        "this tree: rank of all kinds of LoRA, width of houlsby's bottleneck; mora has as many weights as LoRA of this "
+        "rank; default: --lora_r",
+    )
+    adapter_alpha: int | None = flag(None, "this tree: scale times rank of all kinds of LoRA; default: --lora_alpha")
+    adapter_dropout: float | None = flag(
+        None,
+        "this tree: of lora, rslora, dora in trainer_mode regular; pissa and milora have none; default: --lora_dropout",
+    )
+    adapter_targets: str = flag(
+        "mm_language_model",
+        "this tree: comma list of the parts that are adapted: mm_language_model, mm_mlp_adapter, mm_vision_tower",
+    )
+    adapter_tokens: int = flag(20, "this tree: virtual tokens of prefix and prompt")
     lora_enable: bool = flag(False, "as --adapter lora")
     lora_r: int = flag(64, "LoRA rank")
     lora_alpha: int = flag(16, "LoRA scale times rank")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 
 from llava.errors import InputError
+from llava.train.flags.adapter_flags import READ_BY, given_kind
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.renamed_flags import OTHER_NAMES
 from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parse_parts
@@ -68,6 +70,10 @@ def _zo(values: Values) -> bool:
 
 def _trains(values: Values, part: str) -> bool:
     return values.mm_tunable_parts is None or part in parse_parts(values.mm_tunable_parts)
+
+
+def _is_other_kind(kinds: Collection[str], values: Values) -> bool:
+    return given_kind(values) not in kinds
 
 
 def _checkpointing(values: Values) -> Any:
@@ -147,6 +153,7 @@ RULES = (
             "gradient_checkpointing_kwargs",
             "activation_checkpointing_kwargs",
             "lora_dropout",
+            "adapter_dropout",
             "use_pos_skipping",
             "ddp_find_unused_parameters",
             "ddp_bucket_cap_mb",
@@ -210,11 +217,14 @@ RULES = (
         lambda v: not {"tensorboard", "all"} & set(_list(v.report_to)),
         refused=False,
     ),
-    Rule(
-        ("lora_r", "lora_alpha", "lora_dropout", "lora_bias"),
-        "has no effect without --lora_enable True or --adapter of that kind",
-        lambda v: not v.lora_enable and v.adapter in ("none", "ia3", "ln"),
-        refused=False,
+    *(
+        Rule(
+            (f"lora_{name}",),
+            "has no effect without --lora_enable True or --adapter of that kind",
+            partial(_is_other_kind, READ_BY[name]),
+            refused=False,
+        )
+        for name in ("r", "alpha", "dropout", "bias")
     ),
     Rule(("quant_type", "double_quant"), "has no effect without --bits 4", lambda v: v.bits != 4),
     Rule(("mm_feature_cache_gb",), **_needs("mm_feature_cache", "FOLDER")),

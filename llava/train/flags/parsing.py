@@ -26,6 +26,7 @@ from llava.model.merge_plan import MergePlan
 from llava.model.multimodal_encoder.clip_encoder import SELECT_FEATURES
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.samples.settings import SampleSettings
+from llava.train.flags.adapter_flags import check_adapter, settle_adapter
 from llava.train.flags.arguments import (
     STRATIFY,
     TRAINER_MODES,
@@ -38,7 +39,6 @@ from llava.train.flags.dry_run import dry_run
 from llava.train.flags.effects import check_effects, shown
 from llava.train.flags.ranges import check_numbers
 from llava.train.objectives import score_of
-from llava.train.parts.adapters import ADAPTERS
 from llava.train.parts.build import class_of
 from llava.train.parts.tunable import parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
@@ -126,7 +126,8 @@ def _of(kind: type[T], values: Any) -> T:
 
 
 def _adjust(values: Any, given: Collection[str]) -> None:
-    """Flags that follow from the machine and from the trainer mode."""
+    """Flags that follow from the machine, the trainer mode and the adapter."""
+    settle_adapter(values, given)
     if values.trainer_mode == "zo":
         values.gradient_checkpointing = False  # a default that has no meaning there
         if values.zo_journal and not {"save_strategy", "save_steps"} & set(given):
@@ -180,9 +181,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
             while the same value given by hand is refused.
     """
     _one_of("trainer_mode", values.trainer_mode, TRAINER_MODES)
-    _one_of("adapter", values.adapter, ADAPTERS)
-    if values.lora_enable and values.adapter not in ("none", "lora"):
-        raise InputError(f"--lora_enable True excludes --adapter {values.adapter}: give one of them")
+    check_adapter(values, given)
     _one_of("lora_bias", values.lora_bias, ("none", "all", "lora_only"))
     _one_of("stratify_answers", values.stratify_answers, STRATIFY)
     _one_of("bits", values.bits, (4, 8, 16))

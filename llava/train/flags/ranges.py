@@ -27,6 +27,9 @@ LEAST = {
     "save_total_limit": 1,
     "lora_r": 1,
     "lora_alpha": 1,
+    "adapter_r": 1,
+    "adapter_alpha": 1,
+    "adapter_tokens": 1,
     "mm_spatial_pool_stride": 1,
     "faster_token_stride": 1,
     "pos_skipping_range": 1,
@@ -35,7 +38,14 @@ LEAST = {
 }
 MOST = {"seed": LARGEST_SEED, "data_seed": LARGEST_SEED, "ddp_timeout": 10**9}
 ABOVE = {"logging_steps": 0, "save_steps": 0, "mm_feature_cache_gb": 0, "rope_scaling_factor": 0}
-BELOW = {"adam_beta1": 1, "adam_beta2": 1, "lora_dropout": 1, "label_smoothing_factor": 1, "warmup_ratio": 1}
+BELOW = {
+    "adam_beta1": 1,
+    "adam_beta2": 1,
+    "lora_dropout": 1,
+    "adapter_dropout": 1,
+    "label_smoothing_factor": 1,
+    "warmup_ratio": 1,
+}
 
 
 def check_numbers(values: Any) -> None:

@@ -1,65 +1,131 @@
-"""Adapters on the language model, of PEFT: which kinds, on which layers, and how the model is wrapped."""
+"""Adapters, of PEFT and of ours: which kinds, on which layers, and how the model is wrapped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-ADAPTERS = ("none", "lora", "rslora", "dora", "ia3", "ln")
-"""Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024 (DoRA); Liu et al. 2022 (IA3); Zhao et al. 2023 (norms alone)."""
+from llava.errors import InputError
+from llava.model.adapter_kinds import FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
+from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts, vision_modules
 
 # PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
 _OUTSIDE = {"mm_projector", "vision_tower", "vision_resampler", "lm_head"}
 _NOT_ADAPTED = r".*\.(vision_tower|mm_projector)\..*"
 # What IA3 scales: keys and values at their output, the MLP's inner features at the input of its last layer.
-_SCALED, _SCALED_AT_INPUT = ["k_proj", "v_proj", "down_proj"], ["down_proj"]
+_SCALED, _SCALED_AT_INPUT = ("k_proj", "v_proj", "down_proj", "fc2"), ("down_proj", "fc2")
+# The last layers of attention and MLP, in language models and in SigLIP and CLIP towers.
+_LAST_OF_BLOCKS = ("o_proj", "out_proj", "down_proj", "fc2")
+_NORMS_OF_LAYERS = ("input_layernorm", "layer_norm1")
 
 
 def find_all_linear_names(model: nn.Module) -> list[str]:
     """Last name parts of the language model's linear layers (q_proj, down_proj, ...), the output head excepted."""
-    return _last_parts(model, nn.Linear)
+    found = [name.split(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return sorted({parts[-1] for parts in found if not _OUTSIDE & set(parts)})
 
 
 def add_adapter(model: nn.Module, args: Any) -> nn.Module:
-    """`model` wrapped by PEFT with a fresh adapter on the language model's layers; LoRA's in float32, as in LLaVA-NeXT.
+    """`model` wrapped by PEFT with a fresh adapter; LoRA's weights in float32, as in LLaVA-NeXT.
 
     Args:
-        args: training arguments; `args.adapter` is one of `ADAPTERS`.
+        args: training arguments; `args.adapter` is one of `ADAPTERS`, `args.adapter_targets` says where it goes.
+
+    Raises:
+        InputError: one that starts from weights which DeepSpeed keeps in pieces.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
+    from llava.model.tuners import residual, virtual_tokens
+
+    if args.adapter in FROM_WEIGHTS and zero_3(args):
+        raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
     if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
-    return get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
+    wrapped: Any = get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
+    if args.adapter in FROM_WEIGHTS:
+        residual.start_from_weights(wrapped, args.adapter)
+    if args.adapter == "prefix":
+        virtual_tokens.prefix_from_words(wrapped)
+    if args.adapter in VIRTUAL_TOKENS:
+        return virtual_tokens.VirtualTokensModel.of(wrapped)
+    return wrapped
 
 
 def _config(model: nn.Module, args: Any) -> Any:
-    from peft import IA3Config, LNTuningConfig, LoraConfig
+    if args.adapter in VIRTUAL_TOKENS:
+        return _virtual_tokens(args)
+    return _lora(model, args) if args.adapter in LORA_FAMILY else _in_layers(model, args)
 
-    where: dict[str, Any] = {"exclude_modules": _NOT_ADAPTED, "task_type": "CAUSAL_LM"}
-    if args.adapter == "ia3":
-        return IA3Config(target_modules=_SCALED, feedforward_modules=_SCALED_AT_INPUT, **where)
-    if args.adapter == "ln":
-        norms = {type(module) for name, module in model.named_modules() if name.endswith("input_layernorm")}
-        return LNTuningConfig(target_modules=_last_parts(model, tuple(norms)), **where)
+
+def _virtual_tokens(args: Any) -> Any:
+    from peft import PrefixTuningConfig, PromptTuningConfig, PromptTuningInit
+
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": args.adapter_tokens}
+    if args.adapter == "prefix":
+        return PrefixTuningConfig(**common)
+    return PromptTuningConfig(prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB, **common)
+
+
+def _lora(model: nn.Module, args: Any) -> Any:
+    from peft import LoraConfig
+
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
-        target_modules=find_all_linear_names(model),
         lora_dropout=args.lora_dropout,
         bias=args.lora_bias,
         use_rslora=args.adapter == "rslora",
         use_dora=args.adapter == "dora",
-        **where,
+        **_where(model, args, lambda name, module: isinstance(module, nn.Linear)),
     )
 
 
-def _last_parts(model: nn.Module, kinds: type | tuple[type, ...]) -> list[str]:
-    """Last name parts of the language model's modules of these classes."""
-    found = [name.split(".") for name, module in model.named_modules() if isinstance(module, kinds)]
-    return sorted({parts[-1] for parts in found if not _OUTSIDE & set(parts)})
+def _in_layers(model: nn.Module, args: Any) -> Any:
+    from peft import IA3Config, LNTuningConfig
+
+    from llava.model.tuners.houlsby import HoulsbyConfig
+    from llava.model.tuners.mora import MoraConfig
+
+    if args.adapter == "ia3":
+        where = _where(model, args, lambda name, module: name in _SCALED)
+        inputs = [name for name in where["target_modules"] if name.split(".")[-1] in _SCALED_AT_INPUT]
+        return IA3Config(feedforward_modules=inputs, **where)
+    if args.adapter == "ln":
+        norms = {type(m) for name, m in model.named_modules() if name.split(".")[-1] in _NORMS_OF_LAYERS}
+        return LNTuningConfig(**_where(model, args, lambda name, module: type(module) in norms))
+    if args.adapter == "mora":
+        return MoraConfig(r=args.lora_r, **_where(model, args, lambda name, module: isinstance(module, nn.Linear)))
+    return HoulsbyConfig(r=args.lora_r, **_where(model, args, lambda name, module: name in _LAST_OF_BLOCKS))
+
+
+def _where(model: nn.Module, args: Any, chosen: Callable[[str, nn.Module], bool]) -> dict[str, Any]:
+    """PEFT's settings for those modules of the targets that are `chosen` by last name part and module.
+
+    On the language model alone these are last name parts, as LLaVA-NeXT has them; otherwise whole names.
+    """
+    targets = parse_parts(args.adapter_targets, "adapter_targets")
+    found = _modules(model, targets)
+    names = [name for name, module in found.items() if chosen(name.split(".")[-1], module)]
+    common = {"task_type": "CAUSAL_LM"}
+    if targets != {LANGUAGE_MODEL}:
+        return {"target_modules": names, **common}
+    return {"target_modules": sorted({n.split(".")[-1] for n in names}), "exclude_modules": _NOT_ADAPTED, **common}
+
+
+def _modules(model: nn.Module, targets: frozenset[str]) -> dict[str, nn.Module]:
+    """Modules by name in these parts of a model: of a tower its transformer layers, of a language model no head."""
+    owner = {id(m): part for part, module in vision_modules(model).items() for m in module.modules()}
+    found = {}
+    for name, module in model.named_modules():
+        part = owner.get(id(module), LANGUAGE_MODEL)
+        in_body = part != LANGUAGE_MODEL or not _OUTSIDE & set(name.split("."))
+        if part in targets and in_body and (part != VISION_TOWER or ".layers." in name):
+            found[name] = module
+    return found
 
 
 def zero_3(args: Any) -> bool:

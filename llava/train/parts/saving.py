@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
+from llava.model.adapter_kinds import is_initial
 from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
+PROMPT = "prompt_encoder.default.embedding.weight"
+"""What PEFT calls virtual tokens in its wrapper, and in files `prompt_embeddings`."""
 NON_LORA_FILE = "non_lora_trainables.safetensors"
 
 
@@ -56,7 +59,7 @@ def save_lora(
         state_dict: the adapter's values, where the model itself does not have them whole.
         others: `non_lora_tensors`, if all ranks had to put them together.
     """
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=state_dict, selected_adapters=["default"])
     _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
@@ -75,21 +78,23 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:
-    """Names of the adapter's weights of a PEFT model; empty for any other model."""
+    """Names of the adapter's trained weights of a PEFT model; empty for any other model."""
     if not is_peft(model):
         return frozenset()
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ids: set[int] = set()
+    ids = {id(p) for p in getattr(model, "prompt_encoder", nn.Module()).parameters()}
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
                 ids |= {id(p) for p in getattr(module, name, nn.Module()).parameters()}
-    return frozenset(name for name, p in model.named_parameters() if id(p) in ids)
+    return frozenset(name for name, p in model.named_parameters() if id(p) in ids and not is_initial(name))
 
 
 def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Trained weights of a PEFT model outside its adapter, and `image_newline`, which readers cannot make up.
+    """Trained weights of a PEFT model outside its adapter, and what readers cannot make up.
+
+    That is `image_newline`, and the frozen start of a PiSSA or MiLoRA adapter.
 
     Names are those in a model whose layers are not wrapped, as `load_tensors` and other readers expect them.
     """
@@ -98,7 +103,8 @@ def non_lora_tensors(model: Any) -> dict[str, torch.Tensor]:
     return {
         _name_outside_lora(name): whole(p)
         for part, name, p in parts_of(model)
-        if name not in adapter and (p.requires_grad or (part == LANGUAGE_MODEL and id(p) == newline))
+        if name not in adapter
+        and (p.requires_grad or is_initial(name) or (part == LANGUAGE_MODEL and id(p) == newline))
     }
 
 
@@ -142,6 +148,8 @@ def lacking(model: nn.Module, folder: Path) -> str | None:
 def _names_in_files(name: str) -> set[str]:
     """What PEFT and this tree call a parameter in files: its own name, without PEFT's levels."""
     plain = name.replace(".default.", ".")
+    if name == PROMPT:
+        return {"prompt_embeddings"}
     return {name, _name_outside_lora(name), plain, name.removesuffix(".default"), plain.removesuffix(".weight")}
 
 

@@ -24,18 +24,16 @@ RESAMPLER = "mm_vision_resampler"
 PARTS = (LANGUAGE_MODEL, PROJECTOR, VISION_TOWER)
 
 
-def parse_parts(value: str) -> frozenset[str]:
-    """The comma list of `--mm_tunable_parts` as a set; unknown names raise `InputError`."""
+def parse_parts(value: str, flag: str = "mm_tunable_parts") -> frozenset[str]:
+    """The comma list of `--mm_tunable_parts`, or of another flag, as a set; unknown names raise `InputError`."""
     parts = [name.strip() for name in value.split(",") if name.strip()]
     for name in parts:
         if name == RESAMPLER:
-            raise InputError(
-                f"--mm_tunable_parts {RESAMPLER}: resamplers are not supported; allowed: {', '.join(PARTS)}"
-            )
+            raise InputError(f"--{flag} {RESAMPLER}: resamplers are not supported; allowed: {', '.join(PARTS)}")
         if name not in PARTS:
-            raise InputError(f"--mm_tunable_parts: unknown part {name!r}; allowed: {', '.join(PARTS)}")
+            raise InputError(f"--{flag}: unknown part {name!r}; allowed: {', '.join(PARTS)}")
     if not parts:
-        raise InputError(f"--mm_tunable_parts is empty; allowed: {', '.join(PARTS)}")
+        raise InputError(f"--{flag} is empty; allowed: {', '.join(PARTS)}")
     return frozenset(parts)
 
 

@@ -1,0 +1,150 @@
+"""Flags of adapters: which of them a kind reads, what goes together, and what a kind is trained with by default."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from llava.errors import InputError
+from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parse_parts
+
+logger = logging.getLogger(__name__)
+
+SAME = {"adapter_r": "lora_r", "adapter_alpha": "lora_alpha", "adapter_dropout": "lora_dropout"}
+"""Our flags and LLaVA-NeXT's names of them."""
+OF_LAYERS = tuple(kind for kind in ADAPTERS if kind not in ("none", *VIRTUAL_TOKENS))
+READ_BY = {
+    "r": (*LORA_FAMILY, "mora", "houlsby"),
+    "alpha": LORA_FAMILY,
+    "dropout": tuple(kind for kind in LORA_FAMILY if kind not in FROM_WEIGHTS),
+    "bias": LORA_FAMILY,
+    "targets": OF_LAYERS,
+    "tokens": VIRTUAL_TOKENS,
+}
+"""Kinds that a flag, of `--adapter_*` or `--lora_*`, has an effect with."""
+ON_PROJECTOR = (*LORA_FAMILY, "mora")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a kind of adapter is trained with where the flags do not say.
+
+    Attributes:
+        zo_rate, zo_eps: of MeZO.
+        rate: of AdamW.
+    """
+
+    zo_rate: float
+    zo_eps: float
+    rate: float
+
+
+DEFAULTS = {
+    "lora": Defaults(1e-3, 1e-2, 1e-3),
+    "rslora": Defaults(3e-5, 3e-3, 3e-4),
+    "dora": Defaults(1e-3, 1e-2, 1e-3),
+    "pissa": Defaults(3e-5, 1e-3, 3e-4),
+    "milora": Defaults(1e-4, 1e-3, 3e-4),
+    "mora": Defaults(3e-5, 1e-3, 1e-3),
+    "prefix": Defaults(3e-1, 2e-1, 1e-2),
+    "prompt": Defaults(2e-1, 1e-1, 1e-2),
+    "houlsby": Defaults(1e-3, 1e-2, 1e-3),
+    "ia3": Defaults(3e-3, 3e-2, 1e-2),
+    "ln": Defaults(3e-3, 3e-2, 3e-3),
+}
+"""From a drawn task and the tiny model: docs/reproduction.md, "Adapters", which says what was tried."""
+
+
+def given_kind(values: Any) -> str:
+    """`--adapter`, for which `--lora_enable True` stands as well."""
+    return "lora" if values.lora_enable and values.adapter == "none" else str(values.adapter)
+
+
+def check_adapter(values: Any, given: Collection[str]) -> None:
+    """`InputError` for flags of adapters that do not go together, or that this kind does not read."""
+    if values.adapter not in ADAPTERS:
+        raise InputError(f"--adapter {values.adapter}: allowed are {', '.join(ADAPTERS)}")
+    if values.lora_enable and values.adapter not in ("none", "lora"):
+        raise InputError(f"--lora_enable True excludes --adapter {values.adapter}: give one of them")
+    kind = given_kind(values)
+    for ours, theirs in SAME.items():
+        both = getattr(values, ours), getattr(values, theirs)
+        if {ours, theirs} <= set(given) and both[0] != both[1]:
+            raise InputError(f"--{theirs} {both[1]} is another name of --{ours} {both[0]}: give one of them")
+    _check_read(values, given, kind)
+    targets = parse_parts(values.adapter_targets, "adapter_targets")
+    if kind == "none":
+        return
+    if PROJECTOR in targets and kind not in ON_PROJECTOR and kind not in VIRTUAL_TOKENS:
+        raise InputError(
+            f"--adapter_targets {values.adapter_targets}: --adapter {kind} has nothing to change in a projector; leave "
+            f"{PROJECTOR} out, or give one of {', '.join(ON_PROJECTOR)}"
+        )
+    _check_trained(values, targets)
+    if values.bits != 16 and kind in FROM_WEIGHTS:
+        raise InputError(
+            f"--adapter {kind} starts from the weights' singular vectors, which --bits {values.bits} hides"
+        )
+    if kind in VIRTUAL_TOKENS:
+        _check_virtual_tokens(values, given, kind)
+
+
+def _check_read(values: Any, given: Collection[str], kind: str) -> None:
+    for flag, kinds in READ_BY.items():
+        value = getattr(values, f"adapter_{flag}", None)
+        if f"adapter_{flag}" in given and kind not in kinds and not (flag == "dropout" and value == 0):
+            raise InputError(
+                f"--adapter_{flag} {value} has no effect with --adapter {kind}: leave it out, or give --adapter "
+                f"{' or '.join(kinds)}"
+            )
+
+
+def _check_trained(values: Any, targets: frozenset[str]) -> None:
+    """A part is trained itself, or adapted: the adapter of one whose weights move would be lost in them."""
+    parts = values.mm_tunable_parts
+    for part in sorted(targets - {LANGUAGE_MODEL}):
+        if parts is None or part in parse_parts(parts):
+            raise InputError(
+                f"--adapter_targets {values.adapter_targets}: --mm_tunable_parts {parts} trains {part} itself; give "
+                f"--mm_tunable_parts {LANGUAGE_MODEL} to train the adapter alone"
+            )
+
+
+def _check_virtual_tokens(values: Any, given: Collection[str], kind: str) -> None:
+    if values.zo_objective == "accuracy" and values.trainer_mode == "zo":
+        raise InputError(f"--zo_objective accuracy excludes --adapter {kind}, in front of the model: give loss")
+    if values.use_pos_skipping:
+        raise InputError(f"--use_pos_skipping True excludes --adapter {kind}, whose tokens have the first positions")
+    checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & set(given)
+    if kind == "prefix" and any(getattr(values, name) for name in checkpointing):
+        raise InputError("--gradient_checkpointing True excludes --adapter prefix, which uses a cache: leave it out")
+
+
+def settle_adapter(values: Any, given: Collection[str]) -> None:
+    """Write what follows from the kind of adapter into the flags that were not given."""
+    kind = given_kind(values)
+    for ours, theirs in SAME.items():
+        if ours in given:
+            setattr(values, theirs, getattr(values, ours))
+        setattr(values, ours, getattr(values, theirs))
+    if kind in FROM_WEIGHTS and kind not in READ_BY["dropout"]:
+        values.lora_dropout = values.adapter_dropout = 0.0  # it would drop principal parts of the weights
+    if kind == "prefix":
+        values.gradient_checkpointing = False
+    defaults = DEFAULTS.get(values.adapter)  # --lora_enable alone keeps LLaVA-NeXT's
+    if defaults is None:
+        return
+    zo = values.trainer_mode == "zo"
+    if "learning_rate" not in given:
+        values.learning_rate = defaults.zo_rate if zo else defaults.rate
+        logger.warning(
+            "--learning_rate %g, the default of --adapter %s, found on a model of 1.8M parameters: larger models want "
+            "less",
+            values.learning_rate,
+            kind,
+        )
+    if zo and "zo_eps" not in given:
+        values.zo_eps = defaults.zo_eps
