@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError, command
-from llava.eval.answers_file import AnswersFile, file_identity, model_identity
+from llava.eval.answers_file import AnswersFile, model_identity
 from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
@@ -35,7 +35,7 @@ from llava.mezo.journal.base_model import MODEL
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
-from llava.samples.loading import load_file
+from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
 from llava.samples.turns import naming
 
@@ -51,8 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--journal", type=Path, metavar="DIR", help="mezo_journal of a run: evaluate a step of it")
     parser.add_argument("--step", type=int, metavar="N", help="of the journal; default: its last")
     parser.add_argument("--all-steps", type=int, metavar="K", help="steps 0, K, 2K, ... N, with a picture")
-    parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON or JSONL with reference answers")
-    parser.add_argument("--image-folder", type=Path, required=True, help="image paths in the data are below it")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="records with answers: x.json, x.jsonl, x.parquet, hf:NAME",
+    )
+    parser.add_argument("--image-folder", type=Path, default=Path(), help="image paths are below it; default: .")
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--batch-size", type=int, default=8, help="records answered together")
     parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
@@ -73,7 +78,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "model_base": arguments.model_base,
         "model": None if arguments.model_path is None else model_identity(arguments.model_path),
         "data": str(arguments.data),
-        "data_sha256": file_identity(arguments.data),
+        "data_sha256": file_sha256(arguments.data),
         "image_folder": str(arguments.image_folder),
         "version": arguments.version,
         "max_new_tokens": arguments.max_new_tokens,

@@ -29,6 +29,7 @@ from llava.model.llava_arch import PromptTooLong
 from llava.model.own_settings import own_template
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
+from llava.samples.stored import StoredPicture
 from llava.samples.turns import naming
 
 Turns = Sequence[tuple[str, str | None]]
@@ -45,7 +46,7 @@ class Question:
 
     name: str
     turns: Turns
-    images: list[Path] = field(default_factory=list)
+    images: list[Path | StoredPicture] = field(default_factory=list)
     system: str | None = None
 
 
