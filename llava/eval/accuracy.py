@@ -11,6 +11,10 @@ after an interruption it continues where it stopped. `--metric` is exact (defaul
 
 evaluates steps of a MeZO run without writing a model; the second form leaves an answers file for each step, and
 accuracy against steps in steps.json and steps.png.
+
+    python -m llava.eval.accuracy --shots 4 --shots-data train.json --shots-seed 0 --model-path M --data ...
+
+is in-context learning: four answered records of the training set stand before each question (`llava.eval.shots`).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
+from llava.eval.shots import Demonstration, draw
 from llava.mezo.durable import write_durably
 from llava.mezo.journal.base_model import MODEL
 from llava.model.checkpoint_kind import check_checkpoint
@@ -66,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
     parser.add_argument("--max-image-pixels", type=int, help="as in training")
+    parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
+    parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
+    parser.add_argument("--shots-seed", type=int, default=0, help="draws them, once for all questions")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
@@ -84,7 +92,29 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens,
         "torch_dtype": arguments.torch_dtype,
         "image_window": arguments.image_window,
+        **({"shots": _shots_identity(arguments)} if arguments.shots else {}),
     }
+
+
+def _shots_identity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides the demonstrations."""
+    file = arguments.shots_data
+    return {"number": arguments.shots, "seed": arguments.shots_seed, "data_sha256": file_sha256(file)}
+
+
+def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
+    """Those that the flags ask for."""
+    if not arguments.shots:
+        if arguments.shots_data is not None:
+            raise InputError("--shots-data has no effect without --shots K")
+        return []
+    if arguments.shots_data is None:
+        raise InputError(f"--shots {arguments.shots} needs --shots-data, the records to draw from: the training set")
+    records = load_file(arguments.shots_data)
+    if file_sha256(arguments.shots_data) == file_sha256(arguments.data):
+        raise InputError("--shots-data is --data: its answers would stand before its questions; give the training set")
+    with naming(arguments.shots_data):
+        return draw(records, arguments.shots, arguments.shots_seed, arguments.image_folder)
 
 
 @command
@@ -97,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     records = load_file(arguments.data)
     if arguments.group_by is not None:
         check_field(records, arguments.group_by)
+    arguments.demonstrations = _demonstrations(arguments)
     run = _journaled(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)
@@ -180,6 +211,7 @@ def _evaluate_into(
                 version=arguments.version,
                 max_new_tokens=arguments.max_new_tokens,
                 pictures=PictureSettings.of(arguments),
+                demonstrations=arguments.demonstrations,
                 done=file.done,
                 on_batch=file.append,
             )
