@@ -17,7 +17,7 @@ STRENGTHS = tuple(10.0 ** (-4 + 8 * k / 9) for k in range(10))
 FOLDS = 5
 STEPS = 1000
 TOLERANCE = 1e-4
-"""Largest entry of the gradient of the objective by the number of records at which a fit has come to its end, as there."""
+"""Largest entry of the gradient of the objective by the number of records at which a fit ends, as there."""
 
 
 @dataclass(frozen=True)
