@@ -73,7 +73,7 @@ SHAPES = tuple(_LANGUAGE)
 def shape_config(shape: str) -> LlavaQwenConfig:
     """The config of a LLaVA-OneVision of this shape; "0.5b" and "7b" are those that were published."""
     tower = {"model_type": "siglip_vision_model", **_TOWER[shape]}
-    return LlavaQwenConfig(
+    settings: dict[str, Any] = dict(
         **_LANGUAGE[shape],
         tie_word_embeddings=shape != "7b",
         max_position_embeddings=32_768,
@@ -85,3 +85,4 @@ def shape_config(shape: str) -> LlavaQwenConfig:
         image_aspect_ratio="anyres_max_9",
         image_grid_pinpoints=[[k * tower["image_size"], tower["image_size"]] for k in range(1, 9)],
     )
+    return LlavaQwenConfig(**settings)
