@@ -74,7 +74,7 @@ def results(bench: Bench, tasks: list[Task]) -> Iterator[tuple[str, Task, int, C
     for seed in options.seeds:
         for task in tasks:
             if seed == options.seeds[0]:
-                yield "zero-shot", task, seed, lambda task=task: bench.shots(task, 0, 0)
+                yield "zero-shot", task, 0, lambda task=task: bench.shots(task, 0, 0)
             yield PROBE, task, seed, lambda task=task, seed=seed: bench.probe(task, seed)
             for number in options.shots:
                 yield (
