@@ -64,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m llava.data.check", description="Look over LLaVA JSON before a long run.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="x.json, x.jsonl, prefix{a,b}.json or a .yaml mixture")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what --data_path takes: x.json, hf:NAME, ...")
     parser.add_argument("--model-path", help="checkpoint of the run, for the lengths; its weights are not read")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the whole report to this file")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="list so many of each kind of finding")

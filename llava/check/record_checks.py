@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +25,11 @@ from llava.samples.media import (
     VIDEO,
     Entry,
     Media,
+    below,
     open_picture,
     processor_side,
 )
-from llava.samples.record import NOTHING, Record, check_id, entry, record_media
+from llava.samples.record import NOTHING, Picture, Record, check_id, entry, record_media
 from llava.samples.sample_maker import SampleMaker
 from llava.samples.settings import SampleSettings
 from llava.samples.turns import ANSWER, HUMAN, OTHER_NAMES, SYSTEM, Turn, count_image_marks, record_turns
@@ -84,11 +84,11 @@ class OpenedOnce:
     """Opens every picture and video the way training does, once, and keeps its outline or what is wrong with it."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], Any] = {}
+        self._seen: dict[tuple[str, Any], Any] = {}
 
-    def image(self, path: str, settings: SampleSettings) -> Any:
+    def image(self, path: Picture, settings: SampleSettings) -> Any:
         def outline() -> Outline:
-            picture, notes = open_picture(Path(settings.image_folder or "", path), settings.pictures)
+            picture, notes = open_picture(below(settings.image_folder, path), settings.pictures)
             return Outline(picture.size, tuple(notes))
 
         return self._once((IMAGE, path), outline)
@@ -101,7 +101,7 @@ class OpenedOnce:
 
         return self._once((VIDEO, path), outline)
 
-    def _once(self, key: tuple[str, str], look: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[str, Any], look: Callable[[], Any]) -> Any:
         if key not in self._seen:
             try:
                 self._seen[key] = look()
@@ -144,7 +144,7 @@ class RecordChecker:
         """Everything that is wrong with a record; when nothing is, training takes it."""
         verdict = Verdict()
         turns: list[Turn] | None = None
-        found: tuple[tuple[str, ...], str | None] | None = None
+        found: tuple[tuple[Picture, ...], str | None] | None = None
         with _attempt(verdict, "turns"):
             turns = record_turns(raw)
         with _attempt(verdict, "turns"):
@@ -182,7 +182,7 @@ class RecordChecker:
         settings = self.maker.settings
         if record.images and settings.image_processor is not None:
             for path in dict.fromkeys(record.images):
-                with _attempt(verdict, "media", path):
+                with _attempt(verdict, "media", str(path)):
                     self._opened.image(path, settings)
             return Media(images=(Outline((1, 1)),) * len(record.images))
         verdict.problems += [Problem(problem.kind, problem.message, record.video) for problem in trial.problems]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.samples.record import Record
+from llava.samples.stored import json_of
 from llava.samples.turns import ANSWER
 
 KINDS = ("single image", "several images", "video", "text only", "malformed")
@@ -83,7 +84,7 @@ def _kind(record: Record) -> str:
 
 
 def _digest(value: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=json_of).encode(), digest_size=16).digest()
 
 
 def _repeated(groups: Iterable[list[Place]]) -> list[list[Place]]:

@@ -11,6 +11,10 @@ after an interruption it continues where it stopped. `--metric` is exact (defaul
 
 evaluates steps of a MeZO run without writing a model; the second form leaves an answers file for each step, and
 accuracy against steps in steps.json and steps.png.
+
+    python -m llava.eval.accuracy --shots 4 --shots-data train.json --shots-seed 0 --model-path M --data ...
+
+is in-context learning: four answered records of the training set stand before each question (`llava.eval.shots`).
 """
 
 from __future__ import annotations
@@ -24,17 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError, command
-from llava.eval.answers_file import AnswersFile, file_identity, model_identity
+from llava.eval.answers_file import AnswersFile, model_identity
 from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
+from llava.eval.shots import Demonstration, draw
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
-from llava.samples.loading import load_file
+from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
 from llava.samples.turns import naming
 
@@ -50,8 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--journal", type=Path, metavar="DIR", help="mezo_journal of a run: evaluate a step of it")
     parser.add_argument("--step", type=int, metavar="N", help="of the journal; default: its last")
     parser.add_argument("--all-steps", type=int, metavar="K", help="steps 0, K, 2K, ... N, with a picture")
-    parser.add_argument("--data", type=Path, required=True, help="LLaVA JSON or JSONL with reference answers")
-    parser.add_argument("--image-folder", type=Path, required=True, help="image paths in the data are below it")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="records with answers: x.json, x.jsonl, x.parquet, hf:NAME",
+    )
+    parser.add_argument("--image-folder", type=Path, default=Path(), help="image paths are below it; default: .")
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--batch-size", type=int, default=8, help="records answered together")
     parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
@@ -60,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
     parser.add_argument("--max-image-pixels", type=int, help="as in training")
+    parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
+    parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
+    parser.add_argument("--shots-seed", type=int, default=0, help="draws them, once for all questions")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
@@ -72,13 +85,35 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "model_base": arguments.model_base,
         "model": None if arguments.model_path is None else model_identity(arguments.model_path),
         "data": str(arguments.data),
-        "data_sha256": file_identity(arguments.data),
+        "data_sha256": file_sha256(arguments.data),
         "image_folder": str(arguments.image_folder),
         "version": arguments.version,
         "max_new_tokens": arguments.max_new_tokens,
         "torch_dtype": arguments.torch_dtype,
         "image_window": arguments.image_window,
+        **({"shots": _shots_identity(arguments)} if arguments.shots else {}),
     }
+
+
+def _shots_identity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides the demonstrations."""
+    file = arguments.shots_data
+    return {"number": arguments.shots, "seed": arguments.shots_seed, "data_sha256": file_sha256(file)}
+
+
+def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
+    """Those that the flags ask for."""
+    if not arguments.shots:
+        if arguments.shots_data is not None:
+            raise InputError("--shots-data has no effect without --shots K")
+        return []
+    if arguments.shots_data is None:
+        raise InputError(f"--shots {arguments.shots} needs --shots-data, the records to draw from: the training set")
+    records = load_file(arguments.shots_data)
+    if file_sha256(arguments.shots_data) == file_sha256(arguments.data):
+        raise InputError("--shots-data is --data: its answers would stand before its questions; give the training set")
+    with naming(arguments.shots_data):
+        return draw(records, arguments.shots, arguments.shots_seed, arguments.image_folder)
 
 
 @command
@@ -91,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     records = load_file(arguments.data)
     if arguments.group_by is not None:
         check_field(records, arguments.group_by)
+    arguments.demonstrations = _demonstrations(arguments)
     run = _journaled(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)
@@ -174,6 +210,7 @@ def _evaluate_into(
                 version=arguments.version,
                 max_new_tokens=arguments.max_new_tokens,
                 pictures=PictureSettings.of(arguments),
+                demonstrations=arguments.demonstrations,
                 done=file.done,
                 on_batch=file.append,
             )

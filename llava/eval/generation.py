@@ -30,6 +30,7 @@ from llava.model.llava_arch import PromptTooLong
 from llava.model.own_settings import own_template
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
+from llava.samples.stored import StoredPicture
 from llava.samples.turns import naming
 
 Turns = Sequence[tuple[str, str | None]]
@@ -46,7 +47,7 @@ class Question:
 
     name: str
     turns: Turns
-    images: list[Path] = field(default_factory=list)
+    images: list[Path | StoredPicture] = field(default_factory=list)
     system: str | None = None
 
 
@@ -107,14 +108,30 @@ class Answerer:
             InputError: an image cannot be read, tags and images of a question do not match in number, or the model
                 cannot take it whole.
         """
-        decoding = Decoding() if decoding is None else decoding
+        stop = self._stop_mark()
+        output = self._generate(questions, Decoding() if decoding is None else decoding, stop)
+        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
+        return [_cut(text, stop) for text in texts]
+
+    @torch.no_grad()
+    def last_states(self, questions: Sequence[Question]) -> torch.Tensor:
+        """Last hidden states [n, hidden] at the last token of each prompt, float32; the head's input for an answer.
+
+        Raises:
+            InputError: as `answer`.
+        """
+        wanted = {"output_hidden_states": True, "return_dict_in_generate": True}
+        output = self._generate(questions, Decoding(max_new_tokens=1), None, **wanted)
+        return output.hidden_states[0][-1][:, -1].float()
+
+    def _generate(self, questions: Sequence[Question], decoding: Decoding, stop: str | None, **more: Any) -> Any:
         rows = [self._prompt_ids(question) for question in questions]
         input_ids, attention_mask = left_padded(rows, self._pad_id(), self.model.device)
-        stop, criteria = self._stop_mark(), None
+        criteria = None
         if stop is not None:
             criteria = StoppingCriteriaList([KeywordsStoppingCriteria([stop], self.tokenizer, input_ids)])
         try:
-            output = self.model.generate(
+            return self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,
                 pad_token_id=self._pad_id(),
@@ -123,11 +140,10 @@ class Answerer:
                 streamer=streamer,
                 **self._image_arguments(questions),
                 **decoding.arguments(),
+                **more,
             )
         except PromptTooLong as error:
             raise InputError(f"{questions[error.row].name}: {error}") from error
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        return [_cut(text, stop) for text in texts]
 
     def prompt(self, question: Question) -> str:
         """The text of a question in the template, with an open answer."""

@@ -26,7 +26,8 @@ from llava.errors import InputError, command, short
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
-from llava.samples.record import record_media
+from llava.samples.media import below
+from llava.samples.record import Picture, record_media
 from llava.samples.turns import HUMAN, Turn, check_text, naming, record_turns
 
 MAX_NEW_TOKENS = 1024
@@ -44,7 +45,7 @@ def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
     return items[size * index : size * (index + 1)]
 
 
-def read_question(record: dict[str, Any], number: int) -> tuple[list[Turn], tuple[str, ...]]:
+def read_question(record: dict[str, Any], number: int) -> tuple[list[Turn], tuple[Picture, ...]]:
     """Turns and images of a record of the question file. Raises `InputError` that names it."""
     with naming(_name(record, number)):
         turns, (images, video) = record_turns(record), record_media(record)
@@ -77,7 +78,7 @@ def ask(
         InputError: a missing field or an unusable image; the record is named.
     """
     turns, paths = read_question(record, number)
-    name, images = _name(record, number), [Path(image_folder) / path for path in paths]
+    name, images = _name(record, number), [below(image_folder, path) for path in paths]
     said: list[tuple[str, str | None]] = []
     for position, turn in enumerate(turns):
         if turn["from"] != HUMAN:
@@ -89,7 +90,7 @@ def ask(
         yield asked, answer, turns[position + 1]["value"] if position + 1 < len(turns) else None
 
 
-def _with_tags(text: str, images: list[Path]) -> str:
+def _with_tags(text: str, images: Sequence[Any]) -> str:
     """A newline behind every tag; without tags, the images come first."""
     if DEFAULT_IMAGE_TOKEN not in text:
         return f"{DEFAULT_IMAGE_TOKEN}\n" * len(images) + text

@@ -8,6 +8,7 @@ from typing import Any
 
 from llava.errors import InputError, short
 from llava.eval.generation import Question
+from llava.samples.media import below
 from llava.samples.record import read_record
 from llava.samples.turns import ANSWER, HUMAN, place_image_marks, split_system
 
@@ -33,7 +34,7 @@ def question_and_reference(raw: Mapping[str, Any], number: int, image_folder: st
     said = [turn["value"] for turn in (place_image_marks(turns) if record.images else turns)]
     pairs: list[tuple[str, str | None]] = list(zip(said[::2], said[1::2], strict=True))
     pairs[-1] = (pairs[-1][0], None)
-    images = [Path(image_folder) / image for image in record.images]
+    images = [below(image_folder, image) for image in record.images]
     return Question(record.name, pairs, images, system), said[-1]
 
 

@@ -13,6 +13,7 @@ from llava.errors import InputError, short
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
+from llava.eval.shots import Demonstration, with_demonstrations
 from llava.mezo.perturb import evaluation_mode
 from llava.samples.pictures import PictureSettings
 from llava.samples.record import record_name
@@ -35,6 +36,7 @@ def evaluate(
     done: Answers | None = None,
     on_batch: Callable[[Answers], None] | None = None,
     pictures: PictureSettings | None = None,
+    demonstrations: Sequence[Demonstration] = (),
 ) -> dict[str, Any]:
     """Answer every record greedily and compare with its last answer.
 
@@ -47,6 +49,7 @@ def evaluate(
         done: answers to the first records from an earlier run.
         on_batch: called with the new answers of every batch.
         pictures: how pictures are read.
+        demonstrations: what stands before each question, see `llava.eval.shots`.
 
     Returns:
         total, correct, accuracy (a share, 0..1), metric, and answers (id, prompt, prediction, reference, correct).
@@ -63,7 +66,8 @@ def evaluate(
     answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures)
     with evaluation_mode(model):
         for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
-            predictions = answerer.answer([asked[k][0] for k in batch], Decoding(max_new_tokens=max_new_tokens))
+            questions = [with_demonstrations(asked[k][0], demonstrations) for k in batch]
+            predictions = answerer.answer(questions, Decoding(max_new_tokens=max_new_tokens))
             fresh = [_entry(records[k], k, *asked[k], text) for k, text in zip(batch, predictions, strict=True)]
             answers += fresh
             if on_batch is not None:

@@ -1,12 +1,11 @@
 """Whether an unfinished run is gone on with as it was begun: same data, same settings, or changes that were asked for.
 
 Beside every checkpoint and resume point lie the flags that led to it (`training_args.json`), with a hash of each file
-of records. Pictures and videos are not hashed.
+of records. Pictures and videos are not hashed, but for those that lie in tables.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_report import ARGUMENTS_FILE
+from llava.samples.loading import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,8 @@ WITHOUT_EFFECT = re.compile(
 
 
 def hashes(files: Iterable[str | Path]) -> list[str]:
-    """SHA-256 of the content of each file, in hexadecimal."""
-    found = []
-    for path in files:
-        digest = hashlib.sha256()
-        with Path(path).open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        found.append(digest.hexdigest())
-    return found
+    """SHA-256 of the content of each file of records, see `llava.samples.loading.file_sha256`."""
+    return [file_sha256(file) for file in files]
 
 
 def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, changes: bool) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@
 | --- | --- |
 | `x.json` | one JSON array of records |
 | `x.jsonl` | one record a line, blank lines are skipped; or an array as in `x.json` |
-| `prefix{a,b}.json` | `prefixa.json`, then `prefixb.json`; `.jsonl` likewise |
+| `x.parquet`, `hf:NAME[:SPLIT]` | a record a row, see `llava.samples.tables` |
+| `prefix{a,b}.json` | `prefixa.json`, then `prefixb.json`; `.jsonl` and `.parquet` likewise |
 | `x.yaml` | `datasets:` a list of `{json_path, sampling_strategy}` |
 
 A sampling strategy is `all`, `first:N`, `end:N` or `random:N`; N is a count, or `P%` of the file, rounded up.
@@ -12,13 +13,15 @@ A sampling strategy is `all`, `first:N`, `end:N` or `random:N`; N is a count, or
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,16 @@ from typing import Any
 import yaml
 
 from llava.errors import InputError, short
+from llava.samples.tables import HUB, is_table, read_table, table_sha256
 
 logger = logging.getLogger(__name__)
 
 JsonRecord = dict[str, Any]
 Parts = list[tuple[str, list[JsonRecord]]]
 """Files of records, each with what is taken of it."""
+FORMS = "a .json, .jsonl, .parquet, prefix{a,b}.json or .yaml file, or hf:NAME"
 STRATEGIES = "all, first:N, end:N, random:N (N a count such as 100, or a part such as 2.5%)"
-_BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.jsonl?)", re.DOTALL)
+_BRACES = re.compile(r"(?P<prefix>.*)\{(?P<names>[^{}]*)\}(?P<suffix>\.(?:jsonl?|parquet))", re.DOTALL)
 _AMOUNT = re.compile(r"(?P<number>\d{1,18})|(?P<percent>\d{1,18}(?:\.\d{1,18})?)%")
 _BETWEEN_RECORDS = re.compile(r"[\s,]*")
 MOST_LEVELS = 50
@@ -53,7 +58,7 @@ def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[JsonRecord]
 def load_parts(data_path: str | Path, seed: int = 0) -> Parts:
     """As `load_records`, file by file: (file, what is taken of it)."""
     if not data_path:
-        raise InputError("--data_path is not set; give a .json, .jsonl, prefix{a,b}.json or .yaml file")
+        raise InputError(f"--data_path is not set; give {FORMS}")
     path = str(data_path)
     if _is_mixture(path):
         return _load_mixture(path, seed)
@@ -72,23 +77,50 @@ def data_files(data_path: str | Path) -> list[str]:
 
 
 def _is_mixture(path: str) -> bool:
-    return path.endswith((".yaml", ".yml"))
+    return path.endswith((".yaml", ".yml")) and not path.startswith(HUB)
+
+
+def is_there(file: str) -> bool:
+    """Whether one of `data_files` is a file; `hf:NAME` is not looked for before it is read."""
+    return file.startswith(HUB) or Path(file).is_file()
+
+
+def file_sha256(file: str | Path) -> str:
+    """SHA-256, in hexadecimal, of the content of one of `data_files`; of a table with a name, of its records."""
+    if str(file).startswith(HUB):
+        return table_sha256(str(file))
+    digest = hashlib.sha256()
+    with Path(file).open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_file(path: str | Path) -> list[JsonRecord]:
-    """The records of one `.json` or `.jsonl` file."""
-    readers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
-    path, shown = str(path), short(path)
-    reader = readers.get(Path(path).suffix)
-    if reader is None:
-        raise InputError(f"data file {shown}: its name must end in .json or .jsonl (or .yaml for a mixture)")
-    records = reader(shown, _read_text(path))
+    """The records of one `.json`, `.jsonl` or `.parquet` file, or of `hf:NAME[:SPLIT]`."""
+    shown = short(path)
+    records = _read(str(path), shown)
     for index, record in enumerate(records):
         if not isinstance(record, dict):
             raise InputError(f"data file {shown}: record {index} is {_kind(record)}, but must be a JSON object")
         if _too_deep(record):
             raise InputError(f"data file {shown}: record {index} has lists or objects too deep in each other")
     return records
+
+
+def _read(path: str, shown: str) -> list[Any]:
+    if is_table(path):
+        if not path.startswith(HUB):
+            _check_there(path)
+        return read_table(path)
+    parsers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
+    parse = parsers.get(Path(path).suffix)
+    if parse is None:
+        raise InputError(
+            f"data file {shown}: its name must end in .json, .jsonl or .parquet (or .yaml for a mixture), or begin "
+            f"with {HUB}"
+        )
+    return parse(shown, _read_text(path))
 
 
 def _too_deep(record: JsonRecord) -> bool:
@@ -102,10 +134,22 @@ def _too_deep(record: JsonRecord) -> bool:
 
 
 def _read_text(path: str) -> str:
+    with _reading(path):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def _check_there(path: str) -> None:
+    with _reading(path), Path(path).open("rb"):
+        pass
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """What goes wrong with a file becomes an `InputError` that names it."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise InputError(f"data file {short(path)} is a folder or a device, but must be a file")
-        return Path(path).read_text(encoding="utf-8-sig")
+        yield
     except FileNotFoundError as error:
         raise InputError(f"data file {short(path)} does not exist; check --data_path") from error
     except InputError:

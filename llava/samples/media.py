@@ -15,8 +15,9 @@ from PIL import Image
 from llava.errors import InputError, short
 from llava.mm_utils import image_processing
 from llava.samples.pictures import PictureSettings, read_picture
-from llava.samples.record import Record
+from llava.samples.record import Picture, Record
 from llava.samples.settings import SampleSettings
+from llava.samples.stored import StoredPicture
 from llava.samples.video import Video, VideoSettings, read_video
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,18 @@ class Media:
         return len(self.images) + (self.video is not None)
 
 
-def open_image(path: str, settings: SampleSettings) -> Image.Image:
+def below(folder: str | Path | None, picture: Picture) -> Path | StoredPicture:
+    """Where a picture of a record is: a path below the folder, or in a table."""
+    return Path(folder or "", picture) if isinstance(picture, str) else picture
+
+
+def open_image(path: Picture, settings: SampleSettings) -> Image.Image:
     """The whole image, decoded, as RGB; what was done to it is logged once a kind.
 
     Raises:
         InputError: it is missing, truncated, too large or no image.
     """
-    image, notes = open_picture(Path(settings.image_folder or "", path), settings.pictures)
+    image, notes = open_picture(below(settings.image_folder, path), settings.pictures)
     for note in notes:
         if note not in _SAID:
             _SAID.add(note)
@@ -57,10 +63,12 @@ _SAID: set[str] = set()
 
 
 def open_picture(
-    file: Path, settings: PictureSettings | None = None, flag: str = "--image_folder"
+    file: Path | StoredPicture, settings: PictureSettings | None = None, flag: str = "--image_folder"
 ) -> tuple[Image.Image, list[str]]:
     """As `read_picture`. Raises `InputError` that names the file; `flag` says which folder it is below."""
     try:
+        if isinstance(file, StoredPicture):
+            return read_picture(file.open(), settings)
         if not file.is_file() and file.exists():  # reading a pipe or a device may never end
             raise InputError(f"image {short(file)} is a folder or a device, but must be a file")
         return read_picture(file, settings)
@@ -82,7 +90,7 @@ def open_picture(
 def open_media(
     record: Record,
     settings: SampleSettings,
-    image: Callable[[str, SampleSettings], Image.Image] = open_image,
+    image: Callable[[Picture, SampleSettings], Image.Image] = open_image,
     video: Callable[[str, VideoSettings], Video] = read_video,
 ) -> Media:
     """Open what the record names. Raises `InputError` with the path.

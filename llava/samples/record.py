@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.errors import InputError, short
-from llava.samples.turns import ANSWER, Turn, check_text, names_of, naming, record_turns
+from llava.samples.parts import parts_media
+from llava.samples.stored import StoredPicture
+from llava.samples.turns import ANSWER, Turn, check_text, names_of, naming, record_turns, written_turns
+
+Picture = str | StoredPicture
+"""A path below the image folder, or a picture in a table."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,14 @@ class Record:
         id: whatever the file has under that name, or None.
         number: its place in the data, from 0.
         turns: in one form, see `turns.py`.
-        images: paths below the image folder.
+        images: paths below the image folder, or pictures in a table.
         video: path below the video folder, of a record without images.
     """
 
     id: Any
     number: int
     turns: tuple[Turn, ...]
-    images: tuple[str, ...] = ()
+    images: tuple[Picture, ...] = ()
     video: str | None = None
 
     @property
@@ -116,28 +121,31 @@ def _refuse_near_misses(raw: Mapping[str, Any], known: Collection[str]) -> None:
             raise InputError(f"the key {short(repr(name))} is not known: did you mean {meant!r}?")
 
 
-def record_media(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], str | None]:
-    """Paths of a record's images, or of its video; an image wins over a video.
+def record_media(raw: Mapping[str, Any]) -> tuple[tuple[Picture, ...], str | None]:
+    """A record's images, or the path of its video; an image wins over a video.
 
     Raises:
-        InputError: something else than paths.
+        InputError: something else than paths, or than pictures of a table; parts of turns that do not fit them.
     """
-    images, video = entry(raw, "image"), entry(raw, "video")
-    if images is None and video is None:
+    given = {"image": entry(raw, "image"), "video": entry(raw, "video")}
+    lists = {kind: value if isinstance(value, list) else [value] for kind, value in given.items() if value is not None}
+    of_parts = parts_media(written_turns(raw), {"image": [], "video": []} | lists)
+    if not lists and not of_parts:
         _refuse_near_misses(raw, (*names_of("image"), *names_of("video")))
+    images, video = of_parts.get("image", lists.get("image")), of_parts.get("video", lists.get("video"))
     if images is not None:
-        paths = images if isinstance(images, list) else [images]
-        if not all(isinstance(path, str) and path for path in paths):
-            raise InputError(f"`image` must be a path or a list of paths, got {images!r:.80}")
-        for path in paths:
-            _check_path(path, "image")
-        return tuple(paths), None
-    if isinstance(video, list) and len(video) == 1:
-        video = video[0]
-    if video is not None and not isinstance(video, str):
-        raise InputError(f"`video` must be one path, got {video!r:.80}")
-    _check_path(video or "", "video")
-    return (), video
+        if not all(isinstance(path, (str, StoredPicture)) and path for path in images):
+            raise InputError(f"`image` must be a path or a list of paths, got {given['image'] or images!r:.80}")
+        for path in images:
+            if isinstance(path, str):
+                _check_path(path, "image")
+        return tuple(images), None
+    if video is None:
+        return (), None
+    if len(video) != 1 or not isinstance(video[0], str):
+        raise InputError(f"`video` must be one path, got {given['video'] or video!r:.80}")
+    _check_path(video[0], "video")
+    return (), video[0]
 
 
 def _check_path(path: str, key: str) -> None:

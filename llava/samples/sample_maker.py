@@ -18,7 +18,7 @@ from llava.samples.chat_labels import template_system_text
 from llava.samples.encoding import Encoded
 from llava.samples.media import Entry, Media, media_entries, open_image, open_media
 from llava.samples.preprocess import encode
-from llava.samples.record import Record
+from llava.samples.record import Picture, Record
 from llava.samples.settings import SampleSettings
 from llava.samples.turns import Turn, count_image_marks, place_image_marks, split_system
 from llava.samples.video import Video, VideoSettings, read_video
@@ -38,7 +38,7 @@ class SampleMaker:
 
     tokenizer: Any
     settings: SampleSettings
-    open_image: Callable[[str, SampleSettings], Image.Image] = open_image
+    open_image: Callable[[Picture, SampleSettings], Image.Image] = open_image
     open_video: Callable[[str, VideoSettings], Video] = read_video
     make_entries: Callable[[Media, SampleSettings], list[Entry]] = media_entries
 

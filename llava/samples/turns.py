@@ -1,6 +1,6 @@
 """The turns of a record in one form, whatever form the file uses.
 
-In a file a turn is `{"from", "value"}` or `{"role", "content"}`.
+In a file a turn is `{"from", "value"}` or `{"role", "content"}`; what it says is a text, or typed parts (`parts.py`).
 Inside the tree a turn is `{"from": "human" | "gpt" | "system" | other, "value": text}`. Records are never changed.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
+from llava.samples.parts import content_text, turn_content
 
 Turn = dict[str, str]
 
@@ -49,9 +50,14 @@ def naming(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}") from error
 
 
+def written_turns(record: Mapping[str, Any]) -> Any:
+    """The record's turns as they stand in the file, or None."""
+    return next((record[name] for name in names_of("conversations") if record.get(name) is not None), None)
+
+
 def record_turns(record: Mapping[str, Any]) -> list[Turn]:
     """The record's turns, checked, in one form. Raises `InputError` naming the turn."""
-    turns = next((record[name] for name in names_of("conversations") if record.get(name) is not None), None)
+    turns = written_turns(record)
     if turns is None:
         keys = [key for key in record if record[key] is not None]
         near = [key for key in keys if difflib.get_close_matches(key.strip().lower(), _NEAR_CONVERSATIONS, cutoff=0.8)]
@@ -65,11 +71,14 @@ def record_turns(record: Mapping[str, Any]) -> list[Turn]:
 def _checked_turn(turn: Any, number: int) -> Turn:
     if not isinstance(turn, dict):
         raise InputError(f"turn {number} must be an object with `from` and `value`, got {turn!r:.80}")
-    role = turn.get("from", turn.get("role"))
-    value = turn.get("value", turn.get("content"))
+    role = next((turn[key] for key in ("from", "role") if turn.get(key) is not None), None)
+    value = turn_content(turn)
+    if isinstance(value, list):
+        value = content_text(value, number)
     if not isinstance(role, str) or not isinstance(value, str):
         raise InputError(
-            f"turn {number} needs texts under `from` and `value` (or `role` and `content`), got {turn!r:.80}"
+            f"turn {number} needs texts under `from` and `value` (or `role` and `content`, a text or typed parts), "
+            f"got {turn!r:.80}"
         )
     known = (HUMAN, ANSWER, SYSTEM, *_ROLES)
     if role not in known and role.strip().lower() in known:

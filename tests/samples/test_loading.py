@@ -22,7 +22,7 @@ REFUSED = {
     "missing_file": r"none\.json does not exist; check --data_path",
     "yaml_unknown_strategy": r"alpha\.json: sampling_strategy 'middle:3' is not allowed; allowed: all, first:N",
     "yaml_no_number": r"beta\.json: sampling_strategy 'first' is not allowed",
-    "yaml_bad_ext": r"notes\.txt: its name must end in \.json or \.jsonl",
+    "yaml_bad_ext": r"notes\.txt: its name must end in \.json, \.jsonl or \.parquet",
 }
 BETTER = {
     "jsonl_directly": [f"b{i}" for i in range(7)],

@@ -97,7 +97,7 @@ class ModelArguments:
 class DataArguments:
     """Which samples are read and how they become token ids and pixels."""
 
-    data_path: str = flag(None, "x.json, x.jsonl, prefix{a,b}.json or a .yaml mixture")
+    data_path: str = flag(None, "x.json, x.jsonl, x.parquet, prefix{a,b}.json, hf:NAME[:SPLIT] or a .yaml mixture")
     lazy_preprocess: bool = flag(False, "accepted; preprocessing is always lazy")
     is_multimodal: bool = flag(False, "accepted; set by the presence of a vision tower")
     early_mix_text: bool = flag(False, "count text samples as multimodal when grouping by modality")

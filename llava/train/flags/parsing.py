@@ -25,6 +25,7 @@ from llava.model.load_settings import quantisation
 from llava.model.merge_plan import MergePlan
 from llava.model.multimodal_encoder.clip_encoder import SELECT_FEATURES
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.samples.loading import FORMS
 from llava.samples.settings import SampleSettings
 from llava.train.flags.adapter_flags import check_adapter, settle_adapter
 from llava.train.flags.arguments import (
@@ -165,7 +166,7 @@ def check_model_arguments(args: ModelArguments, data_args: DataArguments) -> Non
 def check_data_arguments(args: DataArguments) -> None:
     """Only what the flags alone can show; files are looked at by `llava.train.flags.preflight`."""
     if args.data_path is None:
-        raise InputError("--data_path is missing: a LLaVA JSON, JSONL or YAML mixture")
+        raise InputError(f"--data_path is missing: give {FORMS}")
     image_processing(args.image_aspect_ratio)
     SampleSettings.of(args)
     if args.image_grid_pinpoints is not None:

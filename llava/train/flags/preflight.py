@@ -13,7 +13,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
 from llava.samples.dataset import LazySupervisedDataset
-from llava.samples.loading import JsonRecord, Parts, data_files, load_parts
+from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
 from llava.samples.record import Record, read_record
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
@@ -33,7 +33,7 @@ def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
         except OSError as error:  # too long a name
             raise InputError(f"--{name} {value} is no path: {error.strerror}") from error
     for file in data_files(data_args.data_path):
-        if not Path(file).is_file():
+        if not is_there(file):
             raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")
     images, own_class = model_args.vision_tower is not None, model_args.model_class_name is not None
     check_model(model_args.model_name_or_path, "--model_name_or_path", "MODEL", images=images, any_class=own_class)

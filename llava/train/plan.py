@@ -1,0 +1,237 @@
+"""What fits a card, and what we would take: the memory of every method, counted before anything is loaded.
+
+    python -m llava.train.plan --model 0.5b --gpu-memory 24 [--tokens 1500 --batch 4 --tiles 2]
+
+`--model` is a folder (its config.json is read, no weights), one of the presets, or a hub id, whose config is then
+fetched. docs/choosing.md says how the figures compare with measured ones, and what each method is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.errors import InputError, command
+from llava.model.families import config_for, model_class_for
+from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
+from llava.model.shapes import SHAPES, shape_config
+from llava.train.footprint import (
+    HALF,
+    NF4,
+    SINGLE,
+    Batch,
+    Sizes,
+    adafactor_states,
+    forward_bytes,
+    graph_bytes,
+    largest,
+    sizes_of,
+)
+from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts
+
+GB = 1e9
+RESERVE = 1.0
+"""GB that a card must have beyond what is counted: CUDA's context, workspaces of products, holes of the allocator."""
+SHOTS = (1, 4, 8)
+LORA_RANK = 64
+WITHOUT, WITH = "", ", checkpointing"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: bytes by part, and its time.
+
+    Attributes:
+        forwards: of a step, or of an answer, in forwards of the model on the batch; a backward pass counts as two.
+        trains: whether it changes weights.
+        note: what else is to know; of a method that is not there yet, that it is not.
+    """
+
+    name: str
+    bytes: dict[str, float] = field(default_factory=dict)
+    forwards: float = 1.0
+    trains: bool = True
+    note: str = ""
+
+    @property
+    def total(self) -> float:
+        """All bytes at the time when they are most."""
+        return sum(self.bytes.values())
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be done with this tree."""
+        return bool(self.bytes)
+
+    def fits(self, gpu_memory: float) -> bool:
+        """Whether a card of so many GB takes it."""
+        return self.there and self.total / GB + RESERVE <= gpu_memory
+
+
+def config_of(model: str) -> Any:
+    """The config of a preset, a folder or a hub id. Raises `InputError` for anything else."""
+    if model in SHAPES:
+        return shape_config(model)
+    config: Any = config_for(model)
+    name = tower_name(config)
+    if name is None:
+        raise InputError(f"--model {model} has no vision tower: give a LLaVA checkpoint, or {', '.join(SHAPES)}")
+    if not config.name_or_path:
+        config.name_or_path = model
+    describe_tower(name, config).remember(config)
+    return config
+
+
+def sizes(model: str) -> Sizes:
+    """Sizes of what `--model` names; nothing but its config is read."""
+    config = config_of(model)
+    with torch.device("meta"):
+        return sizes_of(model_class_for(config, model)(config))
+
+
+def rows(of: Sizes, batch: Batch, parts: frozenset[str], rank: int = LORA_RANK) -> list[Row]:
+    """All methods. `parts` are trained by those that train the model itself; `batch` is that of a step."""
+    return [*_without_training(of, batch), *_backpropagation(of, batch, parts, rank), *_mezo(of, batch, parts, rank)]
+
+
+def _without_training(of: Sizes, batch: Batch) -> Iterator[Row]:
+    weights = float(HALF * of.weights)
+    for shots in (0, *SHOTS):
+        longer = Batch(batch.rows, batch.tokens * (shots + 1), batch.tiles * (shots + 1), 1)
+        cache = longer.positions * of.layers * 2 * of.keys * HALF
+        name = f"in context, {shots}" if shots else "zero-shot"
+        held = {"weights": weights, "activations": forward_bytes(of, longer), "cache": float(cache)}
+        yield Row(name, held, shots + 1.0, trains=False)
+    states = (of.layers + 1) * batch.positions * of.width * HALF
+    activations = forward_bytes(of, batch) + states
+    yield Row("linear probe", {"weights": weights, "activations": activations}, 1.0, note="one forward a record in all")
+
+
+def _backpropagation(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator[Row]:
+    tower = VISION_TOWER in parts
+    adapter = of.lora(rank)
+    for checkpointing in (False, True):
+        suffix, forwards = (WITH, 4.0) if checkpointing else (WITHOUT, 3.0)
+        of_lora = graph_bytes(of, batch, checkpointing, lora=True, tower=False)
+        for name, weights in (("LoRA + AdamW", HALF * of.weights), ("QLoRA + AdamW", _quantised(of, SINGLE))):
+            trained = {"weights": weights + SINGLE * adapter, "gradients": float(SINGLE * adapter)}
+            states = {"optimizer": 2.0 * SINGLE * adapter, "activations": of_lora}
+            yield Row(name + suffix, trained | states, forwards)
+        number, activations = of.trained(parts), graph_bytes(of, batch, checkpointing, lora=False, tower=tower)
+        for name, states_bytes in (("AdamW", 2 * SINGLE * number), ("Adafactor", adafactor_states(of, parts))):
+            yield Row(f"full, {name}{suffix}", _full(of, number, float(states_bytes), activations), forwards)
+        lomo = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(of, parts))}
+        yield Row(f"full, LOMO{suffix}", lomo | {"activations": activations}, forwards, note="no clipping by the norm")
+
+
+def _full(of: Sizes, number: int, states: float, activations: float) -> dict[str, float]:
+    """Weights in bfloat16 with float32 masters; the larger of a backward pass and the optimizer's step.
+
+    In the backward pass gradients are bfloat16 and activations are there; in the step gradients are float32.
+    """
+    gradients = {"activations": activations, "gradients": float(HALF * number)}
+    in_step = {"activations": 0.0, "gradients": float(SINGLE * number)}
+    held = max((gradients, in_step), key=lambda one: sum(one.values()))
+    return {"weights": float(HALF * of.weights), "masters": float(SINGLE * number), "optimizer": states, **held}
+
+
+def _mezo(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator[Row]:
+    forward = forward_bytes(of, batch)
+    whole = float(HALF * of.weights)
+    copies = 2.0 * HALF * of.layer  # of a layer, perturbed both ways
+    if LANGUAGE_MODEL not in parts:
+        copies = 2.0 * HALF * largest(of, parts)
+    adapter = float(SINGLE * of.lora(rank))
+    of_adapter = 2 * adapter / of.layers
+    yield Row("MeZO, full", {"weights": whole, "copies": copies, "activations": forward}, 2.0)
+    yield Row("MeZO, LoRA", {"weights": whole + adapter, "copies": of_adapter, "activations": forward}, 2.0)
+    quantised = _quantised(of, HALF) + adapter
+    yield Row("MeZO, 4-bit with LoRA", {"weights": quantised, "copies": of_adapter, "activations": forward}, 2.0)
+    yield Row("MeZO, offloaded", note="not there yet")
+
+
+def _quantised(of: Sizes, others: int) -> float:
+    """Bytes of the weights with the language model's linear layers in 4 bits, and `others` a weight for the rest.
+
+    Backpropagation on 4 bits keeps the rest in float32, as PEFT prepares such models; MeZO in bfloat16.
+    """
+    linear = sum(into * out for into, out in of.linears)
+    return NF4 * linear + others * (of.weights - linear)
+
+
+BEST_FIRST = (
+    "full, AdamW",
+    "full, AdamW, checkpointing",
+    "LoRA + AdamW",
+    "LoRA + AdamW, checkpointing",
+    "full, Adafactor, checkpointing",
+    "full, LOMO, checkpointing",
+    "QLoRA + AdamW, checkpointing",
+    "MeZO, full",
+    "MeZO, LoRA",
+    "MeZO, 4-bit with LoRA",
+)
+"""What we would take, by accuracy first (docs/choosing.md): backpropagation wherever it fits, then MeZO."""
+
+
+def choice(found: Sequence[Row], gpu_memory: float) -> Row | None:
+    """The first of `BEST_FIRST` that fits, or None."""
+    by_name = {row.name: row for row in found}
+    return next((by_name[name] for name in BEST_FIRST if by_name[name].fits(gpu_memory)), None)
+
+
+def text(found: Sequence[Row], gpu_memory: float) -> str:
+    """The table, and the choice."""
+    columns = ("weights", "gradients", "masters", "optimizer", "activations", "copies", "cache")
+    lines = [f"| method | {' | '.join(columns)} | GB in all | fits {gpu_memory:g} GB | forwards a step | |"]
+    lines.append("|---" * (len(columns) + 5) + "|")
+    for row in found:
+        cells = [f"{row.bytes[name] / GB:.2f}" if row.bytes.get(name) else "" for name in columns]
+        total, fits = (f"{row.total / GB:.2f}", "yes" if row.fits(gpu_memory) else "no") if row.there else ("", "")
+        forwards = f"{row.forwards:g}" if row.there else ""
+        lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, forwards, row.note])} |")
+    taken = choice(found, gpu_memory)
+    lines += [
+        "",
+        f"We would take: {taken.name}" if taken else "Nothing that trains fits: take a smaller model or batch",
+    ]
+    if taken is not None and taken.name.startswith("MeZO"):
+        lines[-1] += " (no backpropagation fits)"
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Memory of every method, counted, and what we would take.")
+    parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or one of {', '.join(SHAPES)}")
+    parser.add_argument("--gpu-memory", type=float, required=True, metavar="GB", help="of the card, in 10^9 bytes")
+    parser.add_argument("--tokens", type=int, default=1500, help="positions of a row, images among them")
+    parser.add_argument("--batch", type=int, default=1, help="rows of a step")
+    parser.add_argument("--tiles", type=int, default=2, help="tiles of the pictures of a row")
+    parser.add_argument("--supervised", type=int, default=12, help="supervised positions of a row")
+    parser.add_argument("--mm_tunable_parts", default=LANGUAGE_MODEL, help="as for train.py")
+    parser.add_argument("--lora_r", type=int, default=LORA_RANK, help="as for train.py")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    options = _parser().parse_args(argv)
+    for name in ("gpu_memory", "tokens", "batch", "tiles", "supervised", "lora_r"):
+        if not getattr(options, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
+    if options.model not in SHAPES and not Path(options.model).is_dir() and options.model.count("/") != 1:
+        raise InputError(f"--model {options.model}: no such folder; give one, a hub id, or {', '.join(SHAPES)}")
+    batch = Batch(options.batch, options.tokens, options.tiles, options.supervised)
+    found = rows(sizes(options.model), batch, parse_parts(options.mm_tunable_parts), options.lora_r)
+    sys.stdout.write(text(found, options.gpu_memory))
+
+
+if __name__ == "__main__":
+    main()
