@@ -20,6 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from llava.errors import InputError
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.parts.optimizers import GALORE, with_masters
 from llava.train.zo.settings import check_kernel
 
 OF_OPTIMIZERS = ("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
@@ -31,12 +32,12 @@ class One(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.layer = nn.Linear(1, 1, bias=False)
         self.config = SimpleNamespace()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The weight times x."""
-        return self.weight * x
+        return self.layer(x)
 
 
 class OneRecord(Dataset[dict[str, float]]):
@@ -87,8 +88,11 @@ def _build(args: Any) -> None:
     if args.trainer_mode == "zo":
         check_kernel(args.zo_kernel, args.device.type)
     elif not args.deepspeed:
+        if args.optim.value in GALORE:
+            args.optim_target_modules = "all-linear"  # theirs are layers of another model
         kind, options = trainer.get_optimizer_cls_and_kwargs(args, model)
-        optimizer = kind(model.parameters(), **options)
+        groups = [{"params": list(model.parameters()), "weight_decay": args.weight_decay}]
+        optimizer, _ = with_masters(model, kind, options, groups, masters=False)
         model(torch.ones(1, device=args.device)).backward()
         optimizer.step()
         _refuse_unread(args, trainer, (kind, options))
