@@ -24,7 +24,7 @@ from llava.train.parts.adapters import zero_3
 from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.fused_optimizers import FUSED
-from llava.train.parts.low_rank import plain_state, revive_projectors
+from llava.train.parts.low_rank import load_plain_state, plain_state
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.optimizers import fused_options, with_masters
 from llava.train.parts.param_groups import parameter_groups
@@ -87,6 +87,9 @@ class LLaVATrainer(transformers.Trainer):
             # accelerate would train in float32 without a word
             self.accelerator.native_amp = True
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
+        if self.args.optim.value in FUSED:
+            backward = self.accelerator.backward  # which gets a rate for the package's LOMO; groups have theirs
+            self.accelerator.backward = lambda loss, learning_rate=None, **more: backward(loss, **more)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class."""
@@ -248,9 +251,8 @@ class LLaVATrainer(transformers.Trainer):
             self.cycle.load_state_dict(cycle)
         loading = usable(f"{checkpoint}: the state of its optimizer, with these flags,")
         with loading, state.settings_of_flags(self.optimizer, self.lr_scheduler):
-            self.optimizer.load_state_dict(optimizer)
+            load_plain_state(self.optimizer, optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
-        revive_projectors(self.optimizer)
         masters = self.masters if self.cycle is None else self.cycle.masters
         if masters:
             masters.load_state_dict(state.load_state(Path(checkpoint), "masters"), checkpoint)

@@ -108,6 +108,8 @@ def _refuse_unread(args: Any, trainer: LLaVATrainer, built: tuple[Any, Any]) -> 
     """Flags of optimizers that this one is the same without."""
     defaults = {one.name: one.default for one in fields(args)}
     for name in OF_OPTIMIZERS:
+        if name == "optim_target_modules" and args.optim.value in GALORE:
+            continue  # which cannot do without
         other = copy.copy(args)
         setattr(other, name, defaults[name])
         if (

@@ -73,7 +73,7 @@ def _of_galore(values: Any, optim: str) -> Iterator[Refusal]:
     if values.optim_target_modules is None:
         yield (
             f"--optim {optim} needs --optim_target_modules",
-            "names of layers whose gradients are projected, or all-linear",
+            "a pattern of names of layers whose gradients are projected, as .*q_proj, or all-linear",
         )
     if _adapter(values) != "none":
         yield (
@@ -88,7 +88,10 @@ def _of_cycles(values: Any, optim: str) -> Iterator[Refusal]:
     if optim not in OF_CYCLES:
         yield f"{cycle} excludes --optim {optim}", f"blocks are trained by one of {', '.join(OF_CYCLES)}"
     if _adapter(values) != "none":
-        yield f"{cycle} excludes --adapter {_adapter(values)}", "it trains the model's own weights; leave one of them out"
+        yield (
+            f"{cycle} excludes --adapter {_adapter(values)}",
+            "it trains the model's own weights; leave one of them out",
+        )
     if values.bits != 16:
         yield f"{cycle} excludes --bits {values.bits}", "quantised weights cannot be trained themselves"
     if _parts(values) == {PROJECTOR}:
@@ -130,7 +133,10 @@ def _alone(values: Any, what: str, why: str, several: bool = False) -> Iterator[
     if not several and processes > 1:
         yield f"{what} excludes {processes} processes (torchrun --nproc_per_node)", why
     if not several and torch.cuda.device_count() > 1 and not values.use_cpu and processes == 1:
-        yield f"{what} excludes {torch.cuda.device_count()} GPUs in one process", "set CUDA_VISIBLE_DEVICES to one of them"
+        yield (
+            f"{what} excludes {torch.cuda.device_count()} GPUs in one process",
+            "set CUDA_VISIBLE_DEVICES to one of them",
+        )
 
 
 def _shown(value: Any) -> str:

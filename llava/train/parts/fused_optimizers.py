@@ -82,7 +82,7 @@ class Lomo(FusedOptimizer):
         """w = (1 - lr * decay) w - lr g."""
         largest = group["clip_grad_value"]
         for rows in _slices(parameter):
-            slopes = gradient[rows].clamp(-largest, largest) if largest > 0 else gradient[rows]
+            slopes = gradient[rows].float().clamp(-largest, largest) if largest > 0 else gradient[rows]
             _add(parameter, rows, slopes, group["lr"], group["weight_decay"])
 
 
@@ -142,7 +142,7 @@ class AdaLomo(FusedOptimizer):
         matrix = gradient.flatten(1)
         of_rows, of_columns = gradient.new_empty(len(matrix), dtype=torch.float32), 0.0
         for rows in _slices(parameter):
-            squares = matrix[rows].float().square_().add_(eps)
+            squares = matrix[rows].float().square().add_(eps)
             of_rows[rows] = squares.mean(dim=1)
             of_columns = of_columns + squares.sum(dim=0) / len(matrix)
         row = _moving(state, "exp_avg_sq_row", of_rows, kept)

@@ -40,12 +40,24 @@ def plain_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": states}
 
 
-def revive_projectors(optimizer: Optimizer) -> None:
-    """Objects again, after a state of `plain_state` was loaded."""
-    for of_one in optimizer.state.values():
-        if isinstance(of_one.get(_PROJECTOR), dict):
+def load_plain_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Load what `plain_state` gave, with projectors that are objects again.
+
+    They do not pass through torch's own loading, which takes a word, as the kind of a projection, apart.
+    """
+    of_all = state_dict["state"]
+    rest = {n: {name: v for name, v in of_one.items() if name != _PROJECTOR} for n, of_one in of_all.items()}
+    optimizer.load_state_dict({**state_dict, "state": rest})
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if _PROJECTOR in of_all.get(number, {}):
             from galore_torch.galore_projector import GaLoreProjector
 
             projector = GaLoreProjector.__new__(GaLoreProjector)
-            vars(projector).update(of_one[_PROJECTOR])
-            of_one[_PROJECTOR] = projector
+            vars(projector).update(of_all[number][_PROJECTOR])
+            matrix = projector.ortho_matrix
+            projector.ortho_matrix = (
+                [m.to(parameter.device) for m in matrix] if isinstance(matrix, list) else (matrix.to(parameter.device))
+            )
+            optimizer.state[parameter][_PROJECTOR] = projector
