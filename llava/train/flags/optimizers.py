@@ -18,6 +18,7 @@ from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parse_parts
 
 OF_CYCLES = ("adamw_torch", "adamw_torch_fused")
 PACKAGES = {**dict.fromkeys(BITSANDBYTES, "bitsandbytes"), **dict.fromkeys(GALORE, "galore_torch")}
+OF_AN_OPTIMIZER = ("optim", "adafactor", "optim_args", "mm_projector_lr", "mm_vision_tower_lr")
 ENGINES = ("deepspeed", "fsdp")
 Refusal = tuple[str, str]
 
@@ -109,18 +110,18 @@ def _of_bits(values: Any) -> Iterator[Refusal]:
 
 
 def _of_deepspeed(values: Any, given: Collection[str]) -> Iterator[Refusal]:
-    """A file that names its own optimizer, beside `--optim`: DeepSpeed would not use the flag."""
-    if not values.deepspeed or not {"optim", "adafactor", "optim_args"} & set(given):
+    """A file that names its own optimizer, beside flags of one: DeepSpeed would not use them."""
+    flags = [name for name in OF_AN_OPTIMIZER if name in given and getattr(values, name)]
+    if not values.deepspeed or not flags:
         return
     try:
         named = json.loads(Path(values.deepspeed).read_text(encoding="utf-8")).get("optimizer")
     except (OSError, ValueError, AttributeError):
         return  # what is wrong with it is said where it is used
     if named is not None:
-        flag = next(name for name in ("optim", "adafactor", "optim_args") if name in given)
         yield (
-            f"--{flag} {getattr(values, flag)} excludes --deepspeed {values.deepspeed}",
-            "the file names an optimizer of its own; take one of both out",
+            f"--{flags[0]} {getattr(values, flags[0])} excludes --deepspeed {values.deepspeed}",
+            "the file names an optimizer of its own, with one rate; take it out there, or leave out the flag",
         )
 
 
