@@ -36,7 +36,7 @@ from llava.train.zo.step_inputs import frozen_image_modules
 METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 STUDY = {"inference": 3.7, "mezo": 3.7, "adamw": 14.6}  # GB, 0.5B, max_memory_allocated
-LORA = SimpleNamespace(adapter="lora", bits=16, lora_r=64, lora_alpha=16, lora_dropout=0.05, lora_bias="none")
+LORA = SimpleNamespace(adapter="lora", bits=16, lora_r=8, lora_alpha=16, lora_dropout=0.05, lora_bias="none")
 NEW_TOKENS = 4
 TILES = 2
 
