@@ -38,6 +38,7 @@ CHOSEN_LATER = {
     "llava.train.train": {"llava.train.zo.trainer"},
 }
 OPTIONAL = {"av", "decord", "deepspeed", "peft", "bitsandbytes", "wandb", "flash_attn", "triton", "numba", "datasets"}
+OPTIONAL |= {"galore_torch", "lomo_optim"}
 
 
 def module_name(file: Path) -> str:

@@ -138,8 +138,8 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if training_args.lora_enable:
         model = add_adapter(model, training_args)
     select_trainable(model, model_args, training_args, adapter_names(model))
-    if training_args.gradient_checkpointing:
-        model.enable_input_require_grads()
+    if (training_args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        model.enable_input_require_grads()  # reentrant checkpoints have gradients only where an input has one
     return model, tokenizer
 
 

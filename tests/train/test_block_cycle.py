@@ -79,7 +79,7 @@ def test_each_visit_trains_its_block_and_a_cycle_visits_each_once() -> None:
         visited.append(min(block))
     first, second = visited[: LAYERS + 1], visited[LAYERS + 1 :]
     assert len(set(first)) == len(set(second)) == LAYERS + 1
-    assert any([min(cycle_of(network(), seed=s).block(0)) != first[0] for s in range(1, 6)])
+    assert any(min(cycle_of(network(), seed=s).block(0)) != first[0] for s in range(1, 6))
 
 
 def test_a_visit_is_adamw_on_the_block_alone_from_the_beginning() -> None:

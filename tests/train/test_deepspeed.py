@@ -1,4 +1,4 @@
-"""The DeepSpeed files that LLaVA-NeXT's scripts name: two processes on CPUs have the weights of one without DeepSpeed."""
+"""DeepSpeed with the files that LLaVA-NeXT's scripts name: two processes on CPUs have the weights of one without it."""
 
 from __future__ import annotations
 

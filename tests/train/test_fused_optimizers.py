@@ -127,4 +127,5 @@ def test_a_state_is_loaded_as_it_was_saved() -> None:
     resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
     moments = [value for of_one in resumed.state.values() for value in of_one.values() if torch.is_tensor(value)]
     assert len(moments) > 5 and {m.dtype for m in moments} == {torch.float32}
-    assert all(torch.equal(a, b) for a, b in zip(trained(first, unbroken).values(), trained(second, resumed).values()))
+    expected, found = trained(first, unbroken), trained(second, resumed)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

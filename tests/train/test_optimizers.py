@@ -1,4 +1,4 @@
-"""Every `--optim` with every precision: three steps, and a run that goes on after two has the weights of the unbroken."""
+"""Every `--optim` with every precision: three steps; a run that goes on after two has the weights of the unbroken."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     Args:
         args: training arguments; `args.adapter` is one of `ADAPTERS`.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
-    if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    # Without PEFT's prepare_model_for_kbit_training: it makes float32 of all that is not quantised, word embeddings and
+    # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
     return get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
 

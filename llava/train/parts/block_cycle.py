@@ -3,8 +3,8 @@
 Luo et al. 2024, "BAdam: A Memory Efficient Full Parameter Optimization Method for Large Language Models", algorithm 1:
 for some steps Adam runs on one block, from moments of zero; then the next block is drawn, each once a cycle, in an
 order of the seed's. A block is one layer of the language model or the tower; what is trained outside of all layers
-(projector, last norm, `image_newline`) is one more. Word embeddings and head, whose moments and masters alone would take
-more than the rest of a small model, stay as they are, as in the authors' code.
+(projector, last norm, `image_newline`) is one more. Word embeddings and head, whose moments and masters alone would
+take more than the rest of a small model, stay as they are, as in the authors' code.
 """
 
 from __future__ import annotations
