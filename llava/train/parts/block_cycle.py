@@ -34,7 +34,7 @@ def blocks_of(model: Any) -> tuple[list[Named], Named]:
         if isinstance(module, nn.ModuleList)
         for number in range(len(module))
     ]
-    blocks: dict[str, Named] = {layer: {} for layer in layers} | {"": {}}
+    blocks: dict[str, Named] = {layer: {} for layer in [*layers, ""]}
     for name, parameter in trained.items():
         if id(parameter) not in outside:
             blocks[next((layer for layer in layers if name.startswith(layer)), "")][name] = parameter

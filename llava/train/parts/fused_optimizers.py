@@ -36,7 +36,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Nothing but the closure's value."""
         return None if closure is None else closure()
 
@@ -140,11 +140,12 @@ class AdaLomo(FusedOptimizer):
             moments = _moving(state, "exp_avg_sq", gradient.float().square().add_(eps), kept)
             return lambda rows: moments[rows].rsqrt()
         matrix = gradient.flatten(1)
-        of_rows, of_columns = gradient.new_empty(len(matrix), dtype=torch.float32), 0.0
+        of_rows = gradient.new_empty(len(matrix), dtype=torch.float32)
+        of_columns = gradient.new_zeros(matrix.shape[1], dtype=torch.float32)
         for rows in _slices(parameter):
             squares = matrix[rows].float().square().add_(eps)
             of_rows[rows] = squares.mean(dim=1)
-            of_columns = of_columns + squares.sum(dim=0) / len(matrix)
+            of_columns += squares.sum(dim=0) / len(matrix)
         row = _moving(state, "exp_avg_sq_row", of_rows, kept)
         column = _moving(state, "exp_avg_sq_col", of_columns, kept).rsqrt()
         row = (row / row.mean()).rsqrt_()
