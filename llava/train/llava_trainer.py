@@ -87,7 +87,8 @@ class LLaVATrainer(transformers.Trainer):
             # accelerate would train in float32 without a word
             self.accelerator.native_amp = True
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
-        if self.args.optim.value in FUSED:
+        optim: Any = self.args.optim  # an entry of transformers' enumeration by now
+        if optim.value in FUSED:
             backward = self.accelerator.backward  # which gets a rate for the package's LOMO; groups have theirs
             self.accelerator.backward = lambda loss, learning_rate=None, **more: backward(loss, **more)
 
@@ -167,7 +168,7 @@ class LLaVATrainer(transformers.Trainer):
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
             except ValueError as error:  # the layers that are named are not there
                 where = f"--optim_target_modules {self.args.optim_target_modules}"
-                raise InputError(f"--optim {self.args.optim.value} with {where}: {error}") from error
+                raise InputError(f"--optim {self.args.to_dict()['optim']} with {where}: {error}") from error
             groups = parameter_groups(network, self.args)
             if self.args.cycle_blocks:
                 how = self.args.cycle_blocks, self.args.seed
