@@ -51,6 +51,8 @@ OPTIONAL = {
     "triton",
     "numba",
     "datasets",
+    "galore_torch",
+    "lomo_optim",
 }
 
 

@@ -11,6 +11,7 @@ from transformers import TextStreamer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
 from llava.eval.generation import Answerer, Decoding, Question
+from llava.samples.stored import StoredPicture
 
 
 class Dialogue:
@@ -29,7 +30,7 @@ class Dialogue:
         system: str | None = None,
     ) -> None:
         self.answerer = answerer
-        self.images = list(images)
+        self.images: list[Path | StoredPicture] = list(images)
         self.decoding = decoding
         self.system = system
         self.turns: list[tuple[str, str]] = []

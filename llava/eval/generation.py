@@ -109,7 +109,7 @@ class Answerer:
                 cannot take it whole.
         """
         stop = self._stop_mark()
-        output = self._generate(questions, Decoding() if decoding is None else decoding, stop)
+        output = self._generate(questions, Decoding() if decoding is None else decoding, stop, streamer=streamer)
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         return [_cut(text, stop) for text in texts]
 
@@ -137,7 +137,6 @@ class Answerer:
                 pad_token_id=self._pad_id(),
                 stopping_criteria=criteria,
                 use_cache=True,
-                streamer=streamer,
                 **self._image_arguments(questions),
                 **decoding.arguments(),
                 **more,

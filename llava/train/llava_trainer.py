@@ -21,8 +21,12 @@ from llava.runs import run_folder
 from llava.train.order import order_of
 from llava.train.parts import saving
 from llava.train.parts.adapters import zero_3
+from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.feature_cache import FeatureCache
+from llava.train.parts.fused_optimizers import FUSED
+from llava.train.parts.low_rank import load_plain_state, plain_state
 from llava.train.parts.master_weights import MasterWeights
+from llava.train.parts.optimizers import fused_options, with_masters
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.workers import CollateOrRefuse, ItemsOrRefusals
@@ -69,6 +73,8 @@ class LLaVATrainer(transformers.Trainer):
         """All flags of the run, written beside every saved model."""
         self.masters: MasterWeights | None = None
         """Of weights that are trained in 16 bits."""
+        self.cycle: BlockCycle | None = None
+        """Which block of layers is trained, with `--cycle_blocks`."""
         self.feature_cache: FeatureCache | None = None
         """Where features of frozen modules come from, if they are kept."""
 
@@ -77,6 +83,21 @@ class LLaVATrainer(transformers.Trainer):
             # post_layernorm of a SigLIP tower counts as tuned with it, and nothing reads it
             self.args.ddp_find_unused_parameters = True
         super().create_accelerator_and_postprocess()
+        if self.args.fp16 and self.accelerator.device.type == "cpu" and not self.is_deepspeed_enabled:
+            # accelerate would train in float32 without a word
+            self.accelerator.native_amp = True
+            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+        optim: Any = self.args.optim  # an entry of transformers' enumeration by now
+        if optim.value in FUSED:
+            backward = self.accelerator.backward  # which gets a rate for the package's LOMO; groups have theirs
+            self.accelerator.backward = lambda loss, learning_rate=None, **more: backward(loss, **more)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class."""
+        result = super().train(*args, **kwargs)
+        if self.cycle is not None:
+            self.cycle.finish()
+        return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the base class.
@@ -106,8 +127,13 @@ class LLaVATrainer(transformers.Trainer):
 
     def report(self) -> dict[str, Any]:
         """What this kind of trainer adds to report.json."""
-        cache = self.feature_cache
-        return {} if cache is None else {"feature_cache": {"hits": cache.hits, "misses": cache.misses}}
+        cache, cycle = self.feature_cache, self.cycle
+        found: dict[str, Any] = {}
+        if cache is not None:
+            found["feature_cache"] = {"hits": cache.hits, "misses": cache.misses}
+        if cycle is not None:
+            found |= {"trainable_parameters": cycle.trained, "not_in_a_block": sorted(cycle.left_out)}
+        return found
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         """As the base class; an `InputError` of a worker arrives as it is."""
@@ -128,18 +154,28 @@ class LLaVATrainer(transformers.Trainer):
             return EpochSampler(order, seed)
         return super()._get_train_sampler(train_dataset)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """As the base class, but for LOMO and AdaLomo, which are this tree's own."""
+        if str(args.optim.value) in FUSED:
+            return FUSED[args.optim.value], fused_options(args)
+        return transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             network = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            try:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            except ValueError as error:  # the layers that are named are not there
+                where = f"--optim_target_modules {self.args.optim_target_modules}"
+                raise InputError(f"--optim {self.args.to_dict()['optim']} with {where}: {error}") from error
             groups = parameter_groups(network, self.args)
-            masters = MasterWeights(network) if self._wants_masters() else ()
-            if not masters:
-                self.optimizer = optimizer_class(groups, **options)
+            if self.args.cycle_blocks:
+                how = self.args.cycle_blocks, self.args.seed
+                self.cycle = BlockCycle(network, groups, lambda groups: kind(groups, **options), *how)
+                self.masters, self.optimizer = None, self.cycle.optimizer
             else:
-                self.masters = masters
-                self.optimizer = optimizer_class(masters.replace(groups), **options)
-                masters.attach(self.optimizer)
+                self.optimizer, self.masters = with_masters(network, kind, options, groups, self._wants_masters())
         return self.optimizer
 
     def _wants_masters(self) -> bool:
@@ -191,10 +227,13 @@ class LLaVATrainer(transformers.Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)  # their own sharded formats
         elif self.args.should_save:
-            state.save_state(self.optimizer.state_dict(), Path(output_dir), "optimizer")
+            state.save_state(plain_state(self.optimizer.state_dict()), Path(output_dir), "optimizer")
             state.save_state(self.lr_scheduler.state_dict(), Path(output_dir), "scheduler")
-            if self.masters is not None:
-                state.save_state(self.masters.state_dict(), Path(output_dir), "masters")
+            if self.cycle is not None:
+                state.save_state(self.cycle.state_dict(), Path(output_dir), "cycle")
+            masters = self.masters if self.cycle is None else self.cycle.masters
+            if masters:
+                state.save_state(masters.state_dict(), Path(output_dir), "masters")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -206,12 +245,30 @@ class LLaVATrainer(transformers.Trainer):
                 f"{checkpoint} has no {'optimizer' if optimizer is None else 'scheduler'}.json, as after "
                 "--save_only_model: a run cannot go on from it; start a new one from the model (--model_name_or_path)"
             )
+        if self.cycle is not None:
+            cycle = state.load_state(Path(checkpoint), "cycle")
+            if cycle is None:
+                raise InputError(f"{checkpoint} has no cycle.json, so it is of a run without --cycle_blocks")
+            self.cycle.load_state_dict(cycle)
         loading = usable(f"{checkpoint}: the state of its optimizer, with these flags,")
         with loading, state.settings_of_flags(self.optimizer, self.lr_scheduler):
-            self.optimizer.load_state_dict(optimizer)
+            load_plain_state(self.optimizer, optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
-        if self.masters is not None:
-            self.masters.load_state_dict(state.load_state(Path(checkpoint), "masters"), checkpoint)
+        masters = self.masters if self.cycle is None else self.cycle.masters
+        if masters:
+            masters.load_state_dict(state.load_state(Path(checkpoint), "masters"), checkpoint)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            state.save_state(self.accelerator.scaler.state_dict(), Path(output_dir), "scaler")
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.accelerator.scaler is None:
+            return
+        scaler = state.load_state(Path(checkpoint), "scaler")
+        if scaler is None:
+            raise InputError(f"{checkpoint} has no scaler.json: it is of a run without --fp16 True")
+        self.accelerator.scaler.load_state_dict(scaler)
 
     def _save_rng_state(self, output_dir: str) -> None:
         folder = Path(output_dir)

@@ -35,6 +35,7 @@ from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingA
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_gathering, check_paths, check_records
+from llava.train.flags.renamed_flags import checkpointing_options
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
@@ -138,8 +139,8 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if training_args.lora_enable:
         model = add_adapter(model, training_args)
     select_trainable(model, model_args, training_args, adapter_names(model))
-    if training_args.gradient_checkpointing:
-        model.enable_input_require_grads()
+    if checkpointing_options(training_args)["use_reentrant"]:
+        model.enable_input_require_grads()  # reentrant checkpoints have gradients only where an input has one
     return model, tokenizer
 
 

@@ -2,9 +2,10 @@
 
     python scripts/study/memory.py                                     (10 minutes and 16 GB on two CPU cores)
 
-Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained (with LoRA: adapters of the
-language model alone); each method in a process of its own. On CUDA the number is max_memory_allocated; on a CPU it is
-the weights and what the process's resident size grows by. Writes memory.json, memory.md and memory.png.
+Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained (with LoRA: adapters of rank 8 of
+the language model alone); each method in a process of its own. On CUDA the number is max_memory_allocated; on a CPU it
+is the weights and what the process's resident size grows by, or with `--count` (a minute a method) the bytes of live
+tensors, as an allocator counts them. Writes memory.json, memory.md and memory.png.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,25 +23,36 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
 
+from counted import LiveBytes
 from measuring import in_own_process, peak_over_loaded
 from pictures import plot_memory
 from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.train.parts.adapters import add_adapter
+from llava.train.parts.block_cycle import BlockCycle
+from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.saving import adapter_names
 from llava.train.zo.sparse_loss import sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
-METHODS = {"inference": "inference", "mezo": "MeZO", "lora_adamw": "LoRA + AdamW", "adamw": "AdamW"}
+METHODS = {
+    "inference": "inference",
+    "mezo": "MeZO",
+    "lora_adamw": "LoRA + AdamW",
+    "lomo": "LOMO",
+    "adalomo": "AdaLomo",
+    "cycle": "one block at a time",
+    "adamw": "AdamW",
+}
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 STUDY = {"inference": 3.7, "mezo": 3.7, "adamw": 14.6}  # GB, 0.5B, max_memory_allocated
 LORA = SimpleNamespace(
     adapter="lora",
     adapter_targets="mm_language_model",
     bits=16,
-    lora_r=64,
+    lora_r=8,
     lora_alpha=16,
     lora_dropout=0.05,
     lora_bias="none",
@@ -57,7 +69,16 @@ def work(method: str, model: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: model.generate(**asked, max_new_tokens=NEW_TOKENS, do_sample=False)
     if method == "mezo":
         return _mezo(model, inputs, trained)
-    return _adamw(model, inputs, trained)
+    groups = [{"params": trained}]
+    if method in FUSED:
+        return _backward(model, inputs, FUSED[method](groups, lr=1e-9))
+    if method == "cycle":  # the next block after each step, so that all kinds of blocks come
+        cycle = BlockCycle(model, groups, lambda groups: torch.optim.AdamW(groups, lr=1e-9), 1, 0)
+        return _backward(model, inputs, cycle.optimizer, trained)
+    masters = MasterWeights(model)
+    optimizer = torch.optim.AdamW(masters.replace(groups), lr=1e-9)
+    masters.attach(optimizer)
+    return _backward(model, inputs, optimizer, trained)
 
 
 def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
@@ -72,20 +93,16 @@ def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[]
     return run
 
 
-def _adamw(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[], None]:
-    """As LLaVATrainer's regular mode: layers run again in the backward pass, clipped gradients, float32 masters."""
-    masters = MasterWeights(model)
-    optimizer = torch.optim.AdamW(masters.replace([{"params": trained}]), lr=1e-9)
-    masters.attach(optimizer)
+def _backward(model: Any, inputs: dict[str, Any], optimizer: Any, clipped: Sequence[Any] = ()) -> Callable[[], None]:
+    """As LLaVATrainer's regular mode: layers run again in the backward pass; gradients that are kept are clipped."""
     model.train()
     model.gradient_checkpointing_enable()
-    model.enable_input_require_grads()
 
     def run() -> None:
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
             loss = model(**inputs, loss_alone=True).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -96,7 +113,9 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     """Bytes of the weights, and of the peak of two steps over them."""
     device = torch.device(options.device)
     torch.manual_seed(0)
-    model = build(options.shape, torch.bfloat16, device, ALL_PARTS)
+    model = build(options.shape, torch.bfloat16, torch.device("meta") if options.count else device, ALL_PARTS)
+    if options.count:
+        _without_values(model)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     inputs = batch(model, options.tokens, TILES, 12)
     network = model
@@ -105,10 +124,21 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         adapter = adapter_names(network)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in adapter)
-    return {
-        "weights": weights,
-        "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), times=2),
-    }
+    if not options.count:
+        return {"weights": weights, "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), 2)}
+    with LiveBytes() as live:
+        run = work(method, network, inputs)
+        for _ in range(options.steps):
+            run()
+    return {"weights": weights, "over_weights": live.peak}
+
+
+def _without_values(model: Any) -> None:
+    """Storage of its size, whose pages nobody touches."""
+    model.to_empty(device="cpu").tie_weights()
+    for buffer in model.buffers():
+        buffer.zero_()  # positions have to be there
+    model.eval()
 
 
 def table(found: dict[str, dict[str, int]], options: argparse.Namespace) -> str:
@@ -134,6 +164,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--count", action="store_true", help="count live tensors on the CPU, without the arithmetic")
+    parser.add_argument("--steps", type=int, default=2, help="with --count; the second has the optimizer's state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/study"))
     parser.add_argument("--only", choices=METHODS, help=argparse.SUPPRESS)
@@ -141,7 +173,9 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options, options.only)))
         return
-    same = ["--shape", options.shape, "--tokens", str(options.tokens), "--device", options.device]
+    device = "cpu" if options.count else options.device
+    same = ["--shape", options.shape, "--tokens", str(options.tokens), "--device", device]
+    same += ["--steps", str(options.steps), *(["--count"] if options.count else [])]
     options.output.mkdir(parents=True, exist_ok=True)
     found = {}
     for method in options.methods:

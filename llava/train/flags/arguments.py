@@ -17,6 +17,7 @@ from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.model.adapter_kinds import ADAPTERS
 from llava.train.flags.renamed_flags import RenamedFlags
+from llava.train.parts.optimizers import OPTIMIZERS
 
 TRAINER_MODES = ("regular", "zo")
 STRATIFY = ("auto", "off")
@@ -136,7 +137,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     """How the run goes: transformers' own arguments, LLaVA-NeXT's, and those of zeroth-order training."""
 
     cache_dir: str | None = flag(None, "hub cache")
-    optim: str = flag("adamw_torch", "optimizer of trainer_mode regular")
+    optim: str = flag("adamw_torch", f"optimizer of trainer_mode regular: {', '.join(OPTIMIZERS)}")
     remove_unused_columns: bool = flag(False, "drop columns that forward does not take")
     gradient_checkpointing: bool = flag(
         True, "recompute activations in the backward pass; no effect in trainer_mode zo"
@@ -168,6 +169,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "this tree: comma list of the parts that are adapted: mm_language_model, mm_mlp_adapter, mm_vision_tower",
     )
     adapter_tokens: int = flag(20, "this tree: virtual tokens of prefix and prompt")
+    cycle_blocks: int = flag(
+        0,
+        "this tree: N: all weights are trained, one block of layers at a time for N steps each, in the memory of one "
+        "block (BAdam); word embeddings and head stay as they are",
+    )
     lora_enable: bool = flag(False, "as --adapter lora")
     lora_r: int = flag(64, "LoRA rank")
     lora_alpha: int = flag(16, "LoRA scale times rank")

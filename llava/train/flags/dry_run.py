@@ -19,7 +19,9 @@ from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from llava.errors import InputError
+from llava.train.flags.renamed_flags import checkpointing_options
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.parts.optimizers import GALORE, with_masters
 from llava.train.zo.settings import check_kernel
 
 OF_OPTIMIZERS = ("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
@@ -31,12 +33,12 @@ class One(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.layer = nn.Linear(1, 1, bias=False)
         self.config = SimpleNamespace()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The weight times x."""
-        return self.weight * x
+        return self.layer(x)
 
 
 class OneRecord(Dataset[dict[str, float]]):
@@ -87,16 +89,18 @@ def _build(args: Any) -> None:
     if args.trainer_mode == "zo":
         check_kernel(args.zo_kernel, args.device.type)
     elif not args.deepspeed:
+        if args.optim.value in GALORE:
+            args.optim_target_modules = "all-linear"  # theirs are layers of another model
         kind, options = trainer.get_optimizer_cls_and_kwargs(args, model)
-        optimizer = kind(model.parameters(), **options)
+        groups = [{"params": list(model.parameters()), "weight_decay": args.weight_decay}]
+        optimizer, _ = with_masters(model, kind, options, groups, masters=False)
         model(torch.ones(1, device=args.device)).backward()
         optimizer.step()
         _refuse_unread(args, trainer, (kind, options))
     _schedule(args, optimizer)
     if getattr(args, "activation_checkpointing", args.gradient_checkpointing):
-        own = getattr(args, "activation_checkpointing_kwargs", args.gradient_checkpointing_kwargs)
-        how = {"use_reentrant": False, **(own or {})}
-        checkpoint(model, torch.ones(1, device=args.device, requires_grad=True), **how).backward()
+        there = torch.ones(1, device=args.device, requires_grad=True)
+        checkpoint(model, there, **checkpointing_options(args)).backward()
     if args.torch_compile:
         torch.compile(model, **trainer.accelerator.state.dynamo_plugin.to_kwargs())
 
@@ -105,6 +109,8 @@ def _refuse_unread(args: Any, trainer: LLaVATrainer, built: tuple[Any, Any]) -> 
     """Flags of optimizers that this one is the same without."""
     defaults = {one.name: one.default for one in fields(args)}
     for name in OF_OPTIMIZERS:
+        if name == "optim_target_modules" and args.optim.value in GALORE:
+            continue  # which cannot do without
         other = copy.copy(args)
         setattr(other, name, defaults[name])
         if (

@@ -144,6 +144,7 @@ RULES = (
             "optim",
             "optim_args",
             "optim_target_modules",
+            "cycle_blocks",
             "adafactor",
             "adam_beta1",
             "adam_beta2",

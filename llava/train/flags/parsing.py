@@ -38,9 +38,11 @@ from llava.train.flags.arguments import (
 )
 from llava.train.flags.dry_run import dry_run
 from llava.train.flags.effects import check_effects, shown
+from llava.train.flags.optimizers import check_optimizer
 from llava.train.flags.ranges import check_numbers
 from llava.train.objectives import score_of
 from llava.train.parts.build import class_of
+from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.tunable import parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
 
@@ -133,6 +135,8 @@ def _adjust(values: Any, given: Collection[str]) -> None:
         values.gradient_checkpointing = False  # a default that has no meaning there
         if values.zo_journal and not {"save_strategy", "save_steps"} & set(given):
             values.save_strategy = "no"  # the journal keeps every step
+    elif values.optim in FUSED:
+        values.max_grad_norm = 0.0  # a default that has no meaning there
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         values.use_cpu = True  # transformers refuses --bf16 True on a CPU that was not asked for
         if values.tf32:
@@ -201,6 +205,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
         _check_zeroth_order(values, given)
     else:
         Settings.of(values)  # ranges alone
+        check_optimizer(values, given)
     quantisation(values.bits == 8, values.bits == 4)
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:

@@ -97,6 +97,12 @@ class RenamedFlags:
             now.accelerator_config = {**_as_dict(now.accelerator_config), **loader}
 
 
+def checkpointing_options(args: Any) -> dict[str, Any]:
+    """How layers run again in the backward pass, under the name that this version of transformers has for it."""
+    own = getattr(args, "activation_checkpointing_kwargs", args.gradient_checkpointing_kwargs)
+    return {"use_reentrant": False, **(own or {})}
+
+
 # old name -> name in force, where the value is the same
 _SAME_VALUE = (
     ("evaluation_strategy", "eval_strategy"),

@@ -36,14 +36,14 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     Raises:
         InputError: one that starts from weights which DeepSpeed keeps in pieces.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
     from llava.model.tuners import residual, virtual_tokens
 
     if args.adapter in FROM_WEIGHTS and zero_3(args):
         raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
-    if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    # Without PEFT's prepare_model_for_kbit_training: it makes float32 of all that is not quantised, word embeddings and
+    # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
     wrapped: Any = get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
     if args.adapter in FROM_WEIGHTS:

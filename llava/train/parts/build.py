@@ -60,6 +60,8 @@ def get_model(
         bnb_args: further arguments of `from_pretrained`, for quantised loading (`quantisation_of_run`).
     """
     path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
+    if zero_3(training_args):
+        _join_processes()
     config = get_config(model_args, training_args)
     model_class = _model_class(model_args, config)
     if model_args.rope_scaling_factor is not None:
@@ -75,6 +77,14 @@ def get_model(
     model = model_class.from_pretrained(path, **arguments) if sees else load_plain(model_class, str(path), **arguments)
     model.config.use_cache = False
     return model
+
+
+def _join_processes() -> None:
+    """DeepSpeed counts its processes when a model is loaded in pieces; on CPUs nobody has told it of them before."""
+    import deepspeed.comm
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.comm.init_distributed()
 
 
 def get_config(model_args: ModelArguments, training_args: TrainingArguments) -> Any:

@@ -33,10 +33,14 @@ class MasterWeights:
         of = {id(p): self._masters[name] for name, p in self._parameters.items()}
         return [{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups]
 
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The master of a parameter; itself, if it has none."""
+        return next((self._masters[name] for name, p in self._parameters.items() if p is parameter), parameter)
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on a step of `optimizer` begins with the model's gradients and ends with the model's weights."""
-        optimizer.register_step_pre_hook(lambda *_: self._take_gradients())
-        optimizer.register_step_post_hook(lambda *_: self._give_weights())
+        optimizer.register_step_pre_hook(lambda *_: self.take_gradients())
+        optimizer.register_step_post_hook(lambda *_: self.give_weights())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The masters, by the names of their parameters."""
@@ -59,15 +63,17 @@ class MasterWeights:
         with torch.no_grad():
             for name, master in self._masters.items():
                 master.copy_(state[name])
-        self._give_weights()
+        self.give_weights()
 
-    def _take_gradients(self) -> None:
+    def take_gradients(self) -> None:
+        """Gradients of the masters are those of the parameters, which keep none."""
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 self._masters[name].grad = parameter.grad.float()
                 parameter.grad = None  # one copy of a gradient at a time
 
-    def _give_weights(self) -> None:
+    def give_weights(self) -> None:
+        """Parameters are the masters, rounded."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._masters[name])

@@ -1,0 +1,133 @@
+"""Every `--optim` with every precision: three steps; a run that goes on after two has the weights of the unbroken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.errors import InputError
+from llava.train.flags.parsing import parse_arguments
+from llava.train.parts.fused_optimizers import FUSED
+from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS
+from llava.train.train import train
+
+Flags = Callable[..., list[str]]
+PRECISIONS: dict[str, dict[str, bool]] = {
+    "float32": {"bf16": False},
+    "bf16": {"bf16": True},
+    "fp16": {"bf16": False, "fp16": True},
+}
+RATES = {"lomo": 0.1, "adalomo": 1e-2, "sgd": 0.1}
+"""Those that move bfloat16 weights without masters, or need more than Adam's."""
+
+pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
+
+
+@pytest.fixture
+def words(flags: Flags, small_tower_folder: Path) -> Flags:
+    """Command line of three steps of all parts of the smallest model, with a checkpoint after two."""
+
+    def make(optim: str, **changes: Any) -> list[str]:
+        values: dict[str, Any] = {
+            "vision_tower": small_tower_folder,
+            "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+            "optim": optim,
+            "learning_rate": RATES.get(optim, 1e-3),
+            "per_device_train_batch_size": 2,
+            "max_steps": 3,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "optim_target_modules": ".*q_proj" if optim in GALORE else None,
+            "optim_args": "rank=4,update_proj_gap=2" if optim in GALORE else None,
+        }
+        return flags(**values | changes)
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def run_and_resume(words: Flags, tmp_path: Path, optim: str, **changes: Any) -> dict[str, Any]:
+    """The report of a whole run, whose weights are those of one that was broken off after two steps."""
+    train(argv=words(optim, output_dir=tmp_path / "whole", **changes))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
+    train(argv=words(optim, output_dir=tmp_path / "half", **changes))
+    half, whole, before = (weights(tmp_path / name) for name in ("half", "whole", "whole/checkpoint-2"))
+    assert whole.keys() == half.keys() and all(torch.equal(whole[name], half[name]) for name in whole)
+    moved = {name for name in whole if not torch.equal(whole[name], before[name])}
+    assert moved >= {f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1)} and len(moved) > 20
+    assert all(bool(w.isfinite().all()) for w in whole.values())
+    return json.loads((tmp_path / "whole" / "report.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_three_steps_and_a_run_that_goes_on(optim: str, precision: str, words: Flags, tmp_path: Path) -> None:
+    if optim in FUSED and precision == "fp16":
+        with pytest.raises(InputError, match=rf"--optim {optim} excludes --fp16 True"):
+            parse_arguments(words(optim, **PRECISIONS[precision]))
+        return
+    report = run_and_resume(words, tmp_path, optim, **PRECISIONS[precision])
+    assert report["steps"] == 3 and 0 < report["final_loss"] < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_checkpointed_layers_and_accumulated_batches(optim: str, precision: str, words: Flags, tmp_path: Path) -> None:
+    """Either changes a run by rounding alone."""
+    fused = optim in FUSED
+    if fused and precision == "fp16":
+        pytest.skip("refused")
+    plain = {"save_strategy": "no", "max_steps": 1, **PRECISIONS[precision]}
+    train(argv=words(optim, output_dir=tmp_path / "plain", **plain))
+    parts = {} if fused else {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    train(argv=words(optim, output_dir=tmp_path / "parts", gradient_checkpointing=True, **plain, **parts))
+    expected, found = weights(tmp_path / "plain"), weights(tmp_path / "parts")
+    rate = RATES.get(optim, 1e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].float(), value.float(), atol=2.1 * rate, rtol=0.05, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ("adamw_torch", "sgd", "adalomo", "adamw_8bit"))
+def test_an_adapter_with_any_optimizer(optim: str, words: Flags, tmp_path: Path) -> None:
+    train(argv=words(optim, lora_enable=True, lora_r=4, mm_tunable_parts="mm_language_model", bf16=True))
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(bool(w.any()) for name, w in adapter.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", EIGHT_BITS)
+def test_moments_in_8_bits_but_of_word_embeddings(optim: str, words: Flags, tmp_path: Path) -> None:
+    train(argv=words(optim, bf16=True, mm_tunable_parts="mm_language_model"))
+    state = load_file(tmp_path / "out" / "checkpoint-2" / "optimizer.safetensors")
+    large = [tensor for tensor in state.values() if tensor.numel() > 4096]
+    assert large and all(tensor.dtype == torch.float32 for tensor in large)
+
+
+@pytest.mark.slow
+def test_layers_that_are_not_there(words: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(argv=words("galore_adamw", optim_target_modules="nothing"))
+    assert "error: --optim galore_adamw with --optim_target_modules nothing: No target" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_scaled_losses_skip_a_step_that_overflows(words: Flags, tmp_path: Path) -> None:
+    """The first scale is 65,536: what its gradients are divided by is what a run in float32 has."""
+    train(argv=words("sgd", **PRECISIONS["fp16"]))
+    scaler = json.loads((tmp_path / "out" / "checkpoint-2" / "scaler.json").read_text())
+    assert scaler["scale"] >= 1 and scaler["_growth_tracker"] <= 2
+    assert not list((tmp_path / "out").rglob("*.pt"))
