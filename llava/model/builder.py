@@ -20,6 +20,7 @@ from llava.model.families import config_for, is_llava_config, model_class_for, o
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
 from llava.model.own_settings import read_config
+from llava.model.quantised import SETTINGS, base_arguments, dequantise, is_quantised, keep_dtypes, ready_for_adapters
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,16 @@ def load_pretrained_model(
         model_base: the model that `model_path` was trained from.
         model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
             that names a tower.
-        load_8bit, load_4bit: quantise with bitsandbytes (4 bit: nf4, double quantisation, float16 compute).
+        load_8bit, load_4bit: quantise with bitsandbytes (4 bit: nf4, double quantisation, float16 compute). With
+            `model_base` it is the base: in the settings of the run, if that was on as many bits. An adapter then stays
+            beside its layers; on a base that is not quantised it becomes weights.
         device_map: as for transformers; without a GPU the model goes to the CPU.
         torch_dtype: "float32", "float16", "bfloat16", "auto" (as stored) or a torch.dtype.
         attn_implementation: flash_attention_2 becomes sdpa, with a warning, where it is not available.
         customized_config: used in place of the checkpoint's config.
         overwrite_config: entries set on the config before loading, such as `{"mm_vision_tower": DIR}`.
-        kwargs: `multimodal`; the rest goes to `from_pretrained`.
+        kwargs: `multimodal`; `dequantise=True`, a base that is quantised as asked and then goes on as ordinary weights
+            of what that left; the rest goes to `from_pretrained`.
 
     Returns:
         (tokenizer, model in eval mode, image processor or None for a plain language model, context length).
@@ -99,10 +103,16 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     family = model_class_for(base_config, base)
     config = family.config_class.from_dict(config.to_dict() | {"model_type": family.config_class.model_type})
     config._name_or_path = str(path)
+    arguments |= base_arguments(config.to_dict().get(SETTINGS), arguments.pop(SETTINGS, None), path)
+    if hasattr(config, SETTINGS):
+        delattr(config, SETTINGS)  # the library would look for quantised weights in the base's files
+    backwards = arguments.pop("dequantise", False)
     tokenizer = load_tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
+    if backwards:
+        dequantise(model)
     wanted = max(rows, len(tokenizer))
     if wanted > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(wanted, mean_resizing=False)
@@ -153,7 +163,7 @@ def _merge_lora(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _merged(model: Any, path: str) -> Any:
-    """The model with the adapter of a folder or hub id in its weights.
+    """The model with the adapter of a folder or hub id in its weights or, if they are quantised, beside them.
 
     Raises:
         InputError: the adapter is damaged, incomplete, or another model's.
@@ -162,19 +172,21 @@ def _merged(model: Any, path: str) -> Any:
         raise InputError(f"{path} is a LoRA checkpoint: install peft (pip install peft).")
     from peft import PeftModel, get_peft_model_state_dict
 
-    logger.info("merging the LoRA weights of %s", path)
+    logger.info("putting the adapter of %s on its base", path)
     file = next((found for name in LORA_FILES if (found := find_file(path, name)) is not None), None)
     if file is None:
         raise InputError(f"{path}: adapter_config.json has no {' or '.join(LORA_FILES)} beside it")
     stored = set(read_tensors(file))
     with usable(f"{path}: its LoRA adapter, with this base,"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing weights, which are refused
-        wrapped = PeftModel.from_pretrained(model, path)
+        wrapped = PeftModel.from_pretrained(ready_for_adapters(model), path)
         wanted = set(get_peft_model_state_dict(wrapped))
     if stored != wanted:
         lacking, over = sorted(wanted - stored), sorted(stored - wanted)
         problem = f"lacks {lacking[0]}" if lacking else f"holds {over[0]}, which has no place in this base"
         raise InputError(f"{file}: {problem}; give the whole adapter, and as model_base the model it was trained from")
+    if is_quantised(model):  # rounding their sum to 4 or 8 bits again would lose most of the adapter
+        return keep_dtypes(wrapped.get_base_model())
     return wrapped.merge_and_unload()
 
 
@@ -185,7 +197,13 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         model = load_plain(AutoModelForCausalLM, path, **arguments)
         check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
         return tokenizer, model
-    return load_tokenizer(base), _merged(load_plain(AutoModelForCausalLM, base, **arguments), path)
+    of_run = read_config(path).get(SETTINGS)
+    arguments |= base_arguments(of_run, arguments.pop(SETTINGS, None), path)
+    backwards = arguments.pop("dequantise", False)
+    model = load_plain(AutoModelForCausalLM, base, **arguments)
+    if backwards:
+        dequantise(model)
+    return load_tokenizer(base), _merged(model, path)
 
 
 def _names_tower(path: str) -> bool:

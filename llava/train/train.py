@@ -217,6 +217,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "model": model_args.model_name_or_path,
             "trainer_mode": trainer.args.trainer_mode,
             "mm_tunable_parts": model_args.mm_tunable_parts,
+            "bits": trainer.args.bits,
             "steps": trainer.state.global_step,
             "accuracy_before": None,
             "accuracy_after": None,

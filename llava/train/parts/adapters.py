@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from llava.model.quantised import keep_dtypes, ready_for_adapters
+
 ADAPTERS = ("none", "lora", "rslora", "dora", "ia3", "ln")
 """Hu et al. 2021; Kalajdzievski 2023; Liu et al. 2024 (DoRA); Liu et al. 2022 (IA3); Zhao et al. 2023 (norms alone)."""
 
@@ -27,12 +29,12 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     Args:
         args: training arguments; `args.adapter` is one of `ADAPTERS`.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
-    if args.bits != 16 and args.trainer_mode != "zo":  # forwards alone need no weights in float32
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    # PEFT's preparation for a base in 4 or 8 bits would cast tower, projector, embeddings and head to float32
+    model = ready_for_adapters(model)
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
-    return get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
+    return keep_dtypes(get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args)))
 
 
 def _config(model: nn.Module, args: Any) -> Any:
