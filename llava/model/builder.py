@@ -21,6 +21,7 @@ from llava.model.load_settings import quantisation, resolve_attention, resolve_d
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
 from llava.model.own_settings import read_config
 from llava.model.quantised import SETTINGS, base_arguments, dequantise, is_quantised, keep_dtypes, ready_for_adapters
+from llava.model.quantised_scales import SCALES_FILE, load_scales
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def load_pretrained_model(
 
 
 def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """A base model plus what a LoRA or adapter-only run saved."""
+    """A base model plus what a run saved of an adapter, a projector or scales."""
     # The run's config may come from a language model of the same family without images, so the base decides.
     base_config = config_for(base)
     family = model_class_for(base_config, base)
@@ -111,13 +112,19 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
+    scales = find_file(path, SCALES_FILE)
+    others = None if scales is None else load_scales(model, read_tensors(scales), scales)
     if backwards:
         dequantise(model)
     wanted = max(rows, len(tokenizer))
     if wanted > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(wanted, mean_resizing=False)
+    if others is not None:
+        _load_others(model, path, others, SCALES_FILE)
+        return tokenizer, model
     if find_file(path, "adapter_config.json") is not None:
-        return tokenizer, _merge_lora(model, path, _non_lora_tensors(path))
+        _load_others(model, path, _non_lora_tensors(path), " or ".join(NON_LORA_FILES))
+        return tokenizer, _merged(model, path)
     load_adapter(model.get_model(), adapter_file(path))
     _load_embeddings(model, path)
     return tokenizer, model
@@ -151,15 +158,15 @@ def _model_name(key: str) -> str:
     return key.removeprefix("model.") if key.startswith("model.model.") else key
 
 
-def _merge_lora(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    with usable(f"{path}: its {' or '.join(NON_LORA_FILES)}"):
+def _load_others(model: Any, path: str, tensors: dict[str, torch.Tensor], files: str) -> None:
+    """What a run trained beside its adapter or scales, by the names of the model's own parameters."""
+    with usable(f"{path}: its {files}"):
         result = model.load_state_dict(tensors, strict=False)
     if result.unexpected_keys:
         raise InputError(
             f"{path}: weights without a place in the model: {', '.join(sorted(result.unexpected_keys)[:5])}."
         )
     load_learned_tokens(model.get_model(), tensors, path)
-    return _merged(model, path)
 
 
 def _merged(model: Any, path: str) -> Any:

@@ -23,6 +23,7 @@ from llava.model.checkpoint_files import find_file, read_json
 from llava.model.loading import adapter_file
 from llava.model.own_settings import read_config
 from llava.model.quantised import SETTINGS, bits_of
+from llava.model.quantised_scales import SCALES_FILE
 from llava.utils import setup_logging
 
 MERGED = ("LORA", "IA3", "LN_TUNING")
@@ -99,6 +100,8 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
 
 def _check_kind(adapter: str) -> None:
     file = find_file(adapter, "adapter_config.json")
+    if file is None and find_file(adapter, SCALES_FILE) is not None:
+        return
     if file is None:
         adapter_file(adapter)  # says what is missing
         return
@@ -113,7 +116,7 @@ def _check_kind(adapter: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     parser = argparse.ArgumentParser(description="Make one checkpoint of an adapter and its base.")
-    parser.add_argument("--adapter", required=True, help="output folder of a LoRA or projector-only run")
+    parser.add_argument("--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales")
     parser.add_argument("--base", required=True, help="model that it was trained from: folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="folder of the result; new or empty")
     options = parser.parse_args(argv)

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     before = accuracy("before", model_args.model_name_or_path)
     if not trained:
         run_training(train_flags, options.num_gpus)
-    base = model_args.model_name_or_path if training_args.lora_enable or adapter_only(training_args) else None
+    partial = training_args.lora_enable or training_args.zo_quantized_scales or adapter_only(training_args)
+    base = model_args.model_name_or_path if partial else None
     after = accuracy("after", str(folder), base)
     found = {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
     report = update_report(folder, found)

@@ -226,6 +226,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         None,
         "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",
     )
+    zo_quantized_scales: bool = flag(
+        False,
+        "MeZO: train the scales of a base in 4 or 8 bits (--bits) in place of its weights, without an adapter (QZO); the "
+        "scales are then not quantised themselves (--double_quant False)",
+    )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 
     def __post_init__(self) -> None:
