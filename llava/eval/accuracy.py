@@ -88,7 +88,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of bits, for `from_pretrained`; computed in the dtype of the rest of the model, as in training.
+    """What the flags say of bits, for `from_pretrained`; computed in the dtype of the other weights, as in training.
 
     Raises:
         InputError: a value that is not allowed, or that would have no effect.

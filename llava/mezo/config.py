@@ -53,7 +53,7 @@ class MeZOConfig:
     """Share that the mean square of "normalized" keeps of what it was a step ago, from 0 to below 1."""
 
     clip: float = 0.0
-    """Projected gradients are cut off at this size before the rule sees them (QZO's clip, Shang et al. 2025); 0: not."""
+    """Projected gradients are cut off at this size before the rule sees them (QZO, Shang et al. 2025); 0: not."""
 
     window: int = 20
     """Steps that "momentum", "adam" and "adamu" look back, and whose noise is computed again; 1 to 256."""

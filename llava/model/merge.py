@@ -2,9 +2,9 @@
 
     python -m llava.model.merge --adapter runs/mine --base MODEL --output merged
 
-The result is in the base's dtype and needs neither PEFT nor the base. Of a run on a base in 4 or 8 bits, the base is quantised
-as there, and what that left of its weights is merged, in the dtype of the run: a warning says how far the logits of the
-result are from those of the model that was trained. Exit codes: 2, wrong folders.
+The result is in the base's dtype and needs neither PEFT nor the base. Of a run on a base in 4 or 8 bits, the base is
+quantised as there, and what that left of its weights is merged, in the dtype of the run: a warning says how far the
+logits of the result are from those of the model that was trained. Exit codes: 2, wrong folders.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def merge(adapter: str, base: str, output: Path) -> None:
     if expected is not None:
         distance, others = apart(probe(model), expected)
         logger.warning(
-            "%s was trained on its base in %d bits, whose weights are now ordinary ones: on %d random tokens the logits of "
-            "the merged model are %.2g %% away from those of the trained one (of their norm), and the likeliest next token "
-            "is another one for %.1f %%",
+            "%s was trained on its base in %d bits, whose weights are now ordinary ones: on %d random tokens the logits "
+            "of the merged model are %.2g %% away from those of the trained one (of their norm), and the likeliest next "
+            "token is another one for %.1f %%",
             adapter,
             bits,
             PROBE_TOKENS,
@@ -92,8 +92,12 @@ def probe(model: Any) -> torch.Tensor:
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    """How far logits [tokens, vocabulary] are from others: the norm of the difference as a share of the others' norm, and
-    the share of tokens after which another one is the likeliest."""
+    """How far logits [tokens, vocabulary] are from others.
+
+    Returns:
+        The norm of the difference as a share of the others' norm, and the share of tokens after which another one is
+        the likeliest.
+    """
     distance = float((found - expected).norm() / expected.norm())
     return distance, float((found.argmax(1) != expected.argmax(1)).float().mean())
 
@@ -116,7 +120,9 @@ def _check_kind(adapter: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     parser = argparse.ArgumentParser(description="Make one checkpoint of an adapter and its base.")
-    parser.add_argument("--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales")
+    parser.add_argument(
+        "--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales"
+    )
     parser.add_argument("--base", required=True, help="model that it was trained from: folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="folder of the result; new or empty")
     options = parser.parse_args(argv)

@@ -17,6 +17,8 @@ SETTINGS = "quantization_config"
 """Entry of config.json, and argument of `from_pretrained`."""
 FOUR, EIGHT = "Linear4bit", "Linear8bitLt"
 """bitsandbytes' layers, and PEFT's around them."""
+SCALED = "Scaled"
+"""In front of these names, in `quantised_scales.py`."""
 
 
 def bits_of(settings: Any) -> int:
@@ -53,8 +55,13 @@ def base_arguments(of_run: Mapping[str, Any] | None, asked: Any, path: str) -> d
 
 def quantised_layers(model: nn.Module) -> dict[str, Any]:
     """bitsandbytes' layers by name; PEFT's, which hold one each, are none of them."""
-    kinds = (FOUR, EIGHT)
-    return {n: m for n, m in model.named_modules() if type(m).__name__ in kinds and isinstance(m, nn.Linear)}
+    return {n: m for n, m in model.named_modules() if kind_of(m) is not None and isinstance(m, nn.Linear)}
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """`FOUR` or `EIGHT`, also where its scales are trained; None for any other layer."""
+    name = type(layer).__name__.removeprefix(SCALED)
+    return name if name in (FOUR, EIGHT) else None
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -65,11 +72,11 @@ def is_quantised(model: nn.Module) -> bool:
 def ready_for_adapters(model: nn.Module) -> nn.Module:
     """The model, whose layers in 8 bits never give up their scales.
 
-    PEFT's DoRA moves a layer's weight whenever it asks for it. On a CPU that makes a new one that has no scales, and the
-    layer's next forward would take these for its own.
+    PEFT's DoRA moves a layer's weight whenever it asks for it. On a CPU that makes a new one that has no scales, and
+    the layer's next forward would take these for its own.
     """
     for layer in quantised_layers(model).values():
-        if type(layer).__name__ == EIGHT:
+        if kind_of(layer) == EIGHT:
             layer.init_8bit_state = partial(_take_scales, layer)
     return model
 
@@ -86,7 +93,7 @@ def keep_dtypes(model: nn.Module) -> nn.Module:
     PEFT's IA3 on a quantised layer gives float32, which attention refuses beside queries in 16 bits.
     """
     for layer in model.modules():
-        if type(layer).__name__ in (FOUR, EIGHT) and hasattr(layer, "ia3_l"):
+        if kind_of(layer) is not None and hasattr(layer, "ia3_l"):
             layer.register_forward_hook(_as_given)
     return model
 
@@ -116,7 +123,7 @@ def weight_of(layer: Any) -> torch.Tensor:
     """What the weight [out, in] of a layer in 4 or 8 bits stands for."""
     from bitsandbytes import functional
 
-    if type(layer).__name__ == FOUR:
+    if kind_of(layer) == FOUR:
         weight: torch.Tensor = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         return weight
     scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB

@@ -1,10 +1,10 @@
 """The scales of a language model's layers in 4 or 8 bits as parameters of their own: what QZO trains.
 
-A weight in 4 bits is code * scale, with a scale ("absmax") for each block of 64, in 8 bits code * scale / 127 with a scale
-for each row. The codes stay, the scales are perturbed and updated (Shang et al. 2025, "Fine-tuning Quantized Neural
-Networks with Zeroth-order Optimization", section 3.2). bitsandbytes has them as float32 vectors beside the codes, unless
-they are quantised themselves (double quantisation). As a parameter `scales` of its layer such a vector has a name, a
-number and noise of its own, and the perturbed forward reads it as any other.
+A weight in 4 bits is code * scale, with a scale ("absmax") for each block of 64, in 8 bits code * scale / 127 with a
+scale for each row. The codes stay, the scales are perturbed and updated (QZO: Shang et al. 2025, "Fine-tuning Quantized
+Neural Networks with Zeroth-order Optimization"). bitsandbytes has them as float32 vectors beside the codes, unless they
+are quantised themselves (double quantisation). As a parameter `scales` of its layer such a vector has a name, a number
+and noise of its own, and the perturbed forward reads it as any other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llava.errors import InputError
-from llava.model.quantised import FOUR, quantised_layers
+from llava.model.quantised import FOUR, SCALED, kind_of, quantised_layers
 
 SCALES_FILE = "quantized_scales.safetensors"
 SCALES = "scales"
@@ -51,7 +51,7 @@ def scales_of(layer: Any) -> torch.Tensor:
     Raises:
         InputError: they are quantised themselves.
     """
-    if FOUR in type(layer).__name__:
+    if kind_of(layer) == FOUR:
         state = layer.weight.quant_state
         if state.nested:
             raise InputError("--zo_quantized_scales True: these scales are in 8 bits themselves: --double_quant False")
@@ -66,11 +66,11 @@ def scales_of(layer: Any) -> torch.Tensor:
 def _class_of(kind: type[Any]) -> type[Any]:
     """The class of bitsandbytes with a forward that reads the parameter."""
     forward = _forward_in_4_bits if kind.__name__ == FOUR else _forward_in_8_bits
-    return type(f"Scaled{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"{SCALED}{kind.__name__}", (kind,), {"forward": forward})
 
 
 def _forward_in_4_bits(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """As the class it stands for, except that on a CPU with AVX-512 no copy of the weights in another layout is made."""
+    """As the class it stands for, except that on a CPU with AVX-512 weights and scales keep their layout."""
     import bitsandbytes
 
     state = copy.copy(layer.weight.quant_state)

@@ -229,8 +229,8 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_quantized_scales: bool = flag(
         False,
-        "MeZO: train the scales of a base in 4 or 8 bits (--bits) in place of its weights, without an adapter (QZO); the "
-        "scales are then not quantised themselves (--double_quant False)",
+        "MeZO: train the scales of a base in 4 or 8 bits (--bits) in place of its weights, without an adapter (QZO); "
+        "they are then not quantised themselves (--double_quant False)",
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 

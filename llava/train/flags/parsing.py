@@ -219,20 +219,25 @@ def _check_bits(values: Any, given: Collection[str]) -> None:
         if values.bits == 16:
             raise InputError("--zo_quantized_scales True needs a base with scales: give --bits 4 or 8")
         if adapted:
-            raise InputError("--zo_quantized_scales True excludes --adapter: the scales are trained in place of weights")
+            raise InputError(
+                "--zo_quantized_scales True excludes --adapter: the scales are trained in place of weights"
+            )
         if values.bits == 4 and values.double_quant and "double_quant" in given:
             raise InputError(
-                "--double_quant True excludes --zo_quantized_scales True: it keeps the scales themselves in 8 bits. Leave "
-                "it out"
+                "--double_quant True excludes --zo_quantized_scales True: it keeps the scales themselves in 8 bits. "
+                "Leave it out"
             )
-        if (values.mm_tunable_parts and LANGUAGE_MODEL not in parse_parts(values.mm_tunable_parts)) or adapter_only(values):
+        if (values.mm_tunable_parts and LANGUAGE_MODEL not in parse_parts(values.mm_tunable_parts)) or adapter_only(
+            values
+        ):
             raise InputError(
-                f"--zo_quantized_scales True trains scales of the language model: add {LANGUAGE_MODEL} to --mm_tunable_parts"
+                f"--zo_quantized_scales True trains scales of the language model: add {LANGUAGE_MODEL} to "
+                "--mm_tunable_parts"
             )
     elif values.bits != 16 and not adapted and not adapter_only(values):
         raise InputError(
-            f"--bits {values.bits}: weights in {values.bits} bits cannot be trained themselves. Give --adapter lora (or "
-            "another kind), --mm_tunable_parts mm_mlp_adapter for the projector alone, or with --trainer_mode zo "
+            f"--bits {values.bits}: weights in {values.bits} bits cannot be trained themselves. Give --adapter lora "
+            "(or another kind), --mm_tunable_parts mm_mlp_adapter for the projector alone, or --trainer_mode zo with "
             "--zo_quantized_scales True"
         )
 
