@@ -49,9 +49,9 @@ def merge(adapter: str, base: str, output: Path) -> None:
     if expected is not None:
         distance, others = apart(probe(model), expected)
         logger.warning(
-            "%s was trained on its base in %d bits, whose weights are now ordinary ones: on %d random tokens the logits "
-            "of the merged model are %.2g %% away from those of the trained one (of their norm), and the likeliest next "
-            "token is another one for %.1f %%",
+            "%s was trained on its base in %d bits, whose weights are now ordinary ones: on %d random tokens the "
+            "logits of the merged model are %.2g %% away from those of the trained one (of their norm), and the "
+            "likeliest next token is another one for %.1f %%",
             adapter,
             bits,
             PROBE_TOKENS,

@@ -63,7 +63,7 @@ def scales_of(layer: Any) -> torch.Tensor:
 
 
 @functools.cache
-def _class_of(kind: type[Any]) -> type[Any]:
+def _class_of(kind: Any) -> type[Any]:
     """The class of bitsandbytes with a forward that reads the parameter."""
     forward = _forward_in_4_bits if kind.__name__ == FOUR else _forward_in_8_bits
     return type(f"{SCALED}{kind.__name__}", (kind,), {"forward": forward})
