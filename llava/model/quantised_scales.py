@@ -41,7 +41,7 @@ def train_scales(model: nn.Module) -> frozenset[str]:
         raise InputError("--zo_quantized_scales True: the model has no layer in 4 or 8 bits")
     for layer in layers.values():
         layer.register_parameter(SCALES, nn.Parameter(scales_of(layer)))
-        layer.__class__ = _class_of(type(layer))
+        layer.__class__ = _class_of(type(layer).__name__)
     return frozenset(f"{name}.{SCALES}" for name in layers)
 
 
@@ -63,10 +63,12 @@ def scales_of(layer: Any) -> torch.Tensor:
 
 
 @functools.cache
-def _class_of(kind: Any) -> type[Any]:
-    """The class of bitsandbytes with a forward that reads the parameter."""
-    forward = _forward_in_4_bits if kind.__name__ == FOUR else _forward_in_8_bits
-    return type(f"{SCALED}{kind.__name__}", (kind,), {"forward": forward})
+def _class_of(kind: str) -> type[Any]:
+    """bitsandbytes' class of this name with a forward that reads the parameter."""
+    from bitsandbytes import nn as layers
+
+    forward = _forward_in_4_bits if kind == FOUR else _forward_in_8_bits
+    return type(f"{SCALED}{kind}", (getattr(layers, kind),), {"forward": forward})
 
 
 def _forward_in_4_bits(layer: Any, x: torch.Tensor) -> torch.Tensor:
