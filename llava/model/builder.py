@@ -59,8 +59,8 @@ def load_pretrained_model(
         attn_implementation: flash_attention_2 becomes sdpa, with a warning, where it is not available.
         customized_config: used in place of the checkpoint's config.
         overwrite_config: entries set on the config before loading, such as `{"mm_vision_tower": DIR}`.
-        kwargs: `multimodal`; `dequantise=True`, a base that is quantised as asked and then goes on as ordinary weights
-            of what that left; the rest goes to `from_pretrained`.
+        kwargs: `multimodal`; `dequantise=True`, a `model_base` that is quantised as asked and goes on as ordinary
+            weights of what that left; the rest goes to `from_pretrained`.
 
     Returns:
         (tokenizer, model in eval mode, image processor or None for a plain language model, context length).

@@ -214,15 +214,17 @@ def test_a_zo_run_goes_on_and_replays_bit_for_bit(kind: str, bits: int, words: W
 
 @pytest.mark.slow
 @both
-def test_a_regular_run_goes_on_bit_for_bit(bits: int, words: Words, tmp_path: Path) -> None:
-    flags = {"bits": bits, "adapter": "lora", "save_strategy": "steps", "save_steps": 2}
+@pytest.mark.parametrize("kind", ["lora", "scales"])
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(kind: str, bits: int, words: Words, tmp_path: Path) -> None:
+    zo = {"trainer_mode": "zo", "zo_journal": False, **SCALES}
+    flags = {"bits": bits, "save_strategy": "steps", "save_steps": 2, **(zo if kind == "scales" else {"adapter": kind})}
+    names = [SCALES_FILE] if kind == "scales" else ["adapter_model.safetensors", "non_lora_trainables.safetensors"]
     train(argv=words(**flags))
     shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
     train(argv=words("cut", **flags))
-    for name in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
+    for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-    early = load_file(tmp_path / "cut" / "checkpoint-2" / "adapter_model.safetensors")
-    late = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    early, late = (load_file(tmp_path / where / names[0]) for where in ("cut/checkpoint-2", "out"))
     assert any(not torch.equal(early[name], late[name]) for name in early)
 
 
