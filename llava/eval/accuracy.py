@@ -4,7 +4,8 @@
 
 prints total, correct and accuracy and writes them, with the settings, to answers.json beside the answers. Called again
 after an interruption it continues where it stopped. `--metric` is exact (default), choice or relaxed, see
-`llava.eval.metrics`; the reference of a record is its last answer.
+`llava.eval.metrics`; the reference of a record is its last answer. `--bits 4|8` quantises as training with that flag
+does: the model or, with `--model-base`, the base, beside whose layers an adapter then stays.
 
     python -m llava.eval.accuracy --journal RUN/mezo_journal --step 500 --data ...
     python -m llava.eval.accuracy --journal RUN/mezo_journal --all-steps 500 --data ... --output steps.jsonl
@@ -37,7 +38,8 @@ from llava.eval.scoring import check_field, evaluate, grouped
 from llava.eval.shots import Demonstration, draw
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
-from llava.model.own_settings import template_of
+from llava.model.load_settings import DTYPES, quantisation, resolve_dtype
+from llava.model.own_settings import read_config, template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
@@ -67,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
+    parser.add_argument("--bits", type=int, default=16, help="4 or 8: load with bitsandbytes, as in training")
+    parser.add_argument("--quant-type", default="nf4", help="with --bits 4: nf4 or fp4")
+    parser.add_argument("--double-quant", default="True", help="with --bits 4: True or False")
     parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
     parser.add_argument("--max-image-pixels", type=int, help="as in training")
@@ -116,6 +121,42 @@ def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
         return draw(records, arguments.shots, arguments.shots_seed, arguments.image_folder)
 
 
+def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of bits, for `from_pretrained`; computed in the dtype of the other weights, as in training.
+
+    Raises:
+        InputError: a value that is not allowed, or that would have no effect.
+    """
+    bits, kind, double = arguments.bits, arguments.quant_type, arguments.double_quant
+    for flag, value, allowed in (
+        ("bits", bits, (4, 8, 16)),
+        ("quant-type", kind, ("nf4", "fp4")),
+        ("double-quant", double, ("True", "False")),
+    ):
+        if value not in allowed:
+            raise InputError(f"--{flag} {value}: allowed are {', '.join(map(str, allowed))}")
+    if bits != 4 and (kind, double) != ("nf4", "True"):
+        raise InputError(f"--quant-type and --double-quant have no effect with --bits {bits}: they are for 4")
+    if bits == 16:
+        return {}
+    if arguments.journal is not None:
+        raise InputError(f"--bits {bits} excludes --journal, whose models are whole ones: write a step and give that")
+    given = arguments.torch_dtype
+    if given == "auto":
+        given = _own_dtype(arguments.model_path, arguments.model_base)
+    return quantisation(bits == 8, bits == 4, resolve_dtype(given), double == "True", kind)
+
+
+def _own_dtype(path: str, base: str | None) -> str:
+    """The dtype that a checkpoint says of itself or, where it says none, that its base does; else float16."""
+    entries = [config.get(name) for config in map(read_config, filter(None, (path, base))) for name in DTYPE_ENTRIES]
+    return next((entry for entry in entries if entry in DTYPES), "float16")
+
+
+DTYPE_ENTRIES = ("dtype", "torch_dtype")
+"""Of config.json, by the age of transformers."""
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
@@ -127,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.group_by is not None:
         check_field(records, arguments.group_by)
     arguments.demonstrations = _demonstrations(arguments)
-    run = _journaled(arguments)
+    run, quantised = _journaled(arguments), _quantised(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)
         return
@@ -136,9 +177,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def load() -> tuple[Any, Any, Any]:
         given = arguments.torch_dtype, arguments.attn_implementation
-        return load_model(arguments.model_path, arguments.model_base, *given)
+        return load_model(arguments.model_path, arguments.model_base, *given, quantised)
 
-    _evaluate_into(arguments.output, _settings(arguments), arguments, records, load)
+    settings = _settings(arguments) | {name: value.to_dict() for name, value in quantised.items()}
+    _evaluate_into(arguments.output, settings, arguments, records, load)
 
 
 def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> None:

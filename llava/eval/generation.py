@@ -208,8 +208,14 @@ class Answerer:
         return mark if mark and mark.strip() and mark not in self.tokenizer.all_special_tokens else None
 
 
-def load_model(path: str, base: str | None, dtype: str, attention: str = "sdpa") -> tuple[Any, Any, Any]:
-    """(model, tokenizer, image processor) of a LLaVA checkpoint, on the GPU where there is one."""
+def load_model(
+    path: str, base: str | None, dtype: str, attention: str = "sdpa", quantised: dict[str, Any] | None = None
+) -> tuple[Any, Any, Any]:
+    """(model, tokenizer, image processor) of a LLaVA checkpoint, on the GPU where there is one.
+
+    Args:
+        quantised: arguments of `from_pretrained` that say how (`load_settings.quantisation`).
+    """
     tokenizer, model, image_processor, _ = load_pretrained_model(
         path,
         base,
@@ -218,6 +224,7 @@ def load_model(path: str, base: str | None, dtype: str, attention: str = "sdpa")
         torch_dtype=dtype,
         attn_implementation=attention,
         multimodal=True,
+        **(quantised or {}),
     )
     return model, tokenizer, image_processor
 

@@ -52,6 +52,9 @@ class MeZOConfig:
     rms_decay: float = 0.99
     """Share that the mean square of "normalized" keeps of what it was a step ago, from 0 to below 1."""
 
+    clip: float = 0.0
+    """Projected gradients are cut off at this size before the rule sees them (QZO, Shang et al. 2025); 0: not."""
+
     window: int = 20
     """Steps that "momentum", "adam" and "adamu" look back, and whose noise is computed again; 1 to 256."""
 
@@ -108,6 +111,9 @@ class MeZOConfig:
             _check_number(name, share)
             if not 0 <= share < 1:
                 raise ValueError(f"{name} is {share}; it must be at least 0 and below 1")
+        _check_number("clip", self.clip)
+        if not (math.isfinite(self.clip) and self.clip >= 0):
+            raise ValueError(f"clip is {self.clip}; it must be a finite number above 0, or 0 for none")
         _check_integer("window", self.window, 1, LARGEST_WINDOW)
         _check_integer("anchor_steps", self.anchor_steps, 1, LARGEST_WINDOW)
         _check_integer("rank", self.rank, 1, LARGEST_RANK)

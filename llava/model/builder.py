@@ -20,6 +20,8 @@ from llava.model.families import config_for, is_llava_config, model_class_for, o
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
 from llava.model.own_settings import read_config
+from llava.model.quantised import SETTINGS, base_arguments, dequantise
+from llava.model.quantised_scales import SCALES_FILE, load_scales
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
 
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
@@ -46,13 +48,16 @@ def load_pretrained_model(
         model_base: the model that `model_path` was trained from.
         model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
             that names a tower.
-        load_8bit, load_4bit: quantise with bitsandbytes (4 bit: nf4, double quantisation, float16 compute).
+        load_8bit, load_4bit: quantise with bitsandbytes (4 bit: nf4, double quantisation, float16 compute). With
+            `model_base` it is the base: in the settings of the run, if that was on as many bits. An adapter then stays
+            beside its layers; on a base that is not quantised it becomes weights.
         device_map: as for transformers; without a GPU the model goes to the CPU.
         torch_dtype: "float32", "float16", "bfloat16", "auto" (as stored) or a torch.dtype.
         attn_implementation: flash_attention_2 becomes sdpa, with a warning, where it is not available.
         customized_config: used in place of the checkpoint's config.
         overwrite_config: entries set on the config before loading, such as `{"mm_vision_tower": DIR}`.
-        kwargs: `multimodal`; the rest goes to `from_pretrained`.
+        kwargs: `multimodal`; `dequantise=True`, a `model_base` that is quantised as asked and goes on as ordinary
+            weights of what that left; the rest goes to `from_pretrained`.
 
     Returns:
         (tokenizer, model in eval mode, image processor or None for a plain language model, context length).
@@ -90,21 +95,34 @@ def load_pretrained_model(
 
 
 def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """A base model plus what a LoRA or adapter-only run saved."""
+    """A base model plus what a run saved of an adapter, a projector or scales."""
     # The run's config may come from a language model of the same family without images, so the base decides.
     base_config = config_for(base)
     family = model_class_for(base_config, base)
     config = family.config_class.from_dict(config.to_dict() | {"model_type": family.config_class.model_type})
     config._name_or_path = str(path)
+    arguments |= base_arguments(config.to_dict().get(SETTINGS), arguments.pop(SETTINGS, None), path)
+    if hasattr(config, SETTINGS):
+        delattr(config, SETTINGS)  # the library would look for quantised weights in the base's files
+    backwards = arguments.pop("dequantise", False)
     tokenizer = load_tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
+    scales = find_file(path, SCALES_FILE)
+    others = None if scales is None else load_scales(model, read_tensors(scales), scales)
+    if backwards:
+        dequantise(model)
     wanted = max(rows, len(tokenizer))
     if wanted > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(wanted, mean_resizing=False)
+    if others is not None:
+        _load_others(model, path, others, SCALES_FILE)
+        return tokenizer, model
     if find_file(path, "adapter_config.json") is not None:
-        return tokenizer, _load_adapted(model, path, _non_lora_tensors(path))
+        initial = _load_others(model, path, _non_lora_tensors(path), " or ".join(NON_LORA_FILES))
+        model.get_vision_tower().load_model()  # an adapter may be in it
+        return tokenizer, _adapted(model, path, initial)
     load_adapter(model.get_model(), adapter_file(path))
     _load_embeddings(model, path)
     return tokenizer, model
@@ -137,19 +155,19 @@ def _model_name(key: str, known: Collection[str]) -> str:
     return next((name for name in names if name in known), key)
 
 
-def _load_adapted(model: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _load_others(model: Any, path: str, tensors: dict[str, torch.Tensor], files: str) -> dict[str, torch.Tensor]:
+    """Put in what a run trained beside its adapter or scales; returns the start of an adapter, which has no place."""
     known = model.state_dict().keys()
     initial = {name: value for name, value in tensors.items() if is_initial(name)}
     others = {_model_name(name, known): value for name, value in tensors.items() if name not in initial}
-    with usable(f"{path}: its {' or '.join(NON_LORA_FILES)}"):
+    with usable(f"{path}: its {files}"):
         result = model.load_state_dict(others, strict=False)
     if result.unexpected_keys:
         raise InputError(
             f"{path}: weights without a place in the model: {', '.join(sorted(result.unexpected_keys)[:5])}."
         )
     load_learned_tokens(model.get_model(), others, path)
-    model.get_vision_tower().load_model()  # an adapter may be in it
-    return _adapted(model, path, initial)
+    return initial
 
 
 def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor]) -> Any:
@@ -167,9 +185,14 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         model = load_plain(AutoModelForCausalLM, path, **arguments)
         check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
         return tokenizer, model
+    arguments |= base_arguments(read_config(path).get(SETTINGS), arguments.pop(SETTINGS, None), path)
+    backwards = arguments.pop("dequantise", False)
+    model = load_plain(AutoModelForCausalLM, base, **arguments)
+    if backwards:
+        dequantise(model)
     trained = find_file(path, NON_LORA_FILES[0])
     initial = {} if trained is None else read_tensors(trained, is_initial)
-    return load_tokenizer(base), _adapted(load_plain(AutoModelForCausalLM, base, **arguments), path, initial)
+    return load_tokenizer(base), _adapted(model, path, initial)
 
 
 def _names_tower(path: str) -> bool:

@@ -31,6 +31,7 @@ from llava.model.families import SUPPORTED_MODELS, config_for, in_words
 from llava.model.hf.from_hf import is_theirs, our_config, processor_settings
 from llava.model.loading import ADAPTER_FILES
 from llava.model.multimodal_encoder.tower_config import parse_vision_config
+from llava.model.quantised_scales import SCALES_FILE
 
 CONFIG = "config.json"
 LORA = "adapter_config.json"
@@ -135,7 +136,9 @@ def _check_there(name: str, flag: str, where: str, settings: Sequence[str], want
 
 _LORA = "an adapter lies there, which changes another model."
 _PROJECTOR = "a projector alone lies there, which belongs to a language model."
+_SCALES = "scales of quantised layers alone lie there, which belong to a language model."
 _BASE_OF = {
+    _SCALES: "the language model they were trained on, or merge both first (python -m llava.model.merge)",
     _LORA: "the model it was trained from, or merge both first (python -m llava.model.merge), where it can be merged",
     _PROJECTOR: "the language model it was trained on, and --pretrain_mm_mlp_adapter to this folder",
 }
@@ -146,6 +149,8 @@ def _part(name: str) -> str | None:
     if find_file(name, LORA, local_only=True) is not None:
         return _LORA
     folder = Path(name)
+    if (folder / SCALES_FILE).is_file():
+        return _SCALES
     if any((folder / file).is_file() for file in ADAPTER_FILES) and not _has_weights(folder):
         return _PROJECTOR
     return None

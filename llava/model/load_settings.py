@@ -44,6 +44,17 @@ def resolve_attention(given: str | None) -> str | None:
     return "sdpa"
 
 
+_said: set[str] = set()
+
+
+def _said_once(record: logging.LogRecord) -> bool:
+    """A filter for what bitsandbytes says in every forward of every layer in 8 bits."""
+    text = record.getMessage()
+    new = text not in _said
+    _said.add(text)
+    return new
+
+
 def quantisation(
     load_8bit: bool,
     load_4bit: bool,
@@ -61,6 +72,7 @@ def quantisation(
             "loading in 8 or 4 bits (--bits, load_8bit, load_4bit) needs bitsandbytes: pip install bitsandbytes."
         )
     # Images are few and their modules small: they stay at full precision.
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_said_once)
     skipped = ["model.vision_tower", "model.mm_projector", "lm_head"]
     if load_8bit:
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)}

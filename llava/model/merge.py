@@ -2,7 +2,9 @@
 
     python -m llava.model.merge --adapter runs/mine --base MODEL --output merged
 
-The result is in the base's dtype and needs neither PEFT nor the base. Exit codes: 2, wrong folders.
+The result is in the base's dtype and needs neither PEFT nor the base. Of a run on a base in 4 or 8 bits, the base is
+quantised as there, and what that left of its weights is merged, in the dtype of the run: a warning says how far the
+logits of the result are from those of the model that was trained. Exit codes: 2, wrong folders.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from llava.errors import InputError, command
 from llava.mm_utils import get_model_name_from_path
@@ -17,7 +22,13 @@ from llava.model.adapter_kinds import MERGED
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint_files import find_file, read_json
 from llava.model.loading import adapter_file
+from llava.model.own_settings import read_config
+from llava.model.quantised import SETTINGS, bits_of
+from llava.model.quantised_scales import SCALES_FILE
 from llava.utils import setup_logging
+
+PROBE_TOKENS = 256
+"""Of the text, drawn at random, that the logits of a merged model are compared on."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +42,21 @@ def merge(adapter: str, base: str, output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} is not empty; choose another folder")
     _check_kind(adapter)
-    tokenizer, model, _, _ = load_pretrained_model(
-        adapter,
-        base,
-        get_model_name_from_path(adapter),
-        device_map="cpu",
-        torch_dtype="auto",
-        attn_implementation="sdpa",
-    )
+    bits = bits_of(read_config(adapter).get(SETTINGS))
+    expected = None if bits == 16 else probe(_load(adapter, base, bits)[1])
+    tokenizer, model = _load(adapter, base, bits, dequantise=bits != 16)
+    if expected is not None:
+        distance, others = apart(probe(model), expected)
+        logger.warning(
+            "%s was trained on its base in %d bits, whose weights are now ordinary ones: on %d random tokens the "
+            "logits of the merged model are %.2g %% away from those of the trained one (of their norm), and the "
+            "likeliest next token is another one for %.1f %%",
+            adapter,
+            bits,
+            PROBE_TOKENS,
+            100 * distance,
+            100 * others,
+        )
     try:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -47,8 +65,46 @@ def merge(adapter: str, base: str, output: Path) -> None:
     logger.info("%s: %s on %s, %s", output, adapter, base, str(model.dtype).removeprefix("torch."))
 
 
+def _load(adapter: str, base: str, bits: int, **more: Any) -> tuple[Any, Any]:
+    """Tokenizer and model, the adapter on its base in so many bits."""
+    tokenizer, model, _, _ = load_pretrained_model(
+        adapter,
+        base,
+        get_model_name_from_path(adapter),
+        load_8bit=bits == 8,
+        load_4bit=bits == 4,
+        device_map="cpu",
+        torch_dtype="auto",
+        attn_implementation="sdpa",
+        **more,
+    )
+    return tokenizer, model
+
+
+@torch.no_grad()
+def probe(model: Any) -> torch.Tensor:
+    """Logits [PROBE_TOKENS, vocabulary], float32, of a text drawn at random, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits[0].float()
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
+    """How far logits [tokens, vocabulary] are from others.
+
+    Returns:
+        The norm of the difference as a share of the others' norm, and the share of tokens after which another one is
+        the likeliest.
+    """
+    distance = float((found - expected).norm() / expected.norm())
+    return distance, float((found.argmax(1) != expected.argmax(1)).float().mean())
+
+
 def _check_kind(adapter: str) -> None:
     file = find_file(adapter, "adapter_config.json")
+    if file is None and find_file(adapter, SCALES_FILE) is not None:
+        return
     if file is None:
         adapter_file(adapter)  # says what is missing
         return
@@ -63,7 +119,9 @@ def _check_kind(adapter: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     parser = argparse.ArgumentParser(description="Make one checkpoint of an adapter and its base.")
-    parser.add_argument("--adapter", required=True, help="output folder of a LoRA or projector-only run")
+    parser.add_argument(
+        "--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales"
+    )
     parser.add_argument("--base", required=True, help="model that it was trained from: folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="folder of the result; new or empty")
     options = parser.parse_args(argv)

@@ -82,7 +82,9 @@ def update_report(output_dir: str | Path, fields: Mapping[str, Any]) -> dict[str
 
 def closing_table(fields: Mapping[str, Any], output_dir: str | Path) -> str:
     """The table a run ends with, one line per figure; figures that are None are left out."""
+    bits = fields.get("bits")
     rows = [
+        ("bits of the base, also evaluated", None if bits == 16 else _formatted(bits, "{}")),
         ("accuracy before", _percent(fields.get("accuracy_before"))),
         ("accuracy after", _percent(fields.get("accuracy_after"))),
         ("final loss", _formatted(fields.get("final_loss"), "{:.4f}")),

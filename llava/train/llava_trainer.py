@@ -189,6 +189,8 @@ class LLaVATrainer(transformers.Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         if saving.is_peft(self.model):
             saving.save_lora(self.model, folder, state_dict, self._others)
+        elif self.args.zo_quantized_scales:
+            saving.save_scales(self.model, folder)
         elif adapter_only(self.args):
             saving.save_adapter(self.model, folder, state_dict)
         else:
@@ -215,9 +217,10 @@ class LLaVATrainer(transformers.Trainer):
                 f"{folder}: lacks {left_out} as this run trains it, so it is of a run with other flags, or damaged: "
                 "give the flags of then, or another --output_dir"
             )
-        if (folder / saving.PROJECTOR_FILE).exists():
-            saving.load_tensors(network, folder / saving.PROJECTOR_FILE)
-            return
+        for name in (saving.PROJECTOR_FILE, saving.SCALES_FILE):
+            if (folder / name).exists():
+                saving.load_tensors(network, folder / name)
+                return
         with usable(f"{folder}: its weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (folder / saving.NON_LORA_FILE).exists():

@@ -24,6 +24,7 @@ from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
+from llava.model.quantised_scales import train_scales
 from llava.model.vocabulary import check_fits
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
@@ -138,7 +139,10 @@ def build(model_args: ModelArguments, data_args: DataArguments, training_args: T
         add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:
         model = add_adapter(model, training_args)
-    select_trainable(model, model_args, training_args, adapter_names(model))
+    scales = train_scales(model) if training_args.zo_quantized_scales else frozenset()
+    select_trainable(model, model_args, training_args, adapter_names(model) | scales)
+    if training_args.bits != 16 and not training_args.lora_enable:
+        model.is_quantized = False  # transformers trains nothing else of such a model than PEFT's adapters
     if checkpointing_options(training_args)["use_reentrant"]:
         model.enable_input_require_grads()  # reentrant checkpoints have gradients only where an input has one
     return model, tokenizer
@@ -218,6 +222,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "model": model_args.model_name_or_path,
             "trainer_mode": trainer.args.trainer_mode,
             "mm_tunable_parts": model_args.mm_tunable_parts,
+            "bits": trainer.args.bits,
             "steps": trainer.state.global_step,
             "accuracy_before": None,
             "accuracy_after": None,

@@ -24,6 +24,7 @@ from llava.runs import run_folder
 from llava.runs.run_report import closing_table, update_report
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
+from llava.train.parts.build import run_dtype
 from llava.train.parts.tunable import adapter_only
 
 TRAIN = Path(__file__).resolve().parents[2] / "llava" / "train" / "train_mem.py"
@@ -52,12 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     def accuracy(name: str, model_path: str, model_base: str | None = None) -> float | None:
         if not options.eval_data:
             return None
-        return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options)
+        flags = bits_flags(training_args)
+        return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options, flags)
 
     before = accuracy("before", model_args.model_name_or_path)
     if not trained:
         run_training(train_flags, options.num_gpus)
-    base = model_args.model_name_or_path if training_args.lora_enable or adapter_only(training_args) else None
+    partial = training_args.lora_enable or training_args.zo_quantized_scales or adapter_only(training_args)
+    base = model_args.model_name_or_path if partial else None
     after = accuracy("after", str(folder), base)
     found = {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
     report = update_report(folder, found)
@@ -84,8 +87,24 @@ def run_training(flags: list[str], num_gpus: int) -> None:
     run([*launcher, str(TRAIN), *flags])
 
 
+def bits_flags(args: Any) -> list[str]:
+    """Flags of the evaluation of a run on a base in 4 or 8 bits: the same base, in the same dtype."""
+    if args.bits == 16:
+        return []
+    flags = ["--bits", str(args.bits), "--torch-dtype", str(run_dtype(args)).removeprefix("torch.")]
+    if args.bits == 4:
+        flags += ["--quant-type", args.quant_type, "--double-quant", str(args.double_quant)]
+    return flags
+
+
 def evaluate(
-    answers: Path, model_path: str, model_base: str | None, model_args: Any, data_args: Any, options: argparse.Namespace
+    answers: Path,
+    model_path: str,
+    model_base: str | None,
+    model_args: Any,
+    data_args: Any,
+    options: argparse.Namespace,
+    more: list[str],
 ) -> float:
     """Accuracy of a model on the evaluation set, 0..1; answers that `answers` already holds are not made again."""
     flags = ["--model-path", model_path, "--data", options.eval_data, "--output", str(answers)]
@@ -99,7 +118,7 @@ def evaluate(
     ]
     if model_base is not None:
         flags += ["--model-base", model_base]
-    flags += ["--image-folder", data_args.image_folder or "."]
+    flags += ["--image-folder", data_args.image_folder or ".", *more]
     run([sys.executable, "-m", "llava.eval.accuracy", *flags])
     return json.loads(answers.with_suffix(".json").read_text(encoding="utf-8"))["accuracy"]
 

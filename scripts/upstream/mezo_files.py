@@ -22,8 +22,9 @@ FILES = (
     *("llava/mezo/**/*.py", "llava/train/zo/*.py"),
     *("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md"),
 )
-FOR_GRAPHS = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket")
-"""Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded."""
+LEFT_OUT = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket", "zo_quantized_scales")
+"""Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded, and
+their layers in 4 and 8 bits have no scales of their own."""
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
@@ -88,7 +89,7 @@ def flags() -> str:
     """The fields of TrainingArguments, as LLaVA-NeXT writes fields."""
     lines = []
     for field in dataclasses.fields(TrainingArguments):
-        if not is_about_mezo(field.name) or field.name in FOR_GRAPHS:
+        if not is_about_mezo(field.name) or field.name in LEFT_OUT:
             continue
         kind = TrainingArguments.__annotations__[field.name]  # as written; field.type may have been resolved since
         kind = f"Optional[{kind.removesuffix(' | None')}]" if kind.endswith(" | None") else kind

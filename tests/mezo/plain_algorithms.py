@@ -104,6 +104,10 @@ def sgd(history: Sequence[Pairs], config: MeZOConfig) -> Pairs:
     return [(seed, grad / len(history[-1])) for seed, grad in history[-1]]
 
 
+def clipped(estimate: Pairs, config: MeZOConfig) -> Pairs:
+    return [(seed, min(max(grad, -config.clip), config.clip)) for seed, grad in estimate] if config.clip else estimate
+
+
 def normalized(history: Sequence[Pairs], config: MeZOConfig) -> Pairs:
     v, beta, factors = 0.0, config.rms_decay, []
     for number, estimate in enumerate(history):

@@ -20,6 +20,7 @@ from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
+from llava.mezo.journal.header import parse_header
 from llava.mezo.journal.replay import Replay
 from llava.mezo.noise import direction_seed, direction_values, low_rank_values
 from llava.mezo.reference import Weights, stored
@@ -38,7 +39,8 @@ def configs() -> list[MeZOConfig]:
             found.append(MeZOConfig(**COMMON, **options))
         except ValueError:
             continue
-    return found
+    clipped = [c for c in found if (c.estimator, c.num_directions) == ("spsa", 3) and c.noise == "gaussian"]
+    return [*found, *(replace(config, clip=0.1) for config in clipped)]
 
 
 COMMON: dict[str, Any] = {"eps": 1e-2, "seed": 3, "window": 3, "momentum": 0.8, "rms_decay": 0.7}
@@ -51,7 +53,7 @@ each_config = pytest.mark.parametrize(
         pytest.param(c, marks=pytest.mark.slow if c.estimator == "lowrank" and c.num_directions > 1 else ())
         for c in CONFIGS
     ],
-    ids=lambda c: f"{c.estimator}-{c.rule}-{c.num_directions}-{c.noise}",
+    ids=lambda c: f"{c.estimator}-{c.rule}-{c.num_directions}-{c.noise}" + ("-clipped" if c.clip else ""),
 )
 
 
@@ -115,7 +117,7 @@ def test_it_equals_plain_code(config: MeZOConfig) -> None:
 
         losses, grads = estimate(loss_at, seeds_of(config, step), config, past)
         if step != BAD:
-            history = [*(one.grads for one in past), grads]
+            history = [plain_algorithms.clipped(pairs, config) for pairs in (*(one.grads for one in past), grads)]
             past.append(plain_algorithms.Past(losses, grads, rule(history, config)))
             weights = moved(weights, past[-1].moves, config)
         (after,) = run(optimizer, model, range(step, step + 1))
@@ -124,6 +126,24 @@ def test_it_equals_plain_code(config: MeZOConfig) -> None:
             assert list(optimizer.last.losses) == losses
             assert [tuple(term) for term in optimizer.last.terms] == grads
         assert same(after, weights), step
+
+
+def test_a_clip_decides_and_a_journal_without_one_reads_as_before(tmp_path: Path) -> None:
+    grads, headers = [], []
+    for clip in (0.0, 0.02):
+        model = make_model()
+        optimizer = make_optimizer(model, MeZOConfig(**COMMON, clip=clip))
+        header = optimizer.journal_header("base", fingerprint(trained(model)))
+        before = trained(model)
+        run(optimizer, model, range(1))
+        assert optimizer.last is not None and abs(optimizer.last.terms[0].projected_grad) > 0.02
+        grads.append(float((trained(model)["0.weight"] - before["0.weight"]).float().norm()))
+        headers.append(header.to_bytes())
+        assert parse_header(header.to_bytes()) == header
+    assert grads[1] < 0.7 * grads[0]
+    assert b'"clip"' not in headers[0] and b'"clip": 0.02' in headers[1]
+    with pytest.raises(JournalError, match="clip"):
+        parse_header(headers[1].replace(b'"clip": 0.02', b'"clip": -1'))
 
 
 def seeds_of(config: MeZOConfig, step: int) -> list[int]:
@@ -246,6 +266,8 @@ def test_losses_are_taken_as_often_as_the_points_say(config: MeZOConfig) -> None
         ({"tensor_scales": "large"}, "one of none, norms, rms or a JSON file"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"rms_decay": -0.1}, "rms_decay is -0.1"),
+        ({"clip": -1.0}, "clip is -1.0; it must be a finite number above 0, or 0 for none"),
+        ({"clip": float("inf")}, "clip is inf"),
         ({"window": 0}, "window is 0"),
     ],
 )

@@ -105,6 +105,20 @@ def demo_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [("--adapter", "lora"), ("--zo_quantized_scales", "True")])
+def test_the_whole_job_in_4_bits(more: tuple[str, ...], questions: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    result = demo(tmp_path, questions, "--bits", "4", *more)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["bits"] == 4
+    assert re.search(r"bits of the base, also evaluated +4\n", result.stdout)
+    settings = [json.loads((tmp_path / f"eval_{name}.json").read_text()) for name in ("before", "after")]
+    kinds = [one.get("settings", one)["quantization_config"] for one in settings]
+    assert kinds[0] == kinds[1] and kinds[0]["load_in_4bit"]
+    assert kinds[0]["bnb_4bit_use_double_quant"] == ("--adapter" in more)
+
+
+@pytest.mark.slow
 def test_the_whole_job(questions: Path, tmp_path: Path, demo_here: Callable[..., tuple[int, str, str]]) -> None:
     folder = tmp_path / "run"
     first = demo(folder, questions)

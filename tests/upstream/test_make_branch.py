@@ -147,7 +147,7 @@ def test_the_flags_parse_as_ours_do(checkout: Path) -> None:
     defaults = vars(parser.parse_args_into_dataclasses([])[0])
     assert defaults == {name: Ours.__dataclass_fields__[name].default for name in defaults}
     of_mezo = {name for name in Ours.__dataclass_fields__ if name.startswith("zo_")}
-    assert of_mezo - set(mezo_files.FOR_GRAPHS) == {name for name in defaults if name.startswith("zo_")}
+    assert of_mezo - set(mezo_files.LEFT_OUT) == {name for name in defaults if name.startswith("zo_")}
     with pytest.raises(SystemExit):
         parser.parse_args_into_dataclasses(["--trainer_mode", "zoo"])
 
@@ -207,7 +207,7 @@ def test_the_documented_defaults_are_the_flags() -> None:
     text = (ROOT / "scripts" / "upstream" / "files" / "MeZO.md").read_text()
     documented = dict(re.findall(r"^\| `--(\w+)` \| `?([^|`]+?)`? \|", text, re.MULTILINE))
     fields = TrainingArguments.__dataclass_fields__
-    of_mezo = {name for name in fields if name.startswith("zo_")} - set(mezo_files.FOR_GRAPHS)
+    of_mezo = {name for name in fields if name.startswith("zo_")} - set(mezo_files.LEFT_OUT)
     assert of_mezo | {"trainer_mode"} == set(documented)
     for name, value in documented.items():
         default = fields[name].default

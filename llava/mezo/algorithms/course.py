@@ -61,8 +61,13 @@ class Course:
         """What a step would do, after those that were taken."""
         full = (*losses, *losses)[: self.num_losses]  # at an anchor's own step both halves would be the same
         memory, terms = self.estimator.terms(self._memories[0], self.seeds(step), full)
-        after, moves = self.rule.moves(self._memories[1], terms)
+        after, moves = self.rule.moves(self._memories[1], self._clipped(terms))
         return Proposal(full, terms, moves, (memory, after))
+
+    def _clipped(self, terms: Sequence[Term]) -> Sequence[Term]:
+        """Of no larger projected gradients than `clip`: QZO's directional derivative clipping (Shang et al. 2025)."""
+        limit = self.settings.clip
+        return [Term(t.seed, max(-limit, min(limit, t.projected_grad))) for t in terms] if limit else terms
 
     def take(self, proposal: Proposal) -> None:
         """The step is applied. One that is not leaves no trace."""

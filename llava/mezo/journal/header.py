@@ -88,6 +88,8 @@ class Header:
     stored: dict[str, list[str]] = field(default_factory=dict)
     """Names in the checkpoint's files of those parameters that have others there: tied ones, adapters."""
     parent: Parent | None = None
+    clip: float = 0.0
+    """Not in the file where it is 0, as in the files of before."""
 
     @property
     def rates(self) -> int:
@@ -107,6 +109,8 @@ class Header:
     def to_bytes(self) -> bytes:
         """The file's contents."""
         values = {"format": FORMAT, "version": VERSION, "record_bytes": self.record_bytes, **asdict(self)}
+        if not self.clip:
+            del values["clip"]
         return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -135,6 +139,7 @@ def parse_header(data: bytes) -> Header:
     if version != VERSION or not _integer(version, 0, LARGEST_SEED):
         raise JournalError(f"the journal has version {version!r}; this program reads version {VERSION}")
     size = values.pop("record_bytes", None)
+    values.setdefault("clip", 0.0)
     expected, found = {one.name for one in fields(Header)}, set(values)
     if found != expected:
         raise JournalError(f"the header lacks {sorted(expected - found)} or has unknown {sorted(found - expected)}")
@@ -151,7 +156,7 @@ def _header(values: dict[str, Any]) -> Header:
         lists = {"names": _strings(values["names"]), "dtypes": _strings(values["dtypes"])}
         shapes = tuple(_integers(shape) for shape in _list(values["shapes"]))
         stored = {name: list(_strings(names)) for name, names in values["stored"].items()}
-        numbers = {name: _number(values[name]) for name in ("eps", "momentum", "rms_decay")}
+        numbers = {name: _number(values[name]) for name in ("eps", "momentum", "rms_decay", "clip")}
         sizes = tuple(map(_number, _list(values["sizes"])))
         more = {"sizes": sizes, "shapes": shapes, "groups": groups, "parent": parent, "stored": stored, **numbers}
         header = Header(**{**values, **lists, **more})
@@ -194,6 +199,7 @@ def _check_header(header: Header) -> None:
         "rule": header.rule in RULES,
         "momentum": 0 <= header.momentum < 1,
         "rms_decay": 0 <= header.rms_decay < 1,
+        "clip": header.clip >= 0,
         "window": _integer(header.window, 1, LARGEST_WINDOW),
         "anchor_steps": _integer(header.anchor_steps, 1, LARGEST_WINDOW),
         "rank": _integer(header.rank, 1, LARGEST_RANK),

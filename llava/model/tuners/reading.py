@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict
 from llava.errors import InputError
 from llava.model.adapter_kinds import FROM_WEIGHTS, IN_LAYERS, MERGED
 from llava.model.checkpoint_files import find_file, read_tensors, usable
+from llava.model.quantised import is_quantised, keep_dtypes, ready_for_adapters
 from llava.model.tuners import houlsby, mora, residual
 from llava.model.tuners.virtual_tokens import VirtualTokensModel
 
@@ -37,17 +38,20 @@ def read_adapter(model: Any, path: str, initial: Mapping[str, torch.Tensor]) -> 
     stored = set(read_tensors(file))
     with usable(f"{path}: its adapter, with this base,"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing weights, which are refused
-        wrapped = _wrapped(model, path, initial)
+        wrapped = _wrapped(ready_for_adapters(model), path, initial)
         wanted = set(get_peft_model_state_dict(wrapped))
     if stored != wanted:
         lacking, over = sorted(wanted - stored), sorted(stored - wanted)
         problem = f"lacks {lacking[0]}" if lacking else f"holds {over[0]}, which has no place in this base"
         raise InputError(f"{file}: {problem}; give the whole adapter, and as model_base the model it was trained from")
     kind = str(getattr(wrapped.active_peft_config.peft_type, "value", wrapped.active_peft_config.peft_type))
-    if kind in MERGED:
-        logger.info("merging the adapter of %s", path)
-        return wrapped.merge_and_unload()
-    return wrapped.base_model.model if kind in IN_LAYERS else VirtualTokensModel.of(wrapped)
+    if kind not in MERGED and kind not in IN_LAYERS:
+        return VirtualTokensModel.of(wrapped)
+    if kind in IN_LAYERS or is_quantised(model):  # rounding their sum to 4 or 8 bits again would lose most of it
+        logger.info("the adapter of %s stays beside the layers of its base", path)
+        return keep_dtypes(wrapped.get_base_model())
+    logger.info("merging the adapter of %s", path)
+    return wrapped.merge_and_unload()
 
 
 def _wrapped(model: Any, path: str, initial: Mapping[str, torch.Tensor]) -> Any:

@@ -213,6 +213,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_momentum: float = flag(0.9, "MeZO: weight of a step against the next one, with --zo_rule momentum, adam, adamu")
     zo_window: int = flag(20, "MeZO: steps that --zo_rule momentum, adam and adamu look back; each costs its noise")
     zo_rms_decay: float = flag(0.99, "MeZO: share that the mean square of --zo_rule normalized keeps from step to step")
+    zo_clip: float = flag(0.0, "MeZO: largest projected gradient that a step makes use of, as with QZO; 0: no limit")
     zo_anchor_steps: int = flag(5, "MeZO: steps from one anchor of --zo_estimator svrg to the next")
     zo_anchor_batches: int = flag(1, "MeZO: a step at an anchor has the records of so many steps; needs --max_steps")
     zo_rank: int = flag(4, "MeZO: rank of the directions of --zo_estimator lowrank")
@@ -245,6 +246,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_from_journal: str | None = flag(
         None,
         "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",
+    )
+    zo_quantized_scales: bool = flag(
+        False,
+        "MeZO: train the scales of a base in 4 or 8 bits (--bits) in place of its weights, without an adapter (QZO); "
+        "they are then not quantised themselves (--double_quant False)",
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 

@@ -43,7 +43,7 @@ from llava.train.flags.ranges import check_numbers
 from llava.train.objectives import score_of
 from llava.train.parts.build import class_of
 from llava.train.parts.fused_optimizers import FUSED
-from llava.train.parts.tunable import parse_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only, parse_parts
 from llava.train.zo.settings import Settings, refuse_impossible
 
 logger = logging.getLogger(__name__)
@@ -133,6 +133,8 @@ def _adjust(values: Any, given: Collection[str]) -> None:
     settle_adapter(values, given)
     if values.trainer_mode == "zo":
         values.gradient_checkpointing = False  # a default that has no meaning there
+        if values.zo_quantized_scales:
+            values.double_quant = False
         if values.zo_journal and not {"save_strategy", "save_steps"} & set(given):
             values.save_strategy = "no"  # the journal keeps every step
     elif values.optim in FUSED:
@@ -207,11 +209,42 @@ def check_run(values: Any, given: Collection[str]) -> None:
         Settings.of(values)  # ranges alone
         check_optimizer(values, given)
     quantisation(values.bits == 8, values.bits == 4)
+    _check_bits(values, given)
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")
     if values.deepspeed and "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs a launcher, for one process too: start with torchrun")
+
+
+def _check_bits(values: Any, given: Collection[str]) -> None:
+    """What of a base in 4 or 8 bits can be trained."""
+    adapted = values.lora_enable or values.adapter != "none"
+    if values.zo_quantized_scales:
+        if values.bits == 16:
+            raise InputError("--zo_quantized_scales True needs a base with scales: give --bits 4 or 8")
+        if adapted:
+            raise InputError(
+                "--zo_quantized_scales True excludes --adapter: the scales are trained in place of weights"
+            )
+        if values.bits == 4 and values.double_quant and "double_quant" in given:
+            raise InputError(
+                "--double_quant True excludes --zo_quantized_scales True: it keeps the scales themselves in 8 bits. "
+                "Leave it out"
+            )
+        if (values.mm_tunable_parts and LANGUAGE_MODEL not in parse_parts(values.mm_tunable_parts)) or adapter_only(
+            values
+        ):
+            raise InputError(
+                f"--zo_quantized_scales True trains scales of the language model: add {LANGUAGE_MODEL} to "
+                "--mm_tunable_parts"
+            )
+    elif values.bits != 16 and not adapted and not adapter_only(values):
+        raise InputError(
+            f"--bits {values.bits}: weights in {values.bits} bits cannot be trained themselves. Give --adapter lora "
+            "(or another kind), --mm_tunable_parts mm_mlp_adapter for the projector alone, or --trainer_mode zo with "
+            "--zo_quantized_scales True"
+        )
 
 
 def _check_zeroth_order(values: Any, given: Collection[str]) -> None:

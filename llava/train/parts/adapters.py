@@ -9,6 +9,7 @@ from torch import nn
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
+from llava.model.quantised import keep_dtypes, ready_for_adapters
 from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts, vision_modules
 
 # PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
@@ -44,6 +45,7 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
         raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
     # Without PEFT's prepare_model_for_kbit_training: it makes float32 of all that is not quantised, word embeddings and
     # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
+    model = ready_for_adapters(model)
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
     wrapped: Any = get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
     if args.adapter in FROM_WEIGHTS:
@@ -52,7 +54,7 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
         virtual_tokens.prefix_from_words(wrapped)
     if args.adapter in VIRTUAL_TOKENS:
         return virtual_tokens.VirtualTokensModel.of(wrapped)
-    return wrapped
+    return keep_dtypes(wrapped)
 
 
 def _config(model: nn.Module, args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run writes: full models, projector-only checkpoints, adapters of PEFT. Safe formats only.
+"""What a run writes: full models, projector-only checkpoints, adapters of PEFT, scales. Safe formats only.
 
 File names are LLaVA-NeXT's with `.safetensors` in place of `.bin`; `llava.model.builder` reads both.
 """
@@ -15,6 +15,7 @@ from torch import nn
 from llava.errors import InputError
 from llava.model.adapter_kinds import is_initial
 from llava.model.checkpoint_files import read_tensors, tensor_shapes
+from llava.model.quantised_scales import SCALES_FILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
@@ -65,6 +66,12 @@ def save_lora(
         model.generation_config.save_pretrained(folder)
     others = non_lora_tensors(model) if others is None else others
     save_file(_contiguous(others), folder / NON_LORA_FILE, metadata={"format": "pt"})
+
+
+def save_scales(model: Any, folder: Path) -> None:
+    """config.json, and the scales of quantised layers with all else that was trained."""
+    _save_config(model, folder)
+    save_file(_contiguous(non_lora_tensors(model)), folder / SCALES_FILE, metadata={"format": "pt"})
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
