@@ -141,7 +141,7 @@ AT_ONCE: dict[str, tuple[Spoil, str]] = {
         "siglip_vision_model', which is no language model",
     ),
     "model_type a number": (config(model_type=5), "model_type 5; it must be a name"),
-    "LoRA folder": (lora, "LoRA adapter lies there.*the/base"),
+    "LoRA folder": (lora, "adapter lies there.*the/base"),
     "projector folder": (projector, "a projector alone lies there"),
     "no weights": (without(WEIGHTS), "holds no complete model: it has none of model.safetensors"),
     "weights cut": (cut, r"model\.safetensors: cannot be read .* cut off"),

@@ -183,7 +183,7 @@ def test_adapters_that_do_not_fit(case, lora_run, checkpoint):
 def test_damaged_adapters(lora_run, checkpoint):
     values = json.loads((lora_run / "adapter_config.json").read_text())
     (lora_run / "adapter_config.json").write_text(json.dumps(values | {"peft_type": "NOTHING"}))
-    with pytest.raises(InputError, match="its LoRA adapter, with this base, cannot be used"):
+    with pytest.raises(InputError, match="its adapter, with this base, cannot be used"):
         load(lora_run, checkpoint)
     (lora_run / "adapter_model.safetensors").write_bytes(b"x" * 50)
     with pytest.raises(InputError, match=r"adapter_model\.safetensors: cannot be read"):

@@ -58,6 +58,7 @@ def test_a_folder_is_read_without_its_weights(tmp_path: Path) -> None:
 def test_lora_has_as_many_weights_as_are_added() -> None:
     model = LlavaQwenForCausalLM.from_pretrained(TINY)
     settings = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "lora_bias": "none", "bits": 16}
+    settings["adapter_targets"] = "mm_language_model"
     added = add_adapter(model, SimpleNamespace(**settings, trainer_mode="zo"))
     number = sum(parameter.numel() for name, parameter in added.named_parameters() if "lora_" in name)
     assert sizes(str(TINY)).lora(8) == number

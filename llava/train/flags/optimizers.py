@@ -39,7 +39,7 @@ def check_optimizer(values: Any, given: Collection[str]) -> None:
     package = PACKAGES.get(optim)
     if package is not None and importlib.util.find_spec(package) is None:
         raise InputError(f"--optim {optim} needs {package}: pip install {package.replace('_', '-')}")
-    refusals = [*_of_bits(values), *_of_deepspeed(values, given)]
+    refusals = list(_of_deepspeed(values, given))
     if optim in FUSED:
         refusals += _of_fused(values, given, optim)
     if optim in GALORE:
@@ -98,15 +98,6 @@ def _of_cycles(values: Any, optim: str) -> Iterator[Refusal]:
     if _parts(values) == {PROJECTOR}:
         yield f"{cycle} excludes training the projector alone", f"name {LANGUAGE_MODEL} in --mm_tunable_parts too"
     yield from _alone(values, cycle, "other processes would not know which weights have gradients")
-
-
-def _of_bits(values: Any) -> Iterator[Refusal]:
-    if values.bits != 16 and _adapter(values) == "none" and LANGUAGE_MODEL in _parts(values):
-        yield (
-            f"--bits {values.bits} without an adapter",
-            "quantised weights cannot be trained themselves; add --lora_enable True, give --bits 16, or leave "
-            f"{LANGUAGE_MODEL} out of --mm_tunable_parts",
-        )
 
 
 def _of_deepspeed(values: Any, given: Collection[str]) -> Iterator[Refusal]:
