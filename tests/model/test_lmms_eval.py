@@ -21,6 +21,7 @@ QUESTION = "Are there signs of a tumor in the image? Yes or No?\nAnswer:"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_its_class_answers_as_ours(tmp_path: Path) -> None:
     target = tmp_path / "packages"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), *PACKAGES]

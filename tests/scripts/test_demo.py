@@ -105,6 +105,7 @@ def demo_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("more", [("--adapter", "lora"), ("--zo_quantized_scales", "True")])
 def test_the_whole_job_in_4_bits(more: tuple[str, ...], questions: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")

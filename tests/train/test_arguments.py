@@ -248,7 +248,7 @@ REFUSED = {
     "--cycle_blocks 2 --deepspeed z.json": ["--cycle_blocks 2", "--deepspeed z.json"],
     "--cycle_blocks -1": ["--cycle_blocks -1", "at least 0"],
     "--trainer_mode zo --cycle_blocks 2": ["--cycle_blocks 2", "no effect with --trainer_mode zo"],
-    "--bits 4": ["--bits 4", "--lora_enable True"],
+    "--bits 4": ["--bits 4", "--adapter lora"],
     "--lr_scheduler_type cosine_with_min_lr": ["--lr_scheduler_type", "min_lr"],
     "--report_to wandb": ["--report_to wandb"],
     "--lora_r 0": ["--lora_r 0", "at least 1"],

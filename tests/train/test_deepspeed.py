@@ -118,7 +118,9 @@ def words(flags: Flags, small_tower_folder: Path) -> Flags:
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ON_CPUS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "zero3" else pytest.mark.long) for name in ON_CPUS]
+)
 def test_two_processes_have_the_weights_of_one(name: str, words: Flags, tmp_path: Path) -> None:
     train(argv=words(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
     in_two_processes(words(output_dir=tmp_path / "two", deepspeed=ROOT / "scripts" / f"{name}.json"))

@@ -26,6 +26,9 @@ PRECISIONS: dict[str, dict[str, bool]] = {
 }
 RATES = {"lomo": 0.1, "adalomo": 1e-2, "sgd": 0.1}
 """Those that move bfloat16 weights without masters, or need more than Adam's."""
+ROUNDING = {"float32": 0.15, "bf16": 0.5, "fp16": 0.3}
+"""How far apart two ways to one step may be, of its length: a gradient that is 0 but for rounding, as of all biases of
+keys, is a whole step of Adam's."""
 
 pytestmark = pytest.mark.usefixtures("no_picture_of_the_loss")
 
@@ -70,9 +73,23 @@ def run_and_resume(words: Flags, tmp_path: Path, optim: str, **changes: Any) -> 
     return json.loads((tmp_path / "whole" / "report.json").read_text())
 
 
+USUAL = {
+    ("adamw_torch", "bf16"),
+    ("adamw_torch", "fp16"),
+    ("lomo", "bf16"),
+    ("adalomo", "bf16"),
+    ("galore_adamw", "bf16"),
+}
+"""What is always tested; the rest takes minutes."""
+COMBINATIONS = [
+    pytest.param(optim, precision, marks=() if (optim, precision) in USUAL else pytest.mark.long)
+    for optim in OPTIMIZERS
+    for precision in PRECISIONS
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize(("optim", "precision"), COMBINATIONS)
 def test_three_steps_and_a_run_that_goes_on(optim: str, precision: str, words: Flags, tmp_path: Path) -> None:
     if optim in FUSED and precision == "fp16":
         with pytest.raises(InputError, match=rf"--optim {optim} excludes --fp16 True"):
@@ -83,21 +100,26 @@ def test_three_steps_and_a_run_that_goes_on(optim: str, precision: str, words: F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize(("optim", "precision"), COMBINATIONS)
 def test_checkpointed_layers_and_accumulated_batches(optim: str, precision: str, words: Flags, tmp_path: Path) -> None:
-    """Either changes a run by rounding alone."""
+    """Either changes a step by rounding alone; where that decides the sign of a gradient, it decides Adam's step."""
     fused = optim in FUSED
     if fused and precision == "fp16":
         pytest.skip("refused")
     plain = {"save_strategy": "no", "max_steps": 1, **PRECISIONS[precision]}
-    train(argv=words(optim, output_dir=tmp_path / "plain", **plain))
+    given = words(optim, output_dir=tmp_path / "plain", **plain)
+    train(argv=given)
     parts = {} if fused else {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     train(argv=words(optim, output_dir=tmp_path / "parts", gradient_checkpointing=True, **plain, **parts))
+    before = weights(Path(given[given.index("--model_name_or_path") + 1]))
     expected, found = weights(tmp_path / "plain"), weights(tmp_path / "parts")
-    rate = RATES.get(optim, 1e-3)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name].float(), value.float(), atol=2.1 * rate, rtol=0.05, msg=name)
+    layers = [name for name in expected if ".layers." in name and name in before]
+    moved, apart = (
+        sum(float((one[name].float() - other[name].float()).square().sum()) for name in layers)
+        for one, other in ((expected, before), (found, expected))
+    )
+    assert layers and moved > 0
+    assert apart < ROUNDING[precision] ** 2 * moved
 
 
 @pytest.mark.slow
