@@ -45,7 +45,7 @@ def _minor_vectors(layer: Any) -> None:
     left, values, right = torch.linalg.svd(layer.get_base_layer().weight.float(), full_matrices=False)
     root = (values[-r:] / scaling).sqrt()
     layer.lora_A["default"].weight.data = root[:, None] * right[-r:]
-    layer.lora_B["default"].weight.data = left[:, -r:] * root
+    layer.lora_B["default"].weight.data = (left[:, -r:] * root).contiguous()
 
 
 def load_initial(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
