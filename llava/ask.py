@@ -63,18 +63,15 @@ def load_answerer(options: argparse.Namespace) -> Answerer:
     pictures = PictureSettings.of(options)
     if options.conv_mode is not None:
         get_template(options.conv_mode)  # one that does not exist is said before anything is loaded
-    if options.journal is None:
+    run = JournaledModel.named_by(options)
+    if run is None:
         if options.model_path is None or options.step is not None:
             raise InputError("give --model-path, or --journal with --step N")
         check_checkpoint(options.model_path, options.model_base)
         template = template_of(options.model_path, options.model_base)
         loaded = load_model(options.model_path, options.model_base, options.torch_dtype)
     else:
-        if options.model_base is not None or options.torch_dtype != "auto":
-            raise InputError("--journal excludes --model-base and --torch-dtype: the run's model and dtype are used")
-        run = JournaledModel(options.journal, options.model_path)
-        step = len(run.journal.records) if options.step is None else options.step
-        run.check_step(step)
+        step = run.step_of(options.step)
         check_checkpoint(run.path, None)
         template = run.template()
         loaded = run.load("sdpa")

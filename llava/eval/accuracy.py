@@ -38,8 +38,8 @@ from llava.eval.scoring import check_field, evaluate, grouped
 from llava.eval.shots import Demonstration, draw
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
-from llava.model.load_settings import DTYPES, quantisation, resolve_dtype
-from llava.model.own_settings import read_config, template_of
+from llava.model.load_settings import quantisation, resolve_dtype
+from llava.model.own_settings import dtype_of, template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
@@ -143,18 +143,8 @@ def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--bits {bits} excludes --journal, whose models are whole ones: write a step and give that")
     given = arguments.torch_dtype
     if given == "auto":
-        given = _own_dtype(arguments.model_path, arguments.model_base)
+        given = dtype_of(arguments.model_path, arguments.model_base)
     return quantisation(bits == 8, bits == 4, resolve_dtype(given), double == "True", kind)
-
-
-def _own_dtype(path: str, base: str | None) -> str:
-    """The dtype that a checkpoint says of itself or, where it says none, that its base does; else float16."""
-    entries = [config.get(name) for config in map(read_config, filter(None, (path, base))) for name in DTYPE_ENTRIES]
-    return next((entry for entry in entries if entry in DTYPES), "float16")
-
-
-DTYPE_ENTRIES = ("dtype", "torch_dtype")
-"""Of config.json, by the age of transformers."""
 
 
 @command
@@ -210,19 +200,16 @@ def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records:
 
 def _journaled(arguments: argparse.Namespace) -> JournaledModel | None:
     """The run whose steps are evaluated, if the flags name one."""
-    if arguments.journal is None:
-        if arguments.model_path is None or arguments.step is not None or arguments.all_steps is not None:
-            raise InputError("give --model-path, or --journal with --step N or --all-steps K")
-        return None
-    if arguments.model_base is not None or arguments.torch_dtype != "auto":
-        raise InputError("--journal excludes --model-base and --torch-dtype: the run's model and dtype are used")
-    return JournaledModel(arguments.journal, arguments.model_path)
+    run = JournaledModel.named_by(arguments)
+    of_a_run = arguments.step is not None or arguments.all_steps is not None
+    if run is None and (arguments.model_path is None or of_a_run):
+        raise InputError("give --model-path, or --journal with --step N or --all-steps K")
+    return run
 
 
 def _steps(arguments: argparse.Namespace, run: JournaledModel) -> list[int]:
     """The steps that are asked for, in order; the last one of the journal by default."""
-    last = len(run.journal.records) if arguments.step is None else arguments.step
-    run.check_step(last)
+    last = run.step_of(arguments.step)
     if arguments.all_steps is None:
         return [last]
     if arguments.all_steps < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,28 @@ class JournaledModel:
     def template(self) -> str:
         """Name of the conversation template that the run was trained with."""
         return template_of(str(self._folder / MODEL), self.path)
+
+    @classmethod
+    def named_by(cls, options: argparse.Namespace) -> JournaledModel | None:
+        """The run of `--journal`, if there is one; its base is `--model-path` where that is given.
+
+        Args:
+            options: with `journal`, `model_path`, `model_base` and `torch_dtype`.
+
+        Raises:
+            InputError: flags that have no effect on the model of a run; and as for the class.
+        """
+        if options.journal is None:
+            return None
+        if options.model_base is not None or options.torch_dtype != "auto":
+            raise InputError("--journal excludes --model-base and --torch-dtype: the run's model and dtype are used")
+        return cls(options.journal, options.model_path)
+
+    def step_of(self, step: int | None) -> int:
+        """`--step`, or the journal's last one where it is not given. Raises `InputError` if the journal lacks it."""
+        step = len(self.journal.records) if step is None else step
+        self.check_step(step)
+        return step
 
     def check_step(self, step: int) -> None:
         """`InputError` unless the journal has this step."""

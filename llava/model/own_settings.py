@@ -6,6 +6,7 @@ from typing import Any
 
 from llava.model.checkpoint_files import find_file, read_json
 from llava.model.hf.from_hf import is_theirs, our_config, processor_settings
+from llava.model.load_settings import DTYPES
 
 TEMPLATE = "conversation_template"
 """Entry of config.json with the template that a checkpoint was trained with."""
@@ -47,3 +48,12 @@ def template_of(path: str, base: str | None = None) -> str:
     """`own_template` of the checkpoint at `path`; where that holds no config, of its base."""
     config = read_config(path)
     return own_template(read_config(base) if base is not None and not config else config)
+
+
+def dtype_of(path: str, base: str | None = None) -> str:
+    """The dtype that the checkpoint at `path` names or, where it names none, its base; else float16."""
+    for config in map(read_config, filter(None, (path, base))):
+        for entry in ("dtype", "torch_dtype"):  # by the age of transformers
+            if config.get(entry) in DTYPES:
+                return str(config[entry])
+    return "float16"

@@ -14,13 +14,12 @@ from llava.errors import InputError
 from llava.model.adapter_kinds import FROM_WEIGHTS, IN_LAYERS, MERGED
 from llava.model.checkpoint_files import find_file, read_tensors, usable
 from llava.model.quantised import is_quantised, keep_dtypes, ready_for_adapters
-from llava.model.tuners import houlsby, mora, residual
+from llava.model.tuners import houlsby, mora, residual  # noqa: F401  # two are known to PEFT by being imported
 from llava.model.tuners.virtual_tokens import VirtualTokensModel
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_ = mora.KIND, houlsby.KIND  # known to PEFT by being imported
 
 
 def read_adapter(model: Any, path: str, initial: Mapping[str, torch.Tensor]) -> Any:

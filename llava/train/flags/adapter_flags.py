@@ -130,7 +130,7 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
         if ours in given:
             setattr(values, theirs, getattr(values, ours))
         setattr(values, ours, getattr(values, theirs))
-    if kind in FROM_WEIGHTS and kind not in READ_BY["dropout"]:
+    if kind in FROM_WEIGHTS:
         values.lora_dropout = values.adapter_dropout = 0.0  # it would drop principal parts of the weights
     if kind == "prefix":
         values.gradient_checkpointing = False

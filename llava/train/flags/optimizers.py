@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from llava.errors import InputError
+from llava.train.flags.adapter_flags import given_kind
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import BITSANDBYTES, GALORE, OPTIMIZERS
-from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parse_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only
 
 OF_CYCLES = ("adamw_torch", "adamw_torch_fused")
 PACKAGES = {**dict.fromkeys(BITSANDBYTES, "bitsandbytes"), **dict.fromkeys(GALORE, "galore_torch")}
@@ -76,9 +77,9 @@ def _of_galore(values: Any, optim: str) -> Iterator[Refusal]:
             f"--optim {optim} needs --optim_target_modules",
             "a pattern of names of layers whose gradients are projected, as .*q_proj, or all-linear",
         )
-    if _adapter(values) != "none":
+    if given_kind(values) != "none":
         yield (
-            f"--optim {optim} excludes --adapter {_adapter(values)}",
+            f"--optim {optim} excludes --adapter {given_kind(values)}",
             "an adapter's matrices are of low rank by themselves; give another --optim",
         )
     yield from _alone(values, f"--optim {optim}", "projections are made for whole gradients", several=True)
@@ -88,14 +89,14 @@ def _of_cycles(values: Any, optim: str) -> Iterator[Refusal]:
     cycle = f"--cycle_blocks {values.cycle_blocks}"
     if optim not in OF_CYCLES:
         yield f"{cycle} excludes --optim {optim}", f"blocks are trained by one of {', '.join(OF_CYCLES)}"
-    if _adapter(values) != "none":
+    if given_kind(values) != "none":
         yield (
-            f"{cycle} excludes --adapter {_adapter(values)}",
+            f"{cycle} excludes --adapter {given_kind(values)}",
             "it trains the model's own weights; leave one of them out",
         )
     if values.bits != 16:
         yield f"{cycle} excludes --bits {values.bits}", "quantised weights cannot be trained themselves"
-    if _parts(values) == {PROJECTOR}:
+    if adapter_only(values) or (values.mm_tunable_parts is None and values.freeze_backbone):
         yield f"{cycle} excludes training the projector alone", f"name {LANGUAGE_MODEL} in --mm_tunable_parts too"
     yield from _alone(values, cycle, "other processes would not know which weights have gradients")
 
@@ -133,16 +134,3 @@ def _alone(values: Any, what: str, why: str, several: bool = False) -> Iterator[
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _adapter(values: Any) -> str:
-    return "lora" if values.lora_enable and values.adapter == "none" else values.adapter
-
-
-def _parts(values: Any) -> set[str]:
-    """As `llava.train.parts.tunable` has it, of what matters here."""
-    if values.mm_tunable_parts is not None:
-        return set(parse_parts(values.mm_tunable_parts))
-    if values.tune_mm_mlp_adapter:
-        return {PROJECTOR}
-    return {PROJECTOR} | (set() if values.freeze_backbone else {LANGUAGE_MODEL})

@@ -27,7 +27,7 @@ from llava.model.multimodal_encoder.clip_encoder import SELECT_FEATURES
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.samples.loading import FORMS
 from llava.samples.settings import SampleSettings
-from llava.train.flags.adapter_flags import check_adapter, settle_adapter
+from llava.train.flags.adapter_flags import check_adapter, given_kind, settle_adapter
 from llava.train.flags.arguments import (
     STRATIFY,
     TRAINER_MODES,
@@ -219,7 +219,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
 
 def _check_bits(values: Any, given: Collection[str]) -> None:
     """What of a base in 4 or 8 bits can be trained."""
-    adapted = values.lora_enable or values.adapter != "none"
+    adapted = given_kind(values) != "none"
     if values.zo_quantized_scales:
         if values.bits == 16:
             raise InputError("--zo_quantized_scales True needs a base with scales: give --bits 4 or 8")
