@@ -3,11 +3,9 @@
     python scripts/study/algorithms.py --budget 60                     (60 minutes; the same command goes on)
     python scripts/study/algorithms.py --candidates mezo normalized --tasks figure
 
-A sample-forward is one forward of one record: plain MeZO of the study has 5,000 steps x 4 records x 2 forwards, and
-every candidate has as many. Rates are chosen on the validation set with seed 0, from the middle of a candidate's list
-outwards; the best one is run with each seed and judged on the test set. AdamW has the study's 3,000 records, one or
-four a step. `--budget` is in minutes: no run is started after it. Writes algorithms.md and, for each task, a picture of
-accuracy against sample-forwards (the first seed's runs, at `--points` steps of their journals).
+How they are searched and judged is in candidates.py. `--budget` is in minutes: no run is started after it. Writes
+algorithms.md and, for each task, a picture of accuracy against sample-forwards (the first seed's runs, at `--points`
+steps of their journals).
 """
 
 from __future__ import annotations
@@ -15,56 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from statistics import mean
-from typing import Any
 
+from candidates import BATCH, Candidate, Case, candidates_parser, cases_of, page
 from pictures import plot_progress
-from planned_run import Run, usual_run
+from planned_run import Run
 from run_pool import Pool
-from settings import STEPS, Task, chosen_tasks, parsed, positive, study_parser
+from settings import parsed, positive
 
 from llava.errors import command
 from llava.train.zo.step_batches import Growth
 
-BATCH = 4
-
-
 SIZES = {"*norm*": 10, "*.mlp.*": 2, "*embed_tokens*": 0.5}
 """Of the noise, fitted to the tiny model by the loss on its charts (docs/reproduction.md)."""
 GROWTH = "0:4,0.3:20"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to train.
-
-    Attributes:
-        rates: learning rates that are tried, the likeliest in the middle.
-        flags: of train.py.
-        forwards: of a record in a step; AdamW's backward passes do not count.
-    """
-
-    method: str
-    rates: Sequence[str]
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    forwards: float = 2
-
-    def steps(self, study_steps: int) -> int:
-        """As many as the budget of `study_steps` plain ones allows."""
-        batch = self.flags.get("per_device_train_batch_size", BATCH)
-        if self.method == "adamw":
-            return STEPS["adamw"] // batch
-        records = study_steps * BATCH * 2 / self.forwards
-        if "zo_batch_growth" not in self.flags:
-            return int(records / batch)
-        stages = Growth.parse(self.flags["zo_batch_growth"]).stages
-        ends = [*(share for share, _ in stages[1:]), 1.0]
-        return int(sum((end - share) * records / rows for end, (share, rows) in zip(ends, stages, strict=True)))
-
-
 PLAIN, SMALL = ["2.5e-5", "5e-5", "1e-4"], ["3e-7", "1e-6", "3e-6"]
 OF_A_STEP = ["4e-4", "8e-4", "1.6e-3"]  # of rules and estimators whose step's length does not follow the loss
 NORMALIZED = {"zo_rule": "normalized", "lr_scheduler_type": "linear"}
@@ -101,82 +64,18 @@ CANDIDATES = {
 }
 
 
-def searched(candidate: Candidate, task: Task, options: argparse.Namespace) -> dict[str, Run]:
-    """By rate, the runs that are judged on the validation set, from the middle outwards."""
-    middle = (len(candidate.rates) - 1) / 2
-    order = sorted(candidate.rates, key=lambda rate: abs(candidate.rates.index(rate) - middle))
-    return {rate: run_of(candidate, task, rate, options, split="val") for rate in order}
-
-
-def run_of(candidate: Candidate, task: Task, rate: str, options: argparse.Namespace, **more: Any) -> Run:
-    """A run of a candidate at a rate."""
-    steps = candidate.steps(options.steps or STEPS["mezo"])
-    changes = {"learning_rate": rate, "max_steps": steps, **candidate.flags}
-    if changes.get("zo_tensor_scales") == "SIZES":
-        changes["zo_tensor_scales"] = str(options.sizes)
-    return usual_run(options, candidate.method, task, "lm", **more, **changes)
-
-
-def best_rate(runs: Mapping[str, Run], pool: Pool) -> str | None:
-    """The rate with the best accuracy on the validation set; None until all have been tried, or if all diverged."""
-    if not all(pool.is_done(run) for run in runs.values()):
-        return None
-    found = {rate: pool.accuracy(run) for rate, run in runs.items()}
-    reached = {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
-    return max(reached, key=reached.__getitem__) if reached else None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A candidate on a task.
-
-    Attributes:
-        tried: by rate, on the validation set.
-    """
-
-    name: str
-    task: Task
-    tried: Mapping[str, Run]
-
-    @property
-    def candidate(self) -> Candidate:
-        """What its name stands for."""
-        return CANDIDATES[self.name]
-
-    def finals(self, pool: Pool, options: argparse.Namespace) -> list[Run]:
-        """Those that are judged on the test set, with every seed, once the best rate is known."""
-        rate = best_rate(self.tried, pool)
-        if rate is None:
-            return []
-        return [run_of(self.candidate, self.task, rate, options, seed=seed) for seed in options.seeds]
-
-
-def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Every candidate on every task."""
-    return [
-        Case(name, task, searched(CANDIDATES[name], task, options))
-        for name in options.candidates
-        for task in chosen_tasks(options)
-    ]
-
-
 @command
 def main() -> None:
     """Run what is missing and fits the budget, then write the page."""
-    parser = study_parser(__doc__)
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+    parser = candidates_parser(__doc__, CANDIDATES)
     parser.add_argument("--points", type=positive, default=5, help="of a curve, after the first")
-    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     options = parsed(parser)
     options.sizes = (options.output / "sizes.json").resolve()
     options.sizes.parent.mkdir(parents=True, exist_ok=True)
     options.sizes.write_text(json.dumps(SIZES) + "\n", encoding="utf-8")
-    deadline = None if options.budget is None else time.time() + 60 * options.budget
-    pool, cases = Pool(options), cases_of(options)
-    pool.do([run for case in cases for run in case.tried.values()], deadline)
-    finals = [run for case in cases for run in case.finals(pool, options)]
+    cases = cases_of({name: CANDIDATES[name] for name in options.candidates}, options)
     title = "Estimators, rules and orders"
-    print(pool.page(finals, "algorithms", title, deadline, lambda: pictures(cases, pool, options)))
+    print(page(cases, options, "algorithms", title, lambda pool: pictures(cases, pool, options)))
 
 
 def pictures(cases: Sequence[Case], pool: Pool, options: argparse.Namespace) -> list[str]:

@@ -20,7 +20,9 @@ from llava.errors import InputError
 STUDY = Path(__file__).parents[2] / "scripts" / "study"
 sys.path.insert(0, str(STUDY))
 
+import adapters  # noqa: E402
 import algorithms  # noqa: E402
+import candidates  # noqa: E402
 import order  # noqa: E402
 import planned_run  # noqa: E402
 import prompts  # noqa: E402
@@ -265,19 +267,40 @@ def test_candidates_have_equal_sample_forwards(name, steps):
 def test_a_candidate_is_judged_at_its_best_rate(options, task, started, monkeypatch):
     """On the test set with every seed, once all of its rates have been tried on the validation set."""
     options.sizes = Path("sizes.json")
-    runs = algorithms.searched(algorithms.CANDIDATES["sized"], task, options)
+    sized = algorithms.CANDIDATES["sized"]
+    runs = candidates.searched(sized, task, options)
     assert list(runs) == ["8e-4", "4e-4", "1.6e-3"]
     assert all(run.split == "val" and run.flags["--zo_tensor_scales"] == "sizes.json" for run in runs.values())
     pool = run_pool.Pool(options)
     found = {"8e-4": 0.5, "4e-4": 0.7}
     monkeypatch.setattr(pool, "accuracy", lambda run: found.get(run.flags["--learning_rate"]))
-    assert algorithms.Case("sized", task, runs).finals(pool, options) == []
+    assert candidates.Case("sized", sized, task, runs).finals(pool, options) == []
     found["1.6e-3"] = 0.6
-    finals = algorithms.Case("sized", task, runs).finals(pool, options)
+    finals = candidates.Case("sized", sized, task, runs).finals(pool, options)
     assert [(run.seed, run.split, run.flags["--learning_rate"]) for run in finals] == [
         (0, "test", "4e-4"),
         (1, "test", "4e-4"),
     ]
+
+
+def test_adapters_are_compared_with_all_weights(options, task, started, monkeypatch):
+    """Shares are of the gain that AdamW has on all weights, and a rate that was not tried is not a result."""
+    monkeypatch.setattr(candidates, "chosen_tasks", lambda options: [task])
+    monkeypatch.setattr(adapters, "FULL", {"adamw": ("1e-4",), "mezo": ("1e-4",)})
+    known = adapters.candidates()
+    assert known["mezo-prompt"].rates == ["0.07", "0.2", "0.6"] and known["mezo-prompt"].flags["zo_eps"] == "0.1"
+    cases = candidates.cases_of({name: known[name] for name in ("adamw-none", "adamw-lora")}, options)
+    pool = run_pool.Pool(options)
+    values = {"none": 0.9, "lora": 0.7}
+    monkeypatch.setattr(pool, "accuracy", lambda run: values[run.flags.get("--adapter", "none")])
+    lines = adapters.tables(cases, pool, options)
+    assert "Before: 50.0 %." in lines
+    assert "| adamw-none | 1e-4: 90.0 | 90.0 ± 0.0 (2) | 100 |" in lines
+    assert "| adamw-lora | 0.0003: 70.0, 0.001: 70.0, 0.003: 70.0 | 70.0 ± 0.0 (2) | 50 |" in lines
+    monkeypatch.setattr(pool, "accuracy", lambda run: None)
+    assert "| adamw-lora | 0.0003: not run, 0.001: not run, 0.003: not run |  |  |" in adapters.tables(
+        cases, pool, options
+    )
 
 
 def test_orders_are_compared_in_pairs(options, task, monkeypatch):
