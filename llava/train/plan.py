@@ -1,6 +1,6 @@
 """What fits a card, and what we would take: the memory of every method, counted before anything is loaded.
 
-    python -m llava.train.plan --model 0.5b --gpu-memory 24 [--tokens 1500 --batch 4 --tiles 2]
+    python -m llava.train.plan --model 0.5b --gpu-memory 24 [--gpu rtx3090 --tokens 1500 --batch 4 --tiles 2]
 
 `--model` is a folder (its config.json is read, no weights), one of the presets, or a hub id, whose config is then
 fetched. docs/choosing.md says how the figures compare with measured ones, and what each method is worth.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from llava.errors import InputError, command
 from llava.model.families import config_for, model_class_for
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 from llava.model.shapes import SHAPES, shape_config
+from llava.train.cards import CARDS, Card, language_operations, vision_operations
 from llava.train.footprint import (
     HALF,
     NF4,
@@ -48,7 +49,10 @@ class Row:
     """A method: bytes by part, and its time.
 
     Attributes:
-        forwards: of a step, or of an answer, in forwards of the model on the batch; a backward pass counts as two.
+        forwards: of a step, or of an answer, in forwards of the language model on the batch; a backward pass counts as
+            two.
+        vision: the same of the tower: once, if it is not trained.
+        moved: bytes that the step itself reads and writes beside its forwards.
         trains: whether it changes weights.
         note: what else is to know; of a method that is not there yet, that it is not.
     """
@@ -56,6 +60,8 @@ class Row:
     name: str
     bytes: dict[str, float] = field(default_factory=dict)
     forwards: float = 1.0
+    vision: float = 1.0
+    moved: float = 0.0
     trains: bool = True
     note: str = ""
 
@@ -72,6 +78,11 @@ class Row:
     def fits(self, gpu_memory: float) -> bool:
         """Whether a card of so many GB takes it."""
         return self.there and self.total / GB + RESERVE <= gpu_memory
+
+    def seconds(self, of: Sizes, batch: Batch, card: Card) -> float:
+        """Of a step on a card, counted."""
+        operations = self.forwards * language_operations(of, batch) + self.vision * vision_operations(of, batch)
+        return card.seconds(operations, self.forwards * self.bytes["weights"]) + card.moving(self.moved)
 
 
 def config_of(model: str) -> Any:
@@ -107,10 +118,10 @@ def _without_training(of: Sizes, batch: Batch) -> Iterator[Row]:
         cache = longer.positions * of.layers * 2 * of.keys * HALF
         name = f"in context, {shots}" if shots else "zero-shot"
         held = {"weights": weights, "activations": forward_bytes(of, longer), "cache": float(cache)}
-        yield Row(name, held, shots + 1.0, trains=False)
+        yield Row(name, held, shots + 1.0, shots + 1.0, trains=False)
     states = (of.layers + 1) * batch.positions * of.width * HALF
     activations = forward_bytes(of, batch) + states
-    yield Row("linear probe", {"weights": weights, "activations": activations}, 1.0, note="one forward a record in all")
+    yield Row("linear probe", {"weights": weights, "activations": activations}, note="one forward a record in all")
 
 
 def _backpropagation(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator[Row]:
@@ -119,15 +130,19 @@ def _backpropagation(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) 
     for checkpointing in (False, True):
         suffix, forwards = (WITH, 4.0) if checkpointing else (WITHOUT, 3.0)
         of_lora = graph_bytes(of, batch, checkpointing, lora=True, tower=False)
-        for name, weights in (("LoRA + AdamW", HALF * of.weights), ("QLoRA + AdamW", _quantised(of, SINGLE))):
+        for name, weights in (("LoRA + AdamW", HALF * of.weights), ("QLoRA + AdamW", _quantised(of))):
             trained = {"weights": weights + SINGLE * adapter, "gradients": float(SINGLE * adapter)}
             states = {"optimizer": 2.0 * SINGLE * adapter, "activations": of_lora}
-            yield Row(name + suffix, trained | states, forwards)
+            yield Row(name + suffix, trained | states, forwards, moved=2 * (4.0 * SINGLE * adapter))
+        vision = 3.0 if tower else 1.0  # which no checkpoint runs again
         number, activations = of.trained(parts), graph_bytes(of, batch, checkpointing, lora=False, tower=tower)
         for name, states_bytes in (("AdamW", 2 * SINGLE * number), ("Adafactor", adafactor_states(of, parts))):
-            yield Row(f"full, {name}{suffix}", _full(of, number, float(states_bytes), activations), forwards)
+            held = _full(of, number, float(states_bytes), activations)
+            moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
+            yield Row(f"full, {name}{suffix}", held, forwards, vision, moved)
         lomo = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(of, parts))}
-        yield Row(f"full, LOMO{suffix}", lomo | {"activations": activations}, forwards, note="no clipping by the norm")
+        held = lomo | {"activations": activations}
+        yield Row(f"full, LOMO{suffix}", held, forwards, vision, 4.0 * HALF * number, note="no clipping by the norm")
 
 
 def _full(of: Sizes, number: int, states: float, activations: float) -> dict[str, float]:
@@ -149,20 +164,19 @@ def _mezo(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator
         copies = 2.0 * HALF * largest(of, parts)
     adapter = float(SINGLE * of.lora(rank))
     of_adapter = 2 * adapter / of.layers
-    yield Row("MeZO, full", {"weights": whole, "copies": copies, "activations": forward}, 2.0)
+    # both copies of a weight are made (6 bytes), and it is updated (4)
+    held, vision = {"weights": whole, "copies": copies, "activations": forward}, 2.0 if VISION_TOWER in parts else 1.0
+    yield Row("MeZO, full", held, 2.0, vision, 10.0 * of.trained(parts))
     yield Row("MeZO, LoRA", {"weights": whole + adapter, "copies": of_adapter, "activations": forward}, 2.0)
-    quantised = _quantised(of, HALF) + adapter
+    quantised = _quantised(of) + adapter
     yield Row("MeZO, 4-bit with LoRA", {"weights": quantised, "copies": of_adapter, "activations": forward}, 2.0)
     yield Row("MeZO, offloaded", note="not there yet")
 
 
-def _quantised(of: Sizes, others: int) -> float:
-    """Bytes of the weights with the language model's linear layers in 4 bits, and `others` a weight for the rest.
-
-    Backpropagation on 4 bits keeps the rest in float32, as PEFT prepares such models; MeZO in bfloat16.
-    """
+def _quantised(of: Sizes) -> float:
+    """Bytes of the weights with the language model's linear layers in 4 bits, and the others in 16."""
     linear = sum(into * out for into, out in of.linears)
-    return NF4 * linear + others * (of.weights - linear)
+    return NF4 * linear + HALF * (of.weights - linear)
 
 
 BEST_FIRST = (
@@ -186,16 +200,18 @@ def choice(found: Sequence[Row], gpu_memory: float) -> Row | None:
     return next((by_name[name] for name in BEST_FIRST if by_name[name].fits(gpu_memory)), None)
 
 
-def text(found: Sequence[Row], gpu_memory: float) -> str:
-    """The table, and the choice."""
+def text(found: Sequence[Row], gpu_memory: float, seconds: Mapping[str, float]) -> str:
+    """The table, and the choice; `seconds` of a step by the name of a row, or none at all."""
     columns = ("weights", "gradients", "masters", "optimizer", "activations", "copies", "cache")
-    lines = [f"| method | {' | '.join(columns)} | GB in all | fits {gpu_memory:g} GB | forwards a step | |"]
-    lines.append("|---" * (len(columns) + 5) + "|")
+    lines = [f"| method | {' | '.join(columns)} | GB in all | fits {gpu_memory:g} GB | forwards a step |"]
+    lines[0] += " s a step, counted | |" if seconds else " |"
+    lines.append("|---" * (len(columns) + 5 + bool(seconds)) + "|")
     for row in found:
         cells = [f"{row.bytes[name] / GB:.2f}" if row.bytes.get(name) else "" for name in columns]
         total, fits = (f"{row.total / GB:.2f}", "yes" if row.fits(gpu_memory) else "no") if row.there else ("", "")
         forwards = f"{row.forwards:g}" if row.there else ""
-        lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, forwards, row.note])} |")
+        time = [f"{seconds[row.name]:.2g}" if row.there else ""] if seconds else []
+        lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, forwards, *time, row.note])} |")
     taken = choice(found, gpu_memory)
     lines += [
         "",
@@ -207,9 +223,10 @@ def text(found: Sequence[Row], gpu_memory: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Memory of every method, counted, and what we would take.")
+    parser = argparse.ArgumentParser(description="Memory and time of every method, counted, and what we would take.")
     parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or one of {', '.join(SHAPES)}")
     parser.add_argument("--gpu-memory", type=float, required=True, metavar="GB", help="of the card, in 10^9 bytes")
+    parser.add_argument("--gpu", choices=CARDS, help="also the time of a step on this one, from its data sheet")
     parser.add_argument("--tokens", type=int, default=1500, help="positions of a row, images among them")
     parser.add_argument("--batch", type=int, default=1, help="rows of a step")
     parser.add_argument("--tiles", type=int, default=2, help="tiles of the pictures of a row")
@@ -229,8 +246,11 @@ def main(argv: list[str] | None = None) -> None:
     if options.model not in SHAPES and not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise InputError(f"--model {options.model}: no such folder; give one, a hub id, or {', '.join(SHAPES)}")
     batch = Batch(options.batch, options.tokens, options.tiles, options.supervised)
-    found = rows(sizes(options.model), batch, parse_parts(options.mm_tunable_parts), options.lora_r)
-    sys.stdout.write(text(found, options.gpu_memory))
+    of = sizes(options.model)
+    found = rows(of, batch, parse_parts(options.mm_tunable_parts), options.lora_r)
+    card = CARDS.get(options.gpu)
+    seconds = {} if card is None else {row.name: row.seconds(of, batch, card) for row in found if row.there}
+    sys.stdout.write(text(found, options.gpu_memory, seconds))
 
 
 if __name__ == "__main__":

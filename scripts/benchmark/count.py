@@ -5,11 +5,10 @@
 For our step and for the usual in-place scheme (three perturbations and an update that write all trained weights,
 vision and full float32 logits in each forward), language model tuned, bfloat16. Prints Markdown.
 
-What is assumed: matrix products reach `MATRIX_SHARE` of the peak, and are bound by reading weights where that takes
-longer; element-wise kernels reach `BANDWIDTH_SHARE` of the memory's rate; noise takes the lanes' time that was measured
-on an H200 (`*_SLOTS`), or that of its bytes if that is longer. Launches, attention masks, norms and activations are
-left out on both sides. docs/performance.md has what was measured on the H200, where it differs from this, and why. A
-last table has the study's runs.
+What is assumed of products and bytes is in `llava/train/cards.py`; products are bound by reading weights where that
+takes longer, and noise takes the lanes' time that was measured on an H200 (`*_SLOTS`), or that of its bytes if that is
+longer. Launches, attention masks, norms and activations are left out on both sides. docs/performance.md has what was
+measured on the H200, where it differs from this, and why. A last table has the study's runs.
 """
 
 from __future__ import annotations
@@ -21,35 +20,14 @@ from typing import Any
 import torch
 from shapes import SHAPES, build
 
+from llava.train.cards import BANDWIDTH_SHARE, CARDS, MATRIX_SHARE, Card
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
 
-MATRIX_SHARE, BANDWIDTH_SHARE = 0.5, 0.8
 PERTURB_SLOTS, UPDATE_SLOTS, NORMAL_SLOTS = 27.8, 21.8, 56.7
 """Time of an integer lane, in clocks, for an element of bfloat16 at both points, in the update, and from torch.normal
 and add: 1.795, 1.41 and 3.67 ps on an H200, times its lanes. Counting instructions is not enough: those of noise from a
 table of 65,536 entries were 38.5 (PTX), and took 83, since each lane of such a look-up costs a cache line."""
 BYTES = 2
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU by its data sheet."""
-
-    name: str
-    matrix: float
-    """bfloat16 matrix products with float32 sums, operations a second, dense."""
-    memory: float
-    """Bytes a second."""
-    lanes: float
-    """Integer instructions a second: 64 a multiprocessor and clock."""
-
-
-DEVICES = (
-    Device("RTX 3090", 71e12, 936e9, 82 * 64 * 1.695e9),
-    Device("A100-80", 312e12, 2039e9, 108 * 64 * 1.41e9),
-    Device("H100 SXM", 989e12, 3350e9, 132 * 64 * 1.83e9),
-    Device("H200", 989e12, 4800e9, 132 * 64 * 1.83e9),
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +122,7 @@ def counts(model: Model, directions: int) -> dict[str, dict[str, float]]:
     return {"ours": ours, "inplace": inplace}
 
 
-def seconds(count: dict[str, float], scheme: str, device: Device, model: Model) -> dict[str, float]:
+def seconds(count: dict[str, float], scheme: str, device: Card, model: Model) -> dict[str, float]:
     """Predicted seconds of a step by part."""
     rate = device.memory * BANDWIDTH_SHARE
     matrix = (count["vision operations"] + count["language operations"]) / (device.matrix * MATRIX_SHARE)
@@ -169,7 +147,7 @@ def tables(model: Model, directions: int) -> str:
     header = ["ms a step", *(f"ours: {part}" for part in parts), "step"]
     header += [*(f"in-place: {part}" for part in (*parts, "logits")), "step", "ratio"]
     lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for device in DEVICES:
+    for device in CARDS.values():
         ours, other = (seconds(found[scheme], scheme, device, model) for scheme in ("ours", "inplace"))
         mine, theirs = sum(ours.values()), sum(other.values())
         cells = [*(ours[part] for part in parts), mine, *other.values(), theirs]
@@ -178,7 +156,7 @@ def tables(model: Model, directions: int) -> str:
     return "\n".join(lines)
 
 
-def study_seconds(model: Model, device: Device) -> dict[str, float]:
+def study_seconds(model: Model, device: Card) -> dict[str, float]:
     """Seconds a step of the study's runs, by what is trained: MeZO with a batch of 4, AdamW with a batch of 1.
 
     Backpropagation counts as two forwards, and AdamW reads and writes weights and moments and reads gradients. Without
@@ -202,9 +180,9 @@ def study_seconds(model: Model, device: Device) -> dict[str, float]:
 
 def study_table(model: Model) -> str:
     """What the study's runs should take, as Markdown: 5,000 steps of MeZO, 3,000 of AdamW."""
-    lines = ["| run | " + " | ".join(f"{d.name}: s a step | training, min" for d in DEVICES) + " |"]
-    lines.append("|---" * (1 + 2 * len(DEVICES)) + "|")
-    by_device = [study_seconds(model, device) for device in DEVICES]
+    lines = ["| run | " + " | ".join(f"{d.name}: s a step | training, min" for d in CARDS.values()) + " |"]
+    lines.append("|---" * (1 + 2 * len(CARDS)) + "|")
+    by_device = [study_seconds(model, device) for device in CARDS.values()]
     for name in by_device[0]:
         steps = 3000 if name.startswith("AdamW") else 5000
         cells = [f"{found[name]:.2f} | {steps * found[name] / 60:.0f}" for found in by_device]

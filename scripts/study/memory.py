@@ -41,6 +41,7 @@ METHODS = {
     "inference": "inference",
     "mezo": "MeZO",
     "lora_adamw": "LoRA + AdamW",
+    "qlora_adamw": "LoRA + AdamW on 4 bits",
     "lomo": "LOMO",
     "adalomo": "AdaLomo",
     "cycle": "one block at a time",
@@ -116,10 +117,14 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     model = build(options.shape, torch.bfloat16, torch.device("meta") if options.count else device, ALL_PARTS)
     if options.count:
         _without_values(model)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if method == "qlora_adamw":
+        in_4_bits(model)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + bytes_of_scales(
+        model
+    )
     inputs = batch(model, options.tokens, TILES, 12)
     network = model
-    if method == "lora_adamw":
+    if method in ("lora_adamw", "qlora_adamw"):
         network = add_adapter(model, LORA)
         adapter = adapter_names(network)
         for name, parameter in network.named_parameters():
@@ -131,6 +136,26 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         for _ in range(options.steps):
             run()
     return {"weights": weights, "over_weights": live.peak}
+
+
+def in_4_bits(model: Any) -> None:
+    """Put the language model's linear layers, but not its head, in 4 bits, as `--bits 4` loads them."""
+    from bitsandbytes import nn as layers
+
+    for name, given in list(model.get_model().layers.named_modules()):
+        if not isinstance(given, torch.nn.Linear):
+            continue
+        made = layers.Linear4bit(given.in_features, given.out_features, given.bias is not None, model.dtype)
+        made.load_state_dict(given.state_dict())
+        model.get_model().layers.set_submodule(name, made.to(given.weight.device))  # which is what quantises it
+    model.requires_grad_(False)
+
+
+def bytes_of_scales(model: Any) -> int:
+    """Of the tensors that bitsandbytes keeps beside its codes."""
+    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    tensors = [one for state in states if state is not None for one in state.as_dict(packed=True).values()]
+    return sum(one.numel() * one.element_size() for one in tensors)
 
 
 def _without_values(model: Any) -> None:
