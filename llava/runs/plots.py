@@ -122,7 +122,7 @@ def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -
     series = list(dict.fromkeys(bar["series"] for bar in bars))
     places = [place + 0.9 * blocks.index(bar["block"]) for place, bar in enumerate(bars)]
     figure, axes = empty_figure(height=1.8 + 0.3 * len(bars) + 0.25 * len(blocks))
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         name: {"facecolor": COLOURS[k % len(COLOURS)], "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white"}
         for k, name in enumerate(series)
     }

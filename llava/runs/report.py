@@ -182,11 +182,8 @@ def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     if measured:
         sets = {group.settings["evaluation"] for group in measured}
         file = stem.with_name(f"{stem.name}_accuracy.png")
-        plot_bars(
-            [_bar(group, [name for name in columns if name != "evaluation" or len(sets) > 1]) for group in measured],
-            file,
-            "Accuracy before and after training",
-        )
+        shown = [name for name in columns if name != "evaluation" or len(sets) > 1]
+        plot_bars([_bar(group, shown) for group in measured], file, "Accuracy before and after training")
         pictures["Accuracy"] = file.name
     return pictures
 

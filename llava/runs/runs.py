@@ -43,6 +43,8 @@ ZO_SETTINGS = (
     "zo_batch_growth",
     "zo_weight_storage",
 )
+OLDER = {"stratify_answers": "off", "zo_objective": "loss"}
+"""What runs did that were made before there was such a flag."""
 FORWARDS = {"spsa": 2, "lowrank": 2, "one_point": 1}
 """Of a record for each direction, of the estimators where that is all."""
 METHODS = {"zo": "MeZO", "regular": "AdamW"}
@@ -125,7 +127,7 @@ def read_run(folder: Path) -> Run:
     report, arguments, state = (_read(folder / name) for name in (REPORT_FILE, ARGUMENTS_FILE, STATE_FILE))
     names = SETTINGS + (ZO_SETTINGS if report.get("trainer_mode") == "zo" else ())
     arguments.setdefault("adapter", "lora" if arguments.get("lora_enable") else "none")
-    arguments["stratify_answers"] = arguments.get("stratify_answers") or "off"  # older runs do not name it
+    arguments |= {name: value for name, value in OLDER.items() if arguments.get(name) is None}
     arguments["evaluation"] = _evaluation(folder / ANSWERS_FILE)
     steps, losses = loss_points(state.get("log_history", ()))
     return Run(

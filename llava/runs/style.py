@@ -1,4 +1,4 @@
-"""The look that all pictures have in common: colours, lines, ticks, averages, limits, and labels at the ends of lines."""
+"""The look that all pictures have in common: colours, lines, ticks, averages, limits, labels at the ends of lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of single experiments: grids and rows of accuracies, memory by method, curves against one of them, signal."""
+"""Pictures of single experiments: grids and rows of accuracies, memory by method, curves against one, signal."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ WINDOW_NAMES = {
 
 
 def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
-    """Draw a column a run, with a row each for those of `loss`, `rms` and `share` ± `error` that it has, over `step`."""
+    """Draw a column a run, and in it a row for each of `loss`, `rms` and `share` ± `error` that it has, over `step`."""
     given = next(iter(runs.values()))[0]
     names = {name: label for name, label in WINDOW_NAMES.items() if name in given}
     figure, panels = empty_figure(0.9 + 2.2 * len(names), len(runs), len(names), squeeze=False, sharey="row")
@@ -201,12 +201,12 @@ def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | 
                 axes.errorbar(steps, [100 * value for value in values], errors, capsize=3, **line_style(0))
             else:
                 axes.plot(steps, values, **line_style(0))
-                axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
             axes.set_xlim(left=0)
             whole_ticks(axes.xaxis, nbins=3)
         panels[0, column].set_title(run.replace(", ", "\n"), fontsize="medium")
     for axes, label in zip(panels[:, 0], names.values(), strict=True):
         axes.set_ylabel(label)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))  # of the whole row, once all of it is drawn
     figure.supxlabel("optimizer step (the end of each fifth of the run)", fontsize="medium")
     figure.savefig(path)

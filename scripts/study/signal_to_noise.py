@@ -69,7 +69,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 def names_of(folders: list[Path]) -> dict[Path, str]:
     """What the runs are called: task, method and the settings in which they differ."""
     finished = {folder: read_run(folder) for folder in folders if (folder / REPORT_FILE).exists()}
-    columns = varying(grouped(finished.values()))
+    columns = [name for name in varying(grouped(finished.values())) if name not in ("max_steps", "evaluation")]
     names = {folder: run_name(run, columns) for folder, run in finished.items()}
     return {folder: names.get(folder, folder.name) for folder in folders}
 

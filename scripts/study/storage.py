@@ -11,7 +11,8 @@ The same model, data order, noise and bfloat16 forward for every scheme:
     fixed16     16-bit integers on a grid              } --zo_weight_storage
     fp32        float32 beside the model               }
 
-Writes one JSON file a scheme (finished ones are not repeated) and storage.png: test loss, and that of each scheme against fp32's.
+Writes one JSON file a scheme (finished ones are not repeated) and storage.png: test loss, and how it compares
+with that of fp32.
 Accuracy is the share of test records whose first answer token is the most likely one of all first answer tokens.
 """
 
@@ -183,9 +184,11 @@ def run(scheme: str, task: dict[str, Any], seed: int, test: int) -> dict[str, An
 
 
 def draw(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Test loss against steps, a line a scheme, and each as a multiple of that of the last one."""
+    """Test loss against steps, a line a scheme, and each as a multiple of that of fp32, or of the last one."""
     curves = {NAMES[result["scheme"]]: [(test["step"], test["loss"]) for test in result["tests"]] for result in results}
-    plot_against(curves, list(curves)[-1], path, title, "test loss (cross entropy per token)")
+    plot_against(
+        curves, "fp32" if "fp32" in curves else list(curves)[-1], path, title, "test loss (cross entropy per token)"
+    )
 
 
 def main() -> None:

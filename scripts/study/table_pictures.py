@@ -1,4 +1,4 @@
-"""The pictures of docs/ whose runs are not kept, from the tables that docs/reproduction.md and docs/log.md have of them.
+"""The pictures of docs/ whose runs are not kept, from the tables of docs/reproduction.md and docs/log.md.
 
     python scripts/study/table_pictures.py                             (seconds; writes docs/pictures/)
 
