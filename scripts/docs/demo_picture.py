@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from llava.runs.plots import loss_points, step_name
-from llava.runs.runs import METHODS, read_run
+from llava.runs.runs import METHODS, samples_per_step
 from llava.runs.style import COLOURS, PALE, moving_average, whole_ticks
 
 PICTURE = ROOT / "docs" / "demo.png"
@@ -33,9 +33,8 @@ def draw(run: Path, picture: Path) -> None:
     Raises:
         SystemExit: the folder lacks a file of such a run, or its log has no loss.
     """
-    report, state, before, after = (
-        _read(run / f"{name}.json") for name in ("report", "trainer_state", "eval_before", "eval_after")
-    )
+    names = ("report", "training_args", "trainer_state", "eval_before", "eval_after")
+    report, arguments, state, before, after = (_read(run / f"{name}.json") for name in names)
     steps, losses = loss_points(state["log_history"])
     if not steps:
         raise SystemExit(f"{run / 'trainer_state.json'}: the log has no loss")
@@ -50,7 +49,7 @@ def draw(run: Path, picture: Path) -> None:
     left.plot(places, averages, color=DARK, linewidth=2, label=label)
     method = METHODS[report["trainer_mode"]]
     left.set_title(f"Training loss over {report['steps']:,} steps of {method}", loc="left", fontsize=11)
-    name = step_name(report["steps"], read_run(run).samples_per_step)
+    name = step_name(report["steps"], samples_per_step(arguments))
     left.set(xlim=(0, steps[-1]), ylim=(0, None), xlabel=name, ylabel="cross entropy per token")
     whole_ticks(left.xaxis)
     left.legend(frameon=False)

@@ -173,7 +173,7 @@ def _plain_log_ticks(axis: Any) -> None:
 
     low, high = sorted(axis.get_view_interval())
     if high < 3 * low:
-        axis.set_major_locator(MaxNLocator(nbins=6))
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
