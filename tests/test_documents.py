@@ -112,6 +112,7 @@ class TestPicture:
         files = {
             "report": {"trainer_mode": "zo", "steps": 39},
             "trainer_state": {"log_history": [*entries, {"step": 39, "train_loss": 0.1}]},
+            "training_args": {"data_path": "train.json", "per_device_train_batch_size": 4},
             "eval_before": {"accuracy": 0.5, "total": 8},
             "eval_after": {"accuracy": 0.75, "total": 8},
         }

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.runs.style import (
+    COLOURS,
+    HATCHES,
+    LARGEST_LINEAR,
+    PALE,
+    cut_off,
+    empty_figure,
+    line_style,
+    moving_average,
+    upper_limit,
+    whole_ticks,
+)
 
-COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
-SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
-LARGEST_LINEAR = 50.0  # a loss above this has an axis with powers of ten: beside it all others would be flat
+LOSS = "training loss (cross entropy per token)"
+MARKED_POINTS = 30  # more points than this are a line without markers
 
 
 def loss_points(log_history: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
@@ -19,19 +30,15 @@ def loss_points(log_history: Iterable[Mapping[str, Any]]) -> tuple[list[int], li
     return [int(entry["step"]) for entry in entries], [float(entry["loss"]) for entry in entries]
 
 
-def smoothed(values: list[float]) -> list[float]:
-    """Centred moving average of the same length; near the ends the window shrinks, staying centred."""
-    reach = max(1, round(SMOOTHING_SHARE * len(values) / 2))
-    averages = []
-    for k in range(len(values)):
-        near = min(reach, k, len(values) - 1 - k)
-        window = values[k - near : k + near + 1]
-        averages.append(sum(window) / len(window))
-    return averages
+def step_name(steps: int, samples: int | None) -> str:
+    """The title of an axis of so many steps; a step is of `samples` records, None if their number changes."""
+    return "optimizer step" + ("" if samples is None else f" (of {samples} samples, {samples * steps:,} in all)")
 
 
-def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Training loss") -> None:
-    """Draw the logged loss and its moving average over the steps.
+def plot_loss(
+    log_history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Training loss", samples: int | None = None
+) -> None:
+    """Draw the logged loss and its moving average over the steps, each of so many `samples` where that is given.
 
     Raises:
         InputError: no entry of the history has a loss.
@@ -41,11 +48,16 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
         raise InputError(f"{path}: the log has no loss to draw; log more often (--logging_steps)")
 
     figure, axes = empty_figure()
-    marker = "o" if len(steps) < 30 else ""
-    axes.plot(steps, losses, color="#9db7d5", linewidth=1, marker=marker, markersize=3, label="logged")
+    marker = "o" if len(steps) < MARKED_POINTS else ""
+    axes.plot(steps, losses, color=PALE, linewidth=1, marker=marker, markersize=3, label="logged")
     if len(steps) > 4:
-        axes.plot(steps, smoothed(losses), color="#1f4e8c", linewidth=2, label="moving average")
-    axes.set(xlabel="optimizer step", ylabel="loss (cross entropy per token)", title=title)
+        places, averages = moving_average(steps, losses)
+        label = f"mean of {len(steps) - len(places) + 1} logged values"
+        axes.plot(places, averages, color=COLOURS[0], linewidth=2, label=label)
+    axes.set(xlabel=step_name(steps[-1], samples), ylabel="loss (cross entropy per token)", title=title)
+    whole_ticks(axes.xaxis)
+    if max(losses) > LARGEST_LINEAR:
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)
@@ -54,67 +66,84 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
 def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
     """Draw the accuracy (a share) of each entry over its step."""
     figure, axes = empty_figure()
-    axes.plot([r["step"] for r in results], [100 * r["accuracy"] for r in results], color="#1f4e8c", marker="o")
+    axes.plot([r["step"] for r in results], [100 * r["accuracy"] for r in results], color=COLOURS[0], marker="o")
     axes.set(xlabel="optimizer step", ylabel="accuracy, %", title=title)
+    whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
     figure.savefig(path)
 
 
 def plot_curves(
-    curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]], path: str | Path, title: str
+    curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    path: str | Path,
+    title: str,
+    places: str = "optimizer step",
 ) -> None:
-    """Draw a smoothed loss curve per label: the mean of its runs (steps, losses), and their range as a band.
+    """Draw a smoothed loss curve per label: the mean of its runs (places, losses), and their range as a band.
 
-    Steps are shares of each run's length, since methods differ in their number of steps.
+    A curve that diverged is cut off, and its name in the legend says so. `places` is what a run's first numbers count.
     """
-    figure, axes = empty_figure()
-    for number, (label, runs) in enumerate(curves.items()):
-        if not runs:
-            continue
-        shortest = min(len(losses) for _, losses in runs)
-        smooth = [smoothed(list(losses[:shortest])) for _, losses in runs]
-        steps = runs[0][0][:shortest]
-        shares = [100 * step / steps[-1] for step in steps]
-        means = [sum(values) / len(values) for values in zip(*smooth, strict=True)]
-        colour, line = f"C{number % 10}", "-" if number < 10 else "--"
-        text = label if "steps" in label else f"{label} ({steps[-1]:,} steps)"
-        axes.plot(shares, means, color=colour, linestyle=line, linewidth=1.8, label=text)
-        if len(runs) > 1:
-            low, high = ([f(values) for values in zip(*smooth, strict=True)] for f in (min, max))
-            axes.fill_between(shares, low, high, color=colour, alpha=0.15, linewidth=0)
-    if axes.get_ylim()[1] > LARGEST_LINEAR:
+    figure, axes = empty_figure(height=4.2 + 0.22 * len(curves))
+    lines = {label: _mean_and_range(runs) for label, runs in curves.items() if runs}
+    limit = upper_limit([means for _, means, _, _ in lines.values()])
+    for number, (label, (steps, means, low, high)) in enumerate(lines.items()):
+        style = line_style(number) | {"markevery": (0.02 * number, 0.15), "markersize": 5, "linewidth": 1.8}
+        axes.plot(steps, means, label=cut_off(label, means, limit), **style)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    if limit is not None:
+        axes.set_ylim(0, limit)
+    elif axes.get_ylim()[1] > LARGEST_LINEAR:
         axes.set_yscale("log")
-    axes.set(xlabel="share of the run, %", ylabel="loss (cross entropy per token)", title=title)
+    axes.set(xlabel=places, ylabel=LOSS, title=title)
+    axes.set_xlim(left=0)
+    whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside lower left", frameon=False, fontsize="small")
     figure.savefig(path)
+
+
+def _mean_and_range(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float], ...]:
+    """Places, and mean, least and largest of the smoothed losses there, as far as the shortest run goes."""
+    shortest = min(len(losses) for _, losses in runs)
+    smooth = [moving_average(places[:shortest], losses[:shortest]) for places, losses in runs]
+    values = list(zip(*(losses for _, losses in smooth), strict=True))
+    means = [sum(found) / len(found) for found in values]
+    return smooth[0][0], means, [min(found) for found in values], [max(found) for found in values]
 
 
 def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Draw accuracies as horizontal bars: `label`, `value`, `spread` and `before` in %, `series` decides the colour."""
-    figure, axes = empty_figure(height=1.2 + 0.32 * len(bars))
-    series = list(dict.fromkeys(bar["series"] for bar in bars))
-    for place, bar in enumerate(bars):
-        colour = COLOURS[series.index(bar["series"]) % len(COLOURS)]
-        axes.barh(place, bar["value"], xerr=bar["spread"] or None, color=colour, height=0.7)
-        axes.plot([bar["before"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
-        end = (bar["value"] + bar["spread"], place)
-        axes.annotate(f"{bar['value']:.1f}", end, (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(bars)), [bar["label"] for bar in bars], fontsize="small")
-    axes.invert_yaxis()
-    axes.set(xlabel="accuracy, %", title=title, xlim=(0, 108))
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path)
+    """Draw accuracies as horizontal bars, in blocks by `block`.
 
-
-def empty_figure(height: float = 4.5, columns: int = 1) -> tuple[Any, Any]:
-    """Figure and axes by the object interface, which needs no display and leaves a notebook's backend alone.
-
-    `height` is in inches; the width is that of a page. Several `columns` give an array of as many axes.
+    A bar has `label`, `value`, `spread` and `before` in %; `series` decides colour and hatch, and is in the legend.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    blocks = list(dict.fromkeys(bar["block"] for bar in bars))
+    series = list(dict.fromkeys(bar["series"] for bar in bars))
+    places = [place + 0.9 * blocks.index(bar["block"]) for place, bar in enumerate(bars)]
+    figure, axes = empty_figure(height=1.8 + 0.3 * len(bars) + 0.25 * len(blocks))
+    looks: dict[str, dict[str, Any]] = {
+        name: {"facecolor": COLOURS[k % len(COLOURS)], "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white"}
+        for k, name in enumerate(series)
+    }
+    for place, bar in zip(places, bars, strict=True):
+        axes.barh(place, bar["value"], height=0.75, **looks[bar["series"]])
+        axes.errorbar(bar["value"], place, xerr=bar["spread"] or None, color="black", capsize=3, linewidth=1.2)
+        (before,) = axes.plot([bar["before"]] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+        end = (bar["value"] + bar["spread"], place)
+        axes.annotate(f"{bar['value']:.1f}", end, (6, 0), textcoords="offset points", va="center")
+    for block in blocks:
+        first = min(place for place, bar in zip(places, bars, strict=True) if bar["block"] == block)
+        axes.annotate(block, (0, first - 0.5), (3, 0), textcoords="offset points", va="bottom", weight="bold")
+    axes.set_yticks(places, [bar["label"] for bar in bars], fontsize="small")
+    axes.set_ylim(places[-1] + 0.7, -1.3)
+    axes.set(xlabel="accuracy, % of the answers", title=title, xlim=(0, 108))
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    before.set_label("before training")
+    keys = [Patch(label=name, **look) for name, look in looks.items()]
+    legend = [*keys, before]
+    if any(bar["spread"] for bar in bars):
+        legend.append(axes.errorbar([], [], xerr=[], color="black", capsize=3, label="± standard deviation over seeds"))
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize="small")
+    figure.savefig(path)

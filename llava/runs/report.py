@@ -19,7 +19,7 @@ from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
 from llava.runs.plots import plot_bars, plot_curves
 from llava.runs.run_report import REPORT_FILE
-from llava.runs.runs import ZO_SETTINGS, Group, grouped, read_run, rise_after_minimum, share_of_adamw, varying
+from llava.runs.runs import ZO_SETTINGS, Group, Run, grouped, read_run, rise_after_minimum, share_of_adamw, varying
 
 COLUMN_NAMES = {
     "model_name_or_path": "model",
@@ -43,6 +43,7 @@ COLUMN_NAMES = {
     "zo_batch_growth": "growth",
     "zo_weight_storage": "storage",
 }
+NOT_OF_CURVES = ("max_steps", "per_device_train_batch_size", "evaluation")  # in their budgets, or not of training
 DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
@@ -165,21 +166,44 @@ def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     pictures = {}
     columns = varying(groups)
     for task in dict.fromkeys(group.task for group in groups):
+        mine = [group for group in groups if group.task == task]
+        counted = all(run.samples_per_step for group in mine for run in group.runs)
+        told = [name for name in columns if name not in NOT_OF_CURVES]
         curves = {
-            _label(group, columns): [(run.steps, run.losses) for run in group.runs if run.losses]
-            for group in groups
-            if group.task == task
+            f"{_label(group, told)}: {_budget(group)}": [_curve(run, counted) for run in group.runs if run.losses]
+            for group in mine
         }
         if any(curves.values()):
             file = stem.with_name(f"{stem.name}_loss_{task}.png")
-            plot_curves(curves, file, f"{task}: training loss, smoothed")
+            seen = "samples seen (records, each time they come)" if counted else "optimizer step"
+            plot_curves(curves, file, f"{task}: training loss, smoothed", seen)
             pictures[f"Training loss: {task}"] = file.name
     measured = [group for group in groups if group.mean("accuracy_after") is not None]
     if measured:
+        sets = {group.settings["evaluation"] for group in measured}
         file = stem.with_name(f"{stem.name}_accuracy.png")
-        plot_bars([_bar(group, columns) for group in measured], file, "Accuracy; the line is zero-shot")
+        shown = [name for name in columns if name != "evaluation" or len(sets) > 1]
+        plot_bars([_bar(group, shown) for group in measured], file, "Accuracy before and after training")
         pictures["Accuracy"] = file.name
     return pictures
+
+
+def _curve(run: Run, counted: bool) -> tuple[Sequence[int], Sequence[float]]:
+    """A run's losses over the samples seen or, where these cannot be counted, over the steps."""
+    return [step * (run.samples_per_step or 1) if counted else step for step in run.steps], run.losses
+
+
+def _budget(group: Group) -> str:
+    """What a run of the group costs: steps, samples of a step, forwards in all."""
+    run = group.runs[0]
+    steps = run.report["steps"]
+    if run.samples_per_step is None:
+        return f"{steps:,} steps"
+    text = f"{steps:,} × {run.samples_per_step} samples"
+    if run.forwards_per_sample is not None:
+        forwards = steps * run.samples_per_step * run.forwards_per_sample
+        text += f", {forwards:,} forwards" + ("" if group.method == "MeZO" else " and backwards")
+    return text if len(group.runs) == 1 else f"{text}; {len(group.runs)} seeds"
 
 
 def _label(group: Group, columns: Sequence[str]) -> str:
@@ -190,9 +214,15 @@ def _label(group: Group, columns: Sequence[str]) -> str:
     )
 
 
+def run_name(run: Run, columns: Sequence[str]) -> str:
+    """What a single run is called in a legend: its task, method, values of `columns`, and seed."""
+    return f"{run.task}: {_label(Group(run.task, run.method, run.settings), columns)}, seed {run.seeds[0]}"
+
+
 def _bar(group: Group, columns: Sequence[str]) -> dict[str, Any]:
     return {
-        "label": f"{group.task}: {_label(group, columns)}",
+        "label": _label(group, columns),
+        "block": group.task,
         "value": 100 * (group.mean("accuracy_after") or 0.0),
         "spread": 100 * (group.spread("accuracy_after") or 0.0),
         "before": 100 * (group.mean("accuracy_before") or 0.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ ZO_SETTINGS = (
     "zo_batch_growth",
     "zo_weight_storage",
 )
+OLDER = {"stratify_answers": "off", "zo_objective": "loss"}
+"""What runs did that were made before there was such a flag."""
+FORWARDS = {"spsa": 2, "lowrank": 2, "one_point": 1}
+"""Of a record for each direction, of the estimators where that is all."""
 METHODS = {"zo": "MeZO", "regular": "AdamW"}
 
 
@@ -56,6 +61,9 @@ class Run:
         settings: value of each of `SETTINGS` and, for MeZO, `ZO_SETTINGS`.
         seeds: value of each of `SEEDS`.
         steps: where the loss was logged.
+        samples_per_step: records of all devices; None where it changes on the way (`--zo_batch_growth`).
+        forwards_per_sample: of a record in a step, None where that depends on more than the estimator's name; AdamW's
+            one has a backward pass as well.
         losses: mean training loss since the entry before, as long as `steps`.
     """
 
@@ -65,6 +73,8 @@ class Run:
     settings: Mapping[str, Any]
     seeds: tuple[Any, ...]
     steps: Sequence[int]
+    samples_per_step: int | None
+    forwards_per_sample: int | None
     losses: Sequence[float]
 
     @property
@@ -117,6 +127,7 @@ def read_run(folder: Path) -> Run:
     report, arguments, state = (_read(folder / name) for name in (REPORT_FILE, ARGUMENTS_FILE, STATE_FILE))
     names = SETTINGS + (ZO_SETTINGS if report.get("trainer_mode") == "zo" else ())
     arguments.setdefault("adapter", "lora" if arguments.get("lora_enable") else "none")
+    arguments |= {name: value for name, value in OLDER.items() if arguments.get(name) is None}
     arguments["evaluation"] = _evaluation(folder / ANSWERS_FILE)
     steps, losses = loss_points(state.get("log_history", ()))
     return Run(
@@ -126,8 +137,24 @@ def read_run(folder: Path) -> Run:
         settings={name: arguments.get(name) for name in names},
         seeds=tuple(arguments.get(name) for name in SEEDS),
         steps=steps,
+        samples_per_step=samples_per_step(arguments),
+        forwards_per_sample=_forwards_per_sample(arguments) if report.get("trainer_mode") == "zo" else 1,
         losses=losses,
     )
+
+
+def samples_per_step(arguments: Mapping[str, Any]) -> int | None:
+    """Records of a step over all devices and micro-batches, of the flags of a run; None where it changes on the way."""
+    if arguments.get("zo_batch_growth"):
+        return None
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+    return math.prod(arguments.get(name) or 1 for name in names)
+
+
+def _forwards_per_sample(arguments: Mapping[str, Any]) -> int | None:
+    directions = int(arguments.get("zo_num_directions") or 1)
+    ends = FORWARDS.get(arguments.get("zo_estimator") or "spsa")
+    return None if ends is None else ends * directions
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from llava.model.vocabulary import check_fits
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
 from llava.runs.run_report import versions, write_report
+from llava.runs.runs import samples_per_step
 from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import Parts, data_files
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
@@ -214,7 +215,12 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if losses:
-        plot_loss(history, folder / run_folder.LOSS_PICTURE, title=f"Training loss ({trainer.args.trainer_mode})")
+        plot_loss(
+            history,
+            folder / run_folder.LOSS_PICTURE,
+            title=f"Training loss ({trainer.args.trainer_mode})",
+            samples=samples_per_step(trainer.run_arguments),
+        )
     write_report(
         folder,
         {

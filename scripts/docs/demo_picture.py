@@ -18,11 +18,12 @@ from generated import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from llava.runs.plots import loss_points, smoothed
+from llava.runs.plots import loss_points, step_name
+from llava.runs.runs import METHODS, samples_per_step
+from llava.runs.style import COLOURS, PALE, moving_average, whole_ticks
 
 PICTURE = ROOT / "docs" / "demo.png"
-NAMES = {"zo": "MeZO", "regular": "AdamW"}
-DARK, LIGHT, GREY = "#1f4e8c", "#b9cbe2", "#555555"
+DARK, GREY = COLOURS[0], "#555555"
 WIDTH, HEIGHT, DPI = 1000, 320, 100  # in pixels
 
 
@@ -32,9 +33,8 @@ def draw(run: Path, picture: Path) -> None:
     Raises:
         SystemExit: the folder lacks a file of such a run, or its log has no loss.
     """
-    report, state, before, after = (
-        _read(run / f"{name}.json") for name in ("report", "trainer_state", "eval_before", "eval_after")
-    )
+    names = ("report", "training_args", "trainer_state", "eval_before", "eval_after")
+    report, arguments, state, before, after = (_read(run / f"{name}.json") for name in names)
     steps, losses = loss_points(state["log_history"])
     if not steps:
         raise SystemExit(f"{run / 'trainer_state.json'}: the log has no loss")
@@ -43,15 +43,19 @@ def draw(run: Path, picture: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
 
-    left.plot(steps, losses, color=LIGHT, linewidth=1.2, label="logged")
-    left.plot(steps, smoothed(losses), color=DARK, linewidth=2, label="moving average")
-    method = NAMES[report["trainer_mode"]]
+    left.plot(steps, losses, color=PALE, linewidth=1.2, label="logged")
+    places, averages = moving_average(steps, losses)
+    label = f"mean of {len(steps) - len(places) + 1} logged values"
+    left.plot(places, averages, color=DARK, linewidth=2, label=label)
+    method = METHODS[report["trainer_mode"]]
     left.set_title(f"Training loss over {report['steps']:,} steps of {method}", loc="left", fontsize=11)
-    left.set(xlim=(0, steps[-1]), ylim=(0, None), xlabel="step")
+    name = step_name(report["steps"], samples_per_step(arguments))
+    left.set(xlim=(0, steps[-1]), ylim=(0, None), xlabel=name, ylabel="cross entropy per token")
+    whole_ticks(left.xaxis)
     left.legend(frameon=False)
 
     shares = [100 * result["accuracy"] for result in (before, after)]
-    bars = right.bar(["before", "after"], shares, color=[LIGHT, DARK], width=0.55)
+    bars = right.bar(["before", "after"], shares, color=[PALE, DARK], width=0.55)
     right.bar_label(bars, [f"{share:.1f} %" for share in shares], padding=3, fontsize=11)
     right.set_title(f"Right answers to {after['total']} test questions", loc="left", fontsize=11)
     right.set(ylim=(0, 100), yticks=[])

@@ -18,6 +18,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from pictures import plot_against
 from planned_run import usual_run
 from run_pool import Pool
 from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate, study_parser
@@ -25,8 +26,9 @@ from storage import run as run_scheme
 
 from llava.errors import command
 from llava.mezo.durable import write_durably
-from llava.runs.plots import plot_curves
+from llava.runs.plots import LOSS
 from llava.runs.runs import rise_after_minimum
+from llava.runs.style import moving_average
 
 SCHEMES = {"native": "ours", "inplace": "in place"}
 TEST_RECORDS = 200  # for the test loss on the way
@@ -63,6 +65,12 @@ def points(losses: list[float]) -> tuple[list[int], list[float]]:
     return list(ends), [sum(losses[end - POINT : end]) / POINT for end in ends]
 
 
+def mean_curve(runs: list[tuple[list[int], list[float]]]) -> list[tuple[float, float]]:
+    """The smoothed mean over seeds."""
+    means = [mean(values) for values in zip(*(losses for _, losses in runs), strict=True)]
+    return list(zip(*moving_average(runs[0][0], means), strict=True))
+
+
 def compare(task: Task, options: argparse.Namespace) -> list[str]:
     """Lines of Markdown about the two schemes on a task, with their picture."""
     found = {
@@ -70,7 +78,8 @@ def compare(task: Task, options: argparse.Namespace) -> list[str]:
         for scheme, label in SCHEMES.items()
     }
     picture: Path = options.output / f"curves_inplace_{task.name}.png"
-    plot_curves(found, picture, f"{task.name}: MeZO in bfloat16, perturbed without writing (ours) and in place")
+    title = f"{task.name}: MeZO in bfloat16, perturbed without writing (ours) and in place"
+    plot_against({label: mean_curve(runs) for label, runs in found.items()}, "ours", picture, title, LOSS)
     lines = [f"## In place: {task.name}", "", f"![{task.name}]({picture.name})", ""]
     lines += ["| scheme | last tenth | rise after the minimum % |", "|---|---|---|"]
     for label, runs in found.items():

@@ -216,7 +216,8 @@ def main() -> None:
     (options.output / "memory.md").write_text(table(found, options), encoding="utf-8")
     bars = {METHODS[name]: {part: size / 1e9 for part, size in sizes.items()} for name, sizes in found.items()}
     title = f"Peak memory, {options.shape}, one row of {options.tokens} tokens, bfloat16"
-    plot_memory(bars, options.output / "memory.png", title)
+    how = "bytes of live tensors" if options.count else "resident size" if device == "cpu" else "max_memory_allocated"
+    plot_memory({how: bars}, options.output / "memory.png", title)
     print(table(found, options))
 
 

@@ -4,13 +4,14 @@
     python scripts/study/rate_and_eps.py --preset 0.5b --data data --rates 1e-7 3e-7 1e-6 3e-6
 
 `--budget` is in minutes: no run is started after it, and the next call goes on. Runs start in the middle of the grid
-and go outwards. Writes rate_and_eps.md with the best of each task and a heat map for each; a cell without a number has
-not been run, one with a cross diverged. `--method adamw` tries learning rates of AdamW.
+and go outwards. Writes rate_and_eps.md with the best of each task and a heat map for each; a cell says so where
+its run diverged or has not been run. `--method adamw` tries learning rates of AdamW.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ RATES = {
     ("adamw", False): ["3e-7", "1e-6", "3e-6"],
 }
 NO_EPS = "none"
+METHODS = {"mezo": "MeZO", "adamw": "AdamW"}
 
 Cell = tuple[str, str]  # learning rate and eps, as on the command line
 
@@ -67,8 +69,9 @@ def best_and_maps(grids: dict[Task, dict[Cell, Run]], pool: Pool, options: argpa
             best = max(reached, key=reached.__getitem__)
             lines.append(f"| {task.name} | {before:.1f} | {reached[best]:.1f} | {best[0]} | {best[1]} |")
         picture = options.output / f"{stem(options)}_{task.name}.png"
-        title = f"{task.name}, {options.method}: accuracy on the validation set, % (zero-shot {before:.1f})"
-        plot_grid(found, options.rates, options.eps, picture, title)
+        records = len(json.loads(task.file("val").read_text(encoding="utf-8")))
+        title = f"{task.name}: {METHODS[options.method]}, accuracy on the validation set"
+        plot_grid(found, options.rates, options.eps, picture, title, before, records)
         pictures.append(f"![{task.name}]({picture.name})")
     return [*lines, "", *pictures]
 

@@ -10,7 +10,8 @@ the expected loss and g_B that of the batch, at first order in lr,
 So the mean of p^2 in a window is the square of what the steps follow, and the fall of the loss by lr what of it was
 signal; curvature takes some of the fall, so that their ratio is, in expectation, a lower bound of the signal's share.
 The rest is the batch's own and goes down with the batch. Batches differ more than the loss falls, so each share comes
-with its standard error. Writes FILE.md and FILE.png with a row and a point for each fifth of a run.
+with its standard error. Writes FILE.md and FILE.png with a row and a point for each fifth of a
+run; a finished run is called by its task and settings, another by its folder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from llava.mezo.algorithms.course import Course
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.records import applied_steps
+from llava.runs.report import run_name
+from llava.runs.run_report import REPORT_FILE
+from llava.runs.runs import grouped, read_run, varying
 
 WINDOWS = 5
 
@@ -62,6 +66,14 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_of(folders: list[Path]) -> dict[Path, str]:
+    """What the runs are called: task, method and the settings in which they differ."""
+    finished = {folder: read_run(folder) for folder in folders if (folder / REPORT_FILE).exists()}
+    columns = [name for name in varying(grouped(finished.values())) if name not in ("max_steps", "evaluation")]
+    names = {folder: run_name(run, columns) for folder, run in finished.items()}
+    return {folder: names.get(folder, folder.name) for folder in folders}
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
@@ -70,14 +82,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="without suffix: .md and .png")
     options = parser.parse_args(argv)
     found: dict[str, Any] = {}
-    for folder in options.runs:
+    for folder, name in names_of(options.runs).items():
         try:
             journal = Journal.read(folder / "mezo_journal")
         except JournalError as error:
             raise InputError(str(error)) from error
         if len(journal.records) < 2 * WINDOWS:
             raise InputError(f"{folder}: {len(journal.records)} steps, but at least {2 * WINDOWS} are needed")
-        found[folder.name] = windows(journal)
+        found[name] = windows(journal)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".md").write_text(table(found), encoding="utf-8")
     plot_windows(found, options.output.with_suffix(".png"))

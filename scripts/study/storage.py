@@ -11,7 +11,8 @@ The same model, data order, noise and bfloat16 forward for every scheme:
     fixed16     16-bit integers on a grid              } --zo_weight_storage
     fp32        float32 beside the model               }
 
-Writes one JSON file a scheme (finished ones are not repeated) and storage.png: training loss, test loss and accuracy.
+Writes one JSON file a scheme (finished ones are not repeated) and storage.png: test loss, and how it compares
+with that of fp32.
 Accuracy is the share of test records whose first answer token is the most likely one of all first answer tokens.
 """
 
@@ -20,13 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from accelerate.utils import send_to_device
+from pictures import plot_against
 from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
@@ -42,10 +43,15 @@ from llava.train.train import build
 from llava.train.zo.sparse_loss import last_hidden, sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
-matplotlib.use("Agg")
-
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMES = ("inplace", "nearest", "native", "fixed16", "fp32")
+NAMES = {
+    "inplace": "in place",
+    "nearest": "rounded to nearest",
+    "native": "native",
+    "fixed16": "fixed16",
+    "fp32": "fp32",
+}
+SCHEMES = tuple(NAMES)
 TASKS: dict[str, dict[str, Any]] = {
     "tiny": {
         "model": ROOT / "playground" / "tiny-llava-onevision",
@@ -177,32 +183,12 @@ def run(scheme: str, task: dict[str, Any], seed: int, test: int) -> dict[str, An
     return {"scheme": scheme, "losses": losses, "tests": tests, "seconds": time.perf_counter() - begin}
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values at each place."""
-    total = [0.0]
-    for value in values:
-        total.append(total[-1] + value)
-    return [(total[k + 1] - total[max(0, k + 1 - window)]) / min(k + 1, window) for k in range(len(values))]
-
-
 def draw(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss, test loss and test accuracy against steps, a line a scheme."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for result in results:
-        losses = result["losses"]
-        axes[0].plot(smooth(losses, max(1, len(losses) // 20)), label=result["scheme"])
-        steps = [test["step"] for test in result["tests"]]
-        axes[1].plot(steps, [test["loss"] for test in result["tests"]], label=result["scheme"])
-        axes[2].plot(steps, [100 * test["accuracy"] for test in result["tests"]], label=result["scheme"])
-    for axis, label in zip(axes, ("training loss (smoothed)", "test loss", "test accuracy, %"), strict=True):
-        axis.set(xlabel="step", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    """Test loss against steps, a line a scheme, and each as a multiple of that of fp32, or of the last one."""
+    curves = {NAMES[result["scheme"]]: [(test["step"], test["loss"]) for test in result["tests"]] for result in results}
+    plot_against(
+        curves, "fp32" if "fp32" in curves else list(curves)[-1], path, title, "test loss (cross entropy per token)"
+    )
 
 
 def main() -> None:

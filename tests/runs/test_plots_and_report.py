@@ -10,8 +10,9 @@ from PIL import Image
 
 from llava.errors import InputError
 from llava.runs import plots
-from llava.runs.plots import loss_points, plot_curves, plot_loss, smoothed
+from llava.runs.plots import loss_points, plot_curves, plot_loss
 from llava.runs.run_report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
+from llava.runs.style import empty_figure
 
 HISTORY = [{"step": k, "loss": 2.0 / k, "learning_rate": 1e-6} for k in range(1, 60)] + [
     {"step": 59, "train_runtime": 3}
@@ -38,14 +39,6 @@ def test_only_entries_with_a_loss_are_drawn():
     assert losses[3] == 0.5
 
 
-def test_smoothing_keeps_length_and_a_constant_and_calms_noise():
-    assert smoothed([3.0] * 50) == [3.0] * 50
-    noise = [(-1.0) ** k for k in range(100)]
-    assert len(smoothed(noise)) == 100
-    assert max(abs(v) for v in smoothed(noise)[5:-5]) < 0.5
-    assert smoothed([4.0]) == [4.0]
-
-
 @pytest.mark.parametrize("count", [1, 3, 59])
 def test_plot_is_a_readable_picture(tmp_path, count):
     plot_loss(HISTORY[:count], tmp_path / "loss.png", title="demo")
@@ -60,15 +53,63 @@ def test_plot_draws_what_was_logged(tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize(("top", "scale"), [(7.0, "linear"), (1e5, "log")])
-def test_a_curve_that_diverged_leaves_the_others_readable(tmp_path, monkeypatch, top, scale):
-    figure, axes = plots.empty_figure()
-    monkeypatch.setattr(plots, "empty_figure", lambda: (figure, axes))
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are made, with one axes each."""
+    made = []
+
+    def figure(*given, **more):
+        made.append(empty_figure(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(plots, "empty_figure", figure)
+    return made
+
+
+@pytest.mark.parametrize(("top", "scale", "end"), [(0.25, "linear", 0.3), (7.0, "linear", 0.2), (1e5, "linear", 0.2)])
+def test_a_curve_that_diverged_leaves_the_others_readable(tmp_path, drawn, top, scale, end):
     steps = list(range(40))
-    curves = {"good": [(steps, [0.1] * 40)], "bad, steps 40": [(steps, [0.1] * 20 + [top] * 20)]}
+    curves = {"good": [(steps, [0.1] * 40)], "bad": [(steps, [0.1] * 20 + [top] * 20)]}
     plot_curves(curves, tmp_path / "loss.png", title="demo")
-    assert axes.get_yscale() == scale
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["good (39 steps)", "bad, steps 40"]
+    ((figure, axes),) = drawn
+    assert axes.get_yscale() == scale and axes.get_ylim()[1] < end
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[0] == "good" and ("diverged" in names[1]) == (top > end)
+    assert f"{top:,.4g}" in names[1] or top < end
+
+
+def test_a_curve_ends_where_its_window_does_and_has_the_range_of_its_runs(tmp_path, drawn):
+    steps = [4 * k for k in range(1, 61)]
+    plot_curves({"two": [(steps, [1.0] * 60), (steps[:50], [3.0] * 50)]}, tmp_path / "loss.png", "demo", "samples seen")
+    ((_, axes),) = drawn
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_xdata()[0] == 8 and line.get_xdata()[-1] == 196  # of 50 points, three to a mean
+    assert set(line.get_ydata()) == {2.0}
+    assert (band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()) == (1.0, 3.0)
+    assert axes.get_xlabel() == "samples seen"
+
+
+def test_the_loss_of_a_run_says_what_a_step_is(tmp_path, drawn):
+    plot_loss(HISTORY, tmp_path / "loss.png", samples=4)
+    ((_, axes),) = drawn
+    assert axes.get_xlabel() == "optimizer step (of 4 samples, 236 in all)"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["logged", "mean of 3 logged values"]
+
+
+def test_bars_have_a_block_a_task_and_one_look_a_method(tmp_path, drawn):
+    given = [("scan", "AdamW", 90.0), ("scan", "MeZO", 80.0), ("chart", "MeZO", 20.0)]
+    bars = [
+        {"block": task, "series": method, "label": f"{method}, LM", "value": value, "spread": 1.0, "before": 5.0}
+        for task, method, value in given
+    ]
+    plots.plot_bars(bars, tmp_path / "bars.png", "demo")
+    ((figure, axes),) = drawn
+    looks = [(patch.get_facecolor(), patch.get_hatch()) for patch in axes.patches]
+    assert [patch.get_width() for patch in axes.patches] == [90.0, 80.0, 20.0]
+    assert looks[1] == looks[2] and looks[0][0] != looks[1][0] and looks[0][1] != looks[1][1]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["AdamW", "MeZO", "before training", "± standard deviation over seeds"]
+    assert {"scan", "chart"} <= {text.get_text() for text in axes.texts}
 
 
 def test_empty_history_is_named(tmp_path):

@@ -39,6 +39,7 @@ def make_run(folder: Path, after: float, flags: dict[str, Any], losses: list[flo
     }
     found = dict.fromkeys(REQUIRED_FIELDS) | {
         "trainer_mode": arguments["trainer_mode"],
+        "steps": arguments["max_steps"],
         "accuracy_before": 0.5,
         "accuracy_after": after,
         "seconds_per_step": 0.25,
