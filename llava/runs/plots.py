@@ -92,7 +92,8 @@ def plot_curves(
 
 def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """Draw accuracies as horizontal bars: `label`, `value`, `spread` and `before` in %, `series` decides the colour."""
-    figure, axes = empty_figure(height=1.2 + 0.32 * len(bars))
+    lines = max(bar["label"].count("\n") + 1 for bar in bars)
+    figure, axes = empty_figure(height=1.2 + max(0.32, 0.18 * lines) * len(bars))
     series = list(dict.fromkeys(bar["series"] for bar in bars))
     for place, bar in enumerate(bars):
         colour = COLOURS[series.index(bar["series"]) % len(COLOURS)]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,11 @@ COLUMN_NAMES = {
     "zo_batch_growth": "growth",
     "zo_weight_storage": "storage",
 }
+LABEL_WIDTH = 48  # characters of a line
 DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
-gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
+run: the output folder. gain: accuracy after minus before; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
 the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
 on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
 """
@@ -66,7 +69,7 @@ def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
-    """The numbers of one row. Accuracies are shares in 0..1, gains in points, memory in bytes."""
+    """The numbers of one row. Accuracies, gains and rises are shares in 0..1, times in seconds, memory in bytes."""
     rises = [rise_after_minimum(run.losses) for run in group.runs]
     return {
         "task": group.task,
@@ -94,7 +97,7 @@ def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes
     if shares:
         lines += ["MeZO's share of AdamW's gain, mean over the rows of a task that have one:", ""]
         lines += ["| task | share % | rows |", "|---|---|---|"]
-        lines += [f"| {task} | {100 * share:.0f} | {count} |" for task, (share, count) in shares.items()]
+        lines += [f"| {task} | {100 * share:.1f} | {count} |" for task, (share, count) in shares.items()]
         lines.append("")
     for heading, file in pictures.items():
         lines += [f"## {heading}", "", f"![{heading}]({file})", ""]
@@ -103,12 +106,14 @@ def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """Lines of a Markdown table, a row a group; `columns` are the settings shown."""
-    names = ["task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
-    names += ["before %", "after %", "gain", "share %", "rise %", "s/step", "peak MiB"]
+    names = ["run", "task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
+    names += ["before %", "after %", "gain %", "share %", "rise %", "s/step", "peak MiB"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    folders = names_of_runs([run for row in rows for run in row["runs"]])
     for row in rows:
         steps = row["settings"]["max_steps"]
         cells = [
+            together([folders[run] for run in row["runs"]]),
             row["task"],
             row["method"],
             *(setting(row, name) for name in columns),
@@ -118,13 +123,27 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str
         cells += [_number(row["accuracy_before"], 100, 1), _number(row["accuracy_after"], 100, 1)]
         if row["accuracy_spread"] is not None:
             cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
-        cells += [_number(row["gain"], 1, 1, "+"), _number(row["share_of_adamw"], 100, 0)]
+        cells += [_number(row["gain"], 100, 1, "+"), _number(row["share_of_adamw"], 100, 1)]
         rise = row["rise_after_minimum"]
-        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 0)]
+        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 1)]
         cells += [_number(row["seconds_per_step"], 1, 3)]
         cells.append(_number(row["peak_memory_bytes"], 2**-20, 0))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def names_of_runs(folders: Sequence[str]) -> dict[str, str]:
+    """What each folder is called: its name or, where several have that, its path as it was given."""
+    names = [Path(folder).name for folder in folders]
+    return {f: name if name and names.count(name) == 1 else f for f, name in zip(folders, names, strict=True)}
+
+
+def together(names: Sequence[str]) -> str:
+    """Names as a shell writes them: a-s{0,1}."""
+    start = os.path.commonprefix(names)
+    if len(names) == 1 or not start:
+        return ", ".join(names)
+    return start + "{" + ",".join(name.removeprefix(start) for name in names) + "}"
 
 
 def setting(row: Mapping[str, Any], name: str) -> str:
@@ -140,8 +159,8 @@ def setting(row: Mapping[str, Any], name: str) -> str:
 
 
 def _short(value: float) -> str:
-    """A number as people write learning rates: 5e-5, 0.01, 2."""
-    if value == 0 or abs(value) >= 1e-2:
+    """A number as people write learning rates: 5e-5, 1e-2, 2."""
+    if value == 0 or abs(value) >= 1:
         return f"{value:g}"
     digits, exponent = f"{value:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
@@ -163,10 +182,9 @@ def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int
 def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     """Pictures beside the page: losses by task, accuracies of all groups. Returns headings and file names."""
     pictures = {}
-    columns = varying(groups)
     for task in dict.fromkeys(group.task for group in groups):
         curves = {
-            _label(group, columns): [(run.steps, run.losses) for run in group.runs if run.losses]
+            _label(group, groups): [(run.steps, run.losses) for run in group.runs if run.losses]
             for group in groups
             if group.task == task
         }
@@ -177,22 +195,23 @@ def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     measured = [group for group in groups if group.mean("accuracy_after") is not None]
     if measured:
         file = stem.with_name(f"{stem.name}_accuracy.png")
-        plot_bars([_bar(group, columns) for group in measured], file, "Accuracy; the line is zero-shot")
+        plot_bars([_bar(group, groups) for group in measured], file, "Accuracy; the line is zero-shot")
         pictures["Accuracy"] = file.name
     return pictures
 
 
-def _label(group: Group, columns: Sequence[str]) -> str:
+def _label(group: Group, groups: Sequence[Group]) -> str:
+    """The method, with what tells the group from others of its task and method."""
     row = {"settings": group.settings, "method": group.method}
-    shown = [(COLUMN_NAMES.get(name, name), setting(row, name)) for name in columns]
-    return ", ".join(
-        [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
-    )
+    like = [other for other in groups if (other.task, other.method) == (group.task, group.method)]
+    shown = [(COLUMN_NAMES.get(name, name), setting(row, name)) for name in varying(like)]
+    words = [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
+    return textwrap.fill(", ".join(words), LABEL_WIDTH)
 
 
-def _bar(group: Group, columns: Sequence[str]) -> dict[str, Any]:
+def _bar(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     return {
-        "label": f"{group.task}: {_label(group, columns)}",
+        "label": f"{group.task}: {_label(group, groups)}",
         "value": 100 * (group.mean("accuracy_after") or 0.0),
         "spread": 100 * (group.spread("accuracy_after") or 0.0),
         "before": 100 * (group.mean("accuracy_before") or 0.0),
