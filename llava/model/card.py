@@ -139,7 +139,9 @@ def sections(training: Mapping[str, Any], accuracy: Mapping[str, float | None], 
     text = "\n".join(["## Training", "", "| | |", "|---|---|", *rows, "", ""])
     shares = [f"| {when} | {100 * share:.1f} % |" for when, share in accuracy.items() if share is not None]
     if shares:
-        text += "\n".join(["## Accuracy", "", *([measured, ""] if measured else []), "| | |", "|---|---|", *shares, "", ""])
+        text += "\n".join(
+            ["## Accuracy", "", *([measured, ""] if measured else []), "| | |", "|---|---|", *shares, "", ""]
+        )
     return text
 
 

@@ -145,7 +145,9 @@ def test_runs_without_evaluation_have_a_row_without_accuracy(tmp_path):
     assert not (tmp_path / "page_accuracy.png").exists()
 
 
-@pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (1.5e-6, "1.5e-6"), (0.01, "1e-2"), (0.0, "0"), (2.0, "2")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (1.5e-6, "1.5e-6"), (0.01, "1e-2"), (0.0, "0"), (2.0, "2")]
+)
 def test_rates_are_written_as_people_do(value, text):
     row = {"settings": {"learning_rate": value}, "method": "AdamW"}
     assert report.setting(row, "learning_rate") == text

@@ -29,7 +29,14 @@ NON_LORA_FILE = "non_lora_trainables.safetensors"
 
 def save_full(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """config.json, generation_config.json and model.safetensors (shards and an index when large)."""
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=None if state_dict is None else _once(model, state_dict))
+
+
+def _once(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without further copies of tied weights, which DeepSpeed gathers as tensors that share nothing."""
+    names = {name for name, _ in model.named_parameters()}  # of a tied one the first
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
+    return {name: tensor for name, tensor in state_dict.items() if name not in again}
 
 
 def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
