@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 SCALES_FILE = "quantized_scales.safetensors"
 SCALES = "scales"
 START = "scales_start_sha256"
-"""Entry of config.json: a fingerprint of the scales before the first step, that is of the base in these bits. A scale is
-the largest number of its block, so that every device has the same; codes may differ by how a device rounds."""
+"""Entry of config.json: a fingerprint of the scales before the first step, that is of the base in these bits.
+
+A scale is the largest number of its block, so that every device has the same; codes may differ by how it rounds.
+"""
 
 
 def train_scales(model: Any) -> frozenset[str]:

@@ -49,8 +49,8 @@ LABEL_WIDTH = 48  # characters of a line
 DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
-run: the output folder. gain: accuracy after minus before; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
-the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
+run: the output folder. gain: accuracy after minus before; ± is the standard deviation over seeds. share: MeZO's gain
+by AdamW's on the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
 on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
 """
 
@@ -140,7 +140,7 @@ def names_of_runs(folders: Sequence[str]) -> dict[str, str]:
 
 def together(names: Sequence[str]) -> str:
     """Names as a shell writes them: a-s{0,1}."""
-    start = os.path.commonprefix(names)
+    start = os.path.commonprefix(names)  # noqa: RUF071 - of characters
     if len(names) == 1 or not start:
         return ", ".join(names)
     return start + "{" + ",".join(name.removeprefix(start) for name in names) + "}"

@@ -69,9 +69,8 @@ class LLaVATrainer(transformers.Trainer):
         if "tokenizer" in kwargs:
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
-        if isinstance(
-            self.processing_class, PreTrainedTokenizerBase
-        ):  # now, so that a journal begins with the settings that are saved later
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            # now and not when it trains, so that a journal begins with the settings that are saved later
             align_special_tokens(self.model, self.processing_class)
         # The loss is a mean over each micro-batch, as LLaVA-NeXT has it, not over the accumulation window.
         self.model_accepts_loss_kwargs = False

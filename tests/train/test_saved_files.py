@@ -1,4 +1,4 @@
-"""Files of tiny runs of all kinds: who may read them, that a replay has the same ones, and that all commands take them."""
+"""Files of tiny runs of all kinds: who may read them, that a replay has the same, and that all commands take them."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class _BaseFiles:
             save(self.overlay)
 
     def _describe(self, tokenizer: Any) -> None:
-        """What a saved model of the run has beside its weights. Training alone is without a cache of keys and values."""
+        """What a saved model of the run has beside its weights; training alone has no use for a cache."""
         config, generation = copy.deepcopy(self.model.config), getattr(self.model, "generation_config", None)
         config.use_cache = True
         self.overlay.mkdir(parents=True, exist_ok=True)
