@@ -50,8 +50,8 @@ DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
 run: the output folder. gain: accuracy after minus before; ± is the standard deviation over seeds. share: MeZO's gain
-by AdamW's on the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
-on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
+by AdamW's on the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above
+its minimum later on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
 """
 
 
