@@ -98,9 +98,9 @@ def test_files_follow_the_umask(kind: str, umask: int, tmp_path: Path) -> None:
         assert (folder / "checkpoint-2").is_dir()
         merge.merge(str(folder), str(TINY), tmp_path / "merged")
         whole = tmp_path / "merged"
-        (whole / "config.json").write_text(
-            (whole / "config.json").read_text().replace('"square"', '"anyres_max_4"').replace('"grid"', '"one_token"')
-        )
+        tiles = {"image_aspect_ratio": "anyres_max_4", "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
+        config = json.loads((whole / "config.json").read_text()) | tiles
+        (whole / "config.json").write_text(json.dumps(config))
         convert.convert(str(whole), tmp_path / "theirs", verify=False, images_only=True)
         written += [whole, tmp_path / "theirs"]
         for made in written[2:]:  # they tell of the training too
