@@ -122,7 +122,7 @@ def test_every_command_takes_an_adapter(kind: str, tmp_path: Path, capsys: pytes
     accuracy.main([*model, *files, "--data", data, "--output", str(answers)])
     assert json.loads(answers.with_suffix(".json").read_text())["total"] == 6
     model_vqa.main([*model, *files, "--question-file", data, "--answers-file", str(tmp_path / "vqa.jsonl")])
-    found = [json.loads(line)["text"] for line in (tmp_path / "vqa.jsonl").read_text().splitlines()]
+    found = [json.loads(line)["pred_response"] for line in (tmp_path / "vqa.jsonl").read_text().splitlines()]
     assert found and found[0] == json.loads(answers.read_text().splitlines()[0])["prediction"]
     peft_type = json.loads((folder / "adapter_config.json").read_text())["peft_type"]
     if peft_type in MERGED:
