@@ -1,10 +1,25 @@
-"""Files that are whole or not there, whatever happens meanwhile."""
+"""Files that are whole or not there, whatever happens meanwhile, and that those may read whom the umask lets."""
 
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+
+
+def follow_umask(*paths: Path) -> None:
+    """Give files the mode that `open` gives new ones there; safetensors makes its own readable by their owner alone."""
+    for folder in {path.parent for path in paths}:
+        probe = folder / f".mode.{os.getpid()}"
+        try:
+            probe.touch()  # the umask itself cannot be read without changing it for all threads
+            mode = stat.S_IMODE(probe.stat().st_mode)
+        finally:
+            probe.unlink(missing_ok=True)
+        for path in paths:
+            if path.parent == folder:
+                path.chmod(mode)
 
 
 def write_durably(path: Path, data: bytes | str, sync: bool = True) -> None:

@@ -1,7 +1,8 @@
 """Tensors in safetensors files: found by name, read one at a time and written one at a time.
 
 The format (https://github.com/huggingface/safetensors) is a 64-bit length, a JSON header with each tensor's dtype,
-shape and place, then the bytes. Written here, one tensor is in memory; the library's writer takes copies of all.
+shape and place, then the bytes. Written here, one tensor is in memory; the library's writer takes copies of all. The
+files are the library's, byte for byte.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from pathlib import Path
 import torch
 
 _CODES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
+"""In the order that the library puts tensors in; those of one dtype are in the order of their names."""
+_RANKS = {dtype: rank for rank, dtype in enumerate(_CODES)}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 Shapes = dict[str, tuple[torch.dtype, torch.Size]]
 """Dtype and shape by name."""
@@ -73,14 +74,15 @@ def _shapes(path: Path) -> Shapes:
 
 
 def write_tensors(path: Path, shapes: Shapes, read: Callable[[str], torch.Tensor]) -> None:
-    """Write a safetensors file of these tensors; `read` is asked for one after the other, on whatever device."""
+    """Write a safetensors file of these tensors; `read` is asked for one after the other, in the file's order."""
+    shapes = dict(sorted(shapes.items(), key=lambda item: (_RANKS[item[1][0]], item[0])))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for name, (dtype, shape) in shapes.items():
         size = shape.numel() * dtype.itemsize
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [place, place + size]}
         place += size
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

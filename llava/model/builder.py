@@ -19,7 +19,7 @@ from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
-from llava.model.own_settings import read_config
+from llava.model.own_settings import dtype_of, read_config
 from llava.model.quantised import SETTINGS, base_arguments, dequantise
 from llava.model.quantised_scales import SCALES_FILE, load_scales
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
@@ -110,7 +110,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
     scales = find_file(path, SCALES_FILE)
-    others = None if scales is None else load_scales(model, read_tensors(scales), scales)
+    others = None if scales is None else load_scales(model, read_tensors(scales), scales, base, dtype_of(path))
     if backwards:
         dequantise(model)
     wanted = max(rows, len(tokenizer))

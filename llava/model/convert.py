@@ -21,6 +21,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from llava.errors import InputError, command
+from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.checkpoint_kind import looks_local
 from llava.model.hf.agreement import check_agreement
@@ -68,6 +69,7 @@ def convert(source: str, target: Path, verify: bool | None = None, images_only: 
             check_agreement(ours, other, images_only)
         elif verify is None:
             logger.info("the logits of both are not compared, as the checkpoint is large; --verify does")
+        write_card(folder, source, *history_of(source))
         if target.exists():
             target.rmdir()
         folder.rename(target)

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from llava.errors import InputError, command
+from llava.mezo.durable import follow_umask
 from llava.mm_utils import get_model_name_from_path
 from llava.model.adapter_kinds import MERGED
 from llava.model.builder import load_pretrained_model
+from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, read_json
 from llava.model.loading import adapter_file
 from llava.model.own_settings import read_config
@@ -60,6 +62,8 @@ def merge(adapter: str, base: str, output: Path) -> None:
     try:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+        follow_umask(*output.glob("*.safetensors"))
+        write_card(output, base, *history_of(adapter))
     except OSError as error:
         raise InputError(f"--output {output} cannot be written ({error.strerror})") from error
     logger.info("%s: %s on %s, %s", output, adapter, base, str(model.dtype).removeprefix("torch."))

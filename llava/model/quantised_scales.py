@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,18 @@ from torch import nn
 from llava.errors import InputError
 from llava.model.quantised import FOUR, SCALED, kind_of, quantised_layers
 
+logger = logging.getLogger(__name__)
+
 SCALES_FILE = "quantized_scales.safetensors"
 SCALES = "scales"
+START = "scales_start_sha256"
+"""Entry of config.json: a fingerprint of the scales before the first step, that is of the base in these bits.
+
+A scale is the largest number of its block, so that every device has the same; codes may differ by how it rounds.
+"""
 
 
-def train_scales(model: nn.Module) -> frozenset[str]:
+def train_scales(model: Any) -> frozenset[str]:
     """Give every layer in 4 or 8 bits its scales as a parameter, the only ones of the model that are trained.
 
     The parameter is the memory that bitsandbytes reads, so that the model is at any time what its scales say.
@@ -42,7 +51,15 @@ def train_scales(model: nn.Module) -> frozenset[str]:
     for layer in layers.values():
         layer.register_parameter(SCALES, nn.Parameter(scales_of(layer)))
         layer.__class__ = _class_of(type(layer).__name__)
+    setattr(model.config, START, _fingerprint(layers))
     return frozenset(f"{name}.{SCALES}" for name in layers)
+
+
+def _fingerprint(layers: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, layer in sorted(layers.items()):
+        digest.update(name.encode() + scales_of(layer).detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def scales_of(layer: Any) -> torch.Tensor:
@@ -95,13 +112,20 @@ def _forward_in_8_bits(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def load_scales(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> dict[str, torch.Tensor]:
+def load_scales(
+    model: Any, tensors: dict[str, torch.Tensor], source: Path, base: str, trained_in: str | None
+) -> dict[str, torch.Tensor]:
     """Copy scales, by the names of their parameters, into the layers of a model; gives back the other tensors.
 
+    Args:
+        base: name of the model, for what is said.
+        trained_in: the run's dtype. In another one the scales of the same base may be others, which is a warning.
+
     Raises:
-        InputError: the model's layers are others, are not quantised, or in another way.
+        InputError: the model's layers are others, are not quantised, or in another way, or hold another base.
     """
     layers, others = quantised_layers(model), {}
+    start = _fingerprint(layers)
     found = set()
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
@@ -115,4 +139,10 @@ def load_scales(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path
         found.add(owner)
     if found != set(layers):
         raise InputError(f"{source} lacks the scales of {min(set(layers) - found)}")
+    trained_on = vars(model.config).pop(START, start)  # runs of before do not say
+    if trained_on != start:
+        said = f"{source}: the scales are of another base than {base}"
+        if trained_in in (None, str(model.dtype).removeprefix("torch.")):
+            raise InputError(f"{said}: give the model that the run was started with")
+        logger.warning("%s, or of it in %s, as the run had it", said, trained_in)
     return others

@@ -121,7 +121,8 @@ def plot_bars(bars: Sequence[Mapping[str, Any]], path: str | Path, title: str) -
     blocks = list(dict.fromkeys(bar["block"] for bar in bars))
     series = list(dict.fromkeys(bar["series"] for bar in bars))
     places = [place + 0.9 * blocks.index(bar["block"]) for place, bar in enumerate(bars)]
-    figure, axes = empty_figure(height=1.8 + 0.3 * len(bars) + 0.25 * len(blocks))
+    lines = max(bar["label"].count("\n") + 1 for bar in bars)
+    figure, axes = empty_figure(height=1.8 + max(0.3, 0.18 * lines) * len(bars) + 0.25 * len(blocks))
     looks: dict[str, dict[str, Any]] = {
         name: {"facecolor": COLOURS[k % len(COLOURS)], "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white"}
         for k, name in enumerate(series)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,13 @@ COLUMN_NAMES = {
     "zo_weight_storage": "storage",
 }
 NOT_OF_CURVES = ("max_steps", "per_device_train_batch_size", "evaluation")  # in their budgets, or not of training
+LABEL_WIDTH = 48  # characters of a line
 DIVERGED = 10.0  # times the minimum
 PART_NAMES = {"mm_language_model": "LM", "mm_mlp_adapter": "projector", "mm_vision_tower": "vision"}
 NOTES = """\
-gain: accuracy after minus before, in points; ± is the standard deviation over seeds. share: MeZO's gain by AdamW's on
-the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above its minimum later
-on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
+run: the output folder. gain: accuracy after minus before; ± is the standard deviation over seeds. share: MeZO's gain
+by AdamW's on the same task and parts. rise: how far the training loss, a mean over a tenth of the run, rises above
+its minimum later on; the largest of the seeds. peak: of the training process, on a CPU its resident size.
 """
 
 
@@ -67,7 +70,7 @@ def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
-    """The numbers of one row. Accuracies are shares in 0..1, gains in points, memory in bytes."""
+    """The numbers of one row. Accuracies, gains and rises are shares in 0..1, times in seconds, memory in bytes."""
     rises = [rise_after_minimum(run.losses) for run in group.runs]
     return {
         "task": group.task,
@@ -95,7 +98,7 @@ def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes
     if shares:
         lines += ["MeZO's share of AdamW's gain, mean over the rows of a task that have one:", ""]
         lines += ["| task | share % | rows |", "|---|---|---|"]
-        lines += [f"| {task} | {100 * share:.0f} | {count} |" for task, (share, count) in shares.items()]
+        lines += [f"| {task} | {100 * share:.1f} | {count} |" for task, (share, count) in shares.items()]
         lines.append("")
     for heading, file in pictures.items():
         lines += [f"## {heading}", "", f"![{heading}]({file})", ""]
@@ -104,12 +107,14 @@ def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """Lines of a Markdown table, a row a group; `columns` are the settings shown."""
-    names = ["task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
-    names += ["before %", "after %", "gain", "share %", "rise %", "s/step", "peak MiB"]
+    names = ["run", "task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
+    names += ["before %", "after %", "gain %", "share %", "rise %", "s/step", "peak MiB"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    folders = names_of_runs([run for row in rows for run in row["runs"]])
     for row in rows:
         steps = row["settings"]["max_steps"]
         cells = [
+            together([folders[run] for run in row["runs"]]),
             row["task"],
             row["method"],
             *(setting(row, name) for name in columns),
@@ -119,13 +124,27 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str
         cells += [_number(row["accuracy_before"], 100, 1), _number(row["accuracy_after"], 100, 1)]
         if row["accuracy_spread"] is not None:
             cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
-        cells += [_number(row["gain"], 1, 1, "+"), _number(row["share_of_adamw"], 100, 0)]
+        cells += [_number(row["gain"], 100, 1, "+"), _number(row["share_of_adamw"], 100, 1)]
         rise = row["rise_after_minimum"]
-        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 0)]
+        cells += ["diverged" if rise is not None and rise > DIVERGED else _number(rise, 100, 1)]
         cells += [_number(row["seconds_per_step"], 1, 3)]
         cells.append(_number(row["peak_memory_bytes"], 2**-20, 0))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def names_of_runs(folders: Sequence[str]) -> dict[str, str]:
+    """What each folder is called: its name or, where several have that, its path as it was given."""
+    names = [Path(folder).name for folder in folders]
+    return {f: name if name and names.count(name) == 1 else f for f, name in zip(folders, names, strict=True)}
+
+
+def together(names: Sequence[str]) -> str:
+    """Names as a shell writes them: a-s{0,1}."""
+    start = os.path.commonprefix(names)  # noqa: RUF071 - of characters
+    if len(names) == 1 or not start:
+        return ", ".join(names)
+    return start + "{" + ",".join(name.removeprefix(start) for name in names) + "}"
 
 
 def setting(row: Mapping[str, Any], name: str) -> str:
@@ -141,8 +160,8 @@ def setting(row: Mapping[str, Any], name: str) -> str:
 
 
 def _short(value: float) -> str:
-    """A number as people write learning rates: 5e-5, 0.01, 2."""
-    if value == 0 or abs(value) >= 1e-2:
+    """A number as people write learning rates: 5e-5, 1e-2, 2."""
+    if value == 0 or abs(value) >= 1:
         return f"{value:g}"
     digits, exponent = f"{value:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
@@ -164,15 +183,14 @@ def mean_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int
 def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     """Pictures beside the page: losses by task, accuracies of all groups. Returns headings and file names."""
     pictures = {}
-    columns = varying(groups)
     for task in dict.fromkeys(group.task for group in groups):
         mine = [group for group in groups if group.task == task]
         counted = all(run.samples_per_step for group in mine for run in group.runs)
-        told = [name for name in columns if name not in NOT_OF_CURVES]
-        curves = {
-            f"{_label(group, told)}: {_budget(group)}": [_curve(run, counted) for run in group.runs if run.losses]
-            for group in mine
-        }
+        curves = {}
+        for group in mine:
+            told = [name for name in _telling(group, groups) if name not in NOT_OF_CURVES]
+            drawn = [_curve(run, counted) for run in group.runs if run.losses]
+            curves[f"{_label(group, told)}: {_budget(group)}"] = drawn
         if any(curves.values()):
             file = stem.with_name(f"{stem.name}_loss_{task}.png")
             seen = "samples seen (records, each time they come)" if counted else "optimizer step"
@@ -182,8 +200,9 @@ def draw(groups: Sequence[Group], stem: Path) -> dict[str, str]:
     if measured:
         sets = {group.settings["evaluation"] for group in measured}
         file = stem.with_name(f"{stem.name}_accuracy.png")
-        shown = [name for name in columns if name != "evaluation" or len(sets) > 1]
-        plot_bars([_bar(group, shown) for group in measured], file, "Accuracy before and after training")
+        shown = [(group, _telling(group, groups)) for group in measured]
+        bars = [_bar(group, [n for n in names if n != "evaluation" or len(sets) > 1]) for group, names in shown]
+        plot_bars(bars, file, "Accuracy before and after training")
         pictures["Accuracy"] = file.name
     return pictures
 
@@ -206,12 +225,17 @@ def _budget(group: Group) -> str:
     return text if len(group.runs) == 1 else f"{text}; {len(group.runs)} seeds"
 
 
+def _telling(group: Group, groups: Sequence[Group]) -> list[str]:
+    """The settings that tell the group from others of its task and method."""
+    return varying([other for other in groups if (other.task, other.method) == (group.task, group.method)])
+
+
 def _label(group: Group, columns: Sequence[str]) -> str:
+    """The method, with the values of these settings."""
     row = {"settings": group.settings, "method": group.method}
     shown = [(COLUMN_NAMES.get(name, name), setting(row, name)) for name in columns]
-    return ", ".join(
-        [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
-    )
+    words = [group.method, *(value if name == "parts" else f"{name} {value}" for name, value in shown if value)]
+    return textwrap.fill(", ".join(words), LABEL_WIDTH)
 
 
 def run_name(run: Run, columns: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def closing_table(fields: Mapping[str, Any], output_dir: str | Path) -> str:
         ("accuracy after", _percent(fields.get("accuracy_after"))),
         ("final loss", _formatted(fields.get("final_loss"), "{:.4f}")),
         ("steps", _formatted(fields.get("steps"), "{:,}")),
-        ("time per step", _formatted(fields.get("seconds_per_step"), "{:.4f} s")),
+        ("time per step", _formatted(fields.get("seconds_per_step"), "{:.3f} s")),
         ("peak memory", _memory(fields.get("peak_memory_bytes"))),
         ("trainable parameters", _formatted(fields.get("trainable_parameters"), "{:,}")),
         ("skipped samples", _formatted(len(fields.get("skipped_samples") or []) or None, "{:,}")),

@@ -84,9 +84,9 @@ class Run:
 
     @property
     def gain(self) -> float | None:
-        """Accuracy after training minus before, in points; None without an evaluation."""
+        """Accuracy after training minus before, a share as they are; None without an evaluation."""
         before, after = self.report["accuracy_before"], self.report["accuracy_after"]
-        return None if before is None or after is None else 100 * (after - before)
+        return None if before is None or after is None else after - before
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Group:
 
     @property
     def gain(self) -> float | None:
-        """Mean gain in points."""
+        """Mean gain."""
         return _mean([run.gain for run in self.runs])
 
 
@@ -206,10 +206,16 @@ def varying(groups: Sequence[Group]) -> list[str]:
     names = []
     for name in SETTINGS + ZO_SETTINGS:
         for method in {group.method for group in groups}:
-            values = {repr(group.settings.get(name)) for group in groups if group.method == method}
+            values = {_told_apart_by(name, group) for group in groups if group.method == method}
             if len(values) > 1 and name not in names:
                 names.append(name)
     return names
+
+
+def _told_apart_by(name: str, group: Group) -> str:
+    """A model by its name alone: the same one may lie in several places."""
+    value = group.settings.get(name)
+    return Path(str(value)).name if name == "model_name_or_path" else repr(value)
 
 
 def share_of_adamw(group: Group, groups: Sequence[Group]) -> float | None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.errors import InputError, command
+from llava.mezo.durable import follow_umask
 
 TOWER_NAME = "tiny-siglip-patch7-56"  # the tower's weights and config are inside the checkpoint
 _COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -36,6 +37,7 @@ def pack(run: Path, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(weights).items()}
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    follow_umask(output / "model.safetensors")
     config = json.loads(config_file.read_text(encoding="utf-8"))
     for name in _OF_THE_RUN:
         config.pop(name, None)

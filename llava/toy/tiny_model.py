@@ -28,6 +28,7 @@ from transformers import (  # type: ignore[attr-defined]
 )
 
 from llava.errors import command
+from llava.mezo.durable import follow_umask
 from llava.toy import charts, figures, pretraining, scans
 from llava.toy.drawing import SIZE, Sample, sample_rng
 
@@ -135,6 +136,7 @@ def write(folder: Path, seed: int) -> None:
     tower, processor = build_tower()
     tower.save_pretrained(folder / "vision_tower")
     processor.save_pretrained(folder / "vision_tower")
+    follow_umask(*folder.glob("*/*.safetensors"))
 
 
 def _corpus() -> Iterator[str]:

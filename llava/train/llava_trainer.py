@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import align_special_tokens
 
 from llava.compatibility import names_of
 from llava.errors import InputError
@@ -67,6 +69,9 @@ class LLaVATrainer(transformers.Trainer):
         if "tokenizer" in kwargs:
             kwargs["processing_class"] = kwargs.pop("tokenizer")
         super().__init__(*args, **kwargs)
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            # now and not when it trains, so that a journal begins with the settings that are saved later
+            align_special_tokens(self.model, self.processing_class)
         # The loss is a mean over each micro-batch, as LLaVA-NeXT has it, not over the accumulation window.
         self.model_accepts_loss_kwargs = False
         self.run_arguments: dict[str, Any] = run_folder.flat_arguments(self.args)
@@ -187,14 +192,15 @@ class LLaVATrainer(transformers.Trainer):
         if not self.args.should_save:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if saving.is_peft(self.model):
-            saving.save_lora(self.model, folder, state_dict, self._others)
-        elif self.args.zo_quantized_scales:
-            saving.save_scales(self.model, folder)
-        elif adapter_only(self.args):
-            saving.save_adapter(self.model, folder, state_dict)
-        else:
-            saving.save_full(self.model, folder, state_dict)
+        with saving.for_use(self.model, folder):
+            if saving.is_peft(self.model):
+                saving.save_lora(self.model, folder, state_dict, self._others)
+            elif self.args.zo_quantized_scales:
+                saving.save_scales(self.model, folder)
+            elif adapter_only(self.args):
+                saving.save_adapter(self.model, folder, state_dict)
+            else:
+                saving.save_full(self.model, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         run_folder.save_arguments(self.run_arguments, folder)

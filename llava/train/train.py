@@ -4,8 +4,8 @@
         --output_dir OUT --trainer_mode zo --mm_tunable_parts mm_language_model ...
 
 or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.flags.arguments` has them all). An output
-folder that holds an unfinished run is resumed. At the end it holds the model, trainer_state.json, loss.png and
-report.json. Exit codes: 2 wrong input, 3 the loss diverged, 130 stopped by a signal (with a checkpoint).
+folder that holds an unfinished run is resumed. At the end it holds the model with its card, trainer_state.json,
+loss.png and report.json. Exit codes: 2 wrong input, 3 the loss diverged, 130 stopped by a signal (with a checkpoint).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from llava.model.quantised_scales import train_scales
 from llava.model.vocabulary import check_fits
 from llava.runs import run_folder, same_run
 from llava.runs.plots import plot_loss
+from llava.runs.run_card import write_run_card
 from llava.runs.run_report import versions, write_report
 from llava.runs.runs import samples_per_step
 from llava.samples.dataset import make_supervised_data_module
@@ -208,7 +209,6 @@ def leave_together(trainer: LLaVATrainer) -> None:
 
 def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, times: StepTimes) -> None:
     """Save the model, draw the loss, write the report; `trainer_state.json` last, since it marks a finished run."""
-    trainer.model.config.use_cache = True
     trainer.save_model()
     if not trainer.args.should_save:
         return
@@ -237,11 +237,13 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "versions": versions(),
+            "records": len(trainer.train_dataset),
             "skipped_samples": trainer.train_dataset.skipped,
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **trainer.report(),
         },
     )
+    write_run_card(folder)
     trainer.save_state()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from llava.errors import InputError, command
 from llava.eval.metrics import METRICS
 from llava.runs import run_folder
+from llava.runs.run_card import write_run_card
 from llava.runs.run_report import closing_table, update_report
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     after = accuracy("after", str(folder), base)
     found = {"preset": options.preset, "accuracy_before": before, "accuracy_after": after}
     report = update_report(folder, found)
+    write_run_card(folder)
     sys.stdout.write(f"\n{closing_table(report, folder)}\n")
 
 

@@ -390,11 +390,14 @@ def test_parts_of_a_model_are_named(folders: Path, tmp_path: Path) -> None:
     for folder in (lora, projector):
         folder.mkdir()
         shutil.copy(folders / "ours/config.json", folder)
-    (lora / "adapter_config.json").write_text("{}")
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"model.mm_projector.0.weight": torch.zeros(1)}, projector / "mm_projector.safetensors")
     for folder in (lora, projector):
         with pytest.raises(InputError, match=r"a part of a model .* python -m llava\.model\.merge"):
             convert(str(folder), tmp_path / "to")
+    (lora / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    with pytest.raises(InputError, match=r"of kind PREFIX_TUNING does not become weights"):
+        convert(str(lora), tmp_path / "to")
 
 
 def test_sources_and_targets(folders: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_missing_report_and_folder_are_named(tmp_path, fields):
 
 def test_table_shows_the_figures(tmp_path, fields):
     table = closing_table(fields, tmp_path)
-    for text in ("62.6 %", "91.8 %", "0.1235", "5,000", "0.0200 s", "1.50 GiB", "856,576", str(tmp_path)):
+    for text in ("62.6 %", "91.8 %", "0.1235", "5,000", "0.020 s", "1.50 GiB", "856,576", str(tmp_path)):
         assert text in table
     assert len({line.index("  ") for line in table.splitlines() if line.startswith("trainable")}) == 1
 

@@ -71,7 +71,7 @@ def test_seeds_are_one_group_and_parts_are_two(folders):
     assert groups[1].mean("accuracy_after") == pytest.approx(0.88)
     assert groups[1].spread("accuracy_after") == pytest.approx(0.02 * 2**0.5)
     assert groups[2].spread("accuracy_after") is None
-    assert groups[1].gain == pytest.approx(38)
+    assert groups[1].gain == pytest.approx(0.38)
     assert {group.task for group in groups} == {"scan"}
 
 
@@ -118,15 +118,16 @@ def test_page_has_every_row_and_its_pictures(folders, tmp_path, capsys):
     text = (tmp_path / "page" / "all.md").read_text()
     assert capsys.readouterr().out == text
     assert "# Everything" in text
-    assert "| scan | AdamW | LM | 3000 | 2 | 50.0 | 91.0 ± 1.4 | +41.0 |  | 0 | 0.250 | 512 |" in text
-    assert "| scan | MeZO | LM | 5000 | 2 | 50.0 | 88.0 ± 2.8 | +38.0 | 93 |" in text
-    assert "| scan | MeZO | LM + projector + vision | 5000 | 1 | 50.0 | 80.0 | +30.0 |  |" in text
-    assert "| scan | 93 | 1 |" in text
+    assert "| a{0,1} | scan | AdamW | LM | 3000 | 2 | 50.0 | 91.0 ± 1.4 | +41.0 |  | 0.0 | 0.250 | 512 |" in text
+    assert "| m{0,1} | scan | MeZO | LM | 5000 | 2 | 50.0 | 88.0 ± 2.8 | +38.0 | 92.7 |" in text
+    assert "| v0 | scan | MeZO | LM + projector + vision | 5000 | 1 | 50.0 | 80.0 | +30.0 |  |" in text
+    assert "| scan | 92.7 | 1 |" in text
     for name in ("all_loss_scan.png", "all_accuracy.png"):
         assert f"({name})" in text
         with Image.open(tmp_path / "page" / name) as image:
             assert image.size[0] >= 800
     content = json.loads((tmp_path / "page" / "all_rows.json").read_text())
+    assert [row["gain"] for row in content["groups"]] == pytest.approx([0.41, 0.38, 0.30])
     assert [row["accuracy_after"] for row in content["groups"]] == pytest.approx([0.91, 0.88, 0.80])
 
 
@@ -141,11 +142,13 @@ def test_runs_without_evaluation_have_a_row_without_accuracy(tmp_path):
     content = json.loads((run / "report.json").read_text()) | {"accuracy_after": None, "accuracy_before": None}
     (run / "report.json").write_text(json.dumps(content))
     text = report.write([run], tmp_path / "page.md", "One")
-    assert "| scan | MeZO | 5000 | 1 |  |  |  |" in text
+    assert "| r | scan | MeZO | 5000 | 1 |  |  |  |" in text
     assert not (tmp_path / "page_accuracy.png").exists()
 
 
-@pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (1.5e-6, "1.5e-6"), (0.01, "0.01"), (0.0, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (1.5e-6, "1.5e-6"), (0.01, "1e-2"), (0.0, "0"), (2.0, "2")]
+)
 def test_rates_are_written_as_people_do(value, text):
     row = {"settings": {"learning_rate": value}, "method": "AdamW"}
     assert report.setting(row, "learning_rate") == text
@@ -170,3 +173,26 @@ def test_an_evaluation_on_another_set_is_another_group(folders, tmp_path):
 def test_notes_stand_below_the_table(folders, tmp_path):
     text = report.write(folders, tmp_path / "page.md", "Title", ["One run diverged."])
     assert "\nOne run diverged.\n" in text
+
+
+def test_runs_are_named_by_their_folders(tmp_path):
+    assert report.names_of_runs(["a/x", "b/x", "b/y"]) == {"a/x": "a/x", "b/x": "b/x", "b/y": "y"}
+    assert [report.together(names) for names in (["y"], ["run-s0", "run-s1"], ["a", "b"])] == [
+        "y",
+        "run-s{0,1}",
+        "a, b",
+    ]
+
+
+def test_many_settings_fit_into_the_pictures(tmp_path, recwarn):
+    """What is the same in all runs of a task and method is left out, and long lines are broken."""
+    changes = {"learning_rate": 1e-3, "adapter": "lora", "zo_estimator": "one_point", "zo_rule": "normalized"}
+    changes |= {"lr_scheduler_type": "constant", "zo_tensor_scales": "norms", "zo_weight_storage": "fixed16"}
+    runs = [make_run(tmp_path / "a", 0.9, MEZO), make_run(tmp_path / "b", 0.8, MEZO | changes)]
+    report.write([*runs, make_run(tmp_path / "c", 0.7, ADAMW)], tmp_path / "page.md", "Many")
+    assert not [warning for warning in recwarn if "layout" in str(warning.message)]
+    groups = grouped(map(read_run, runs))
+    assert (
+        max(map(len, report._label(groups[1], report._telling(groups[1], groups)).splitlines())) <= report.LABEL_WIDTH
+    )
+    assert report._label(groups[0], groups[:1]) == "MeZO"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava.errors import InputError
 from llava.mezo import MeZO, MeZOConfig
@@ -72,10 +72,10 @@ def built(argv: list[str]) -> Any:
     return build(*run)[0]
 
 
-def loaded(run: Path, bits: int, **more: Any) -> Any:
+def loaded(run: Path, bits: int, base: Path = TINY, **more: Any) -> Any:
     """The run's model on its base in so many bits, in the run's dtype."""
     settings = {"load_4bit": bits == 4, "load_8bit": bits == 8, "attn_implementation": "sdpa", "torch_dtype": "auto"}
-    return load_pretrained_model(str(run), str(TINY), "llava_qwen", device_map="cpu", **settings, **more)[1]
+    return load_pretrained_model(str(run), str(base), "llava_qwen", device_map="cpu", **settings, **more)[1]
 
 
 @both
@@ -285,6 +285,13 @@ def test_another_base_than_in_training_is_said_or_refused(
     for bits in (8, 16):
         with pytest.raises(InputError, match=r"scales is not of this base, quantised as it is"):
             loaded(folder, bits)
+    other = shutil.copytree(TINY, tmp_path / "other-base")
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3] *= 2
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"the scales are of another base than .*other-base"):
+        loaded(folder, 4, base=other)
+    assert "scales_start_sha256" not in loaded(folder, 4).config.to_dict()  # not of what is saved next
     with pytest.raises(InputError, match=r"scales of quantised layers alone lie there.*model_base"):
         load_pretrained_model(str(folder), None, "llava_qwen")
 

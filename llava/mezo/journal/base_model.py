@@ -64,18 +64,19 @@ class BaseModel:
     def write(
         self, folder: Path, names: Iterable[str], weight: Callable[[str], torch.Tensor], dtype: torch.dtype | None
     ) -> None:
-        """A checkpoint in `folder`: `weight` gives the trained ones, `names`; others keep all but their dtype."""
+        """A checkpoint in `folder`: `weight` gives the trained ones, `names`; of others a base's are put in `dtype`."""
+        own = self.base == self.overlay  # which the run wrote as it had them
         folder.mkdir(parents=True, exist_ok=True)
         trained = {stored: name for name in names for stored in self._names_of(name)}
 
         def read(name: str) -> torch.Tensor:
             return weight(trained[name]) if name in trained else self.tensors.read(name)
 
-        def in_dtype(own: torch.dtype) -> torch.dtype:
-            return dtype if dtype is not None and own.is_floating_point else own
+        def in_dtype(stored: torch.dtype) -> torch.dtype:
+            return stored if own or dtype is None or not stored.is_floating_point else dtype
 
         for path, tensors in self.tensors.files.items():
-            shapes = {name: (in_dtype(own), shape) for name, (own, shape) in tensors.items()}
+            shapes = {name: (in_dtype(stored), shape) for name, (stored, shape) in tensors.items()}
             write_tensors(folder / path.name, shapes, read)
         for source in (self.base, self.overlay):
             for path in source.iterdir() if source.is_dir() else ():

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from llava.errors import InputError
+from llava.model.adapter_kinds import MERGED
 from llava.model.checkpoint_files import find_file, read_json, weight_files
 from llava.model.families import config_for, is_llava_config, model_class_for
 from llava.model.hf.from_hf import RECORD, kept_layers, our_config, processor_settings, record_of
@@ -59,10 +60,7 @@ class Source:
         """
         for part in ("adapter_config.json", *ADAPTER_FILES):
             if find_file(name, part) is not None and (part == "adapter_config.json" or not weight_files(name)):
-                raise InputError(
-                    f"--from {name} holds a part of a model ({part}). Make it a whole one, and convert that: "
-                    f"python -m llava.model.merge --adapter {name} --base MODEL --output FOLDER"
-                )
+                raise InputError(f"--from {name} holds a part of a model ({part}). {_whole_one(name)}")
         files = weight_files(name)
         if not files:
             raise InputError(f"--from {name} has no weights (safetensors, or pytorch_model.bin)")
@@ -100,6 +98,16 @@ class Source:
         if EMBEDDINGS[0] not in self.weights:
             raise InputError(f"--from {self.name}: the checkpoint lacks {EMBEDDINGS[0]}. Is it complete?")
         return self.weights[EMBEDDINGS[0]].shape[0]
+
+
+def _whole_one(part: str) -> str:
+    """What to do with a part of a model that is to be converted."""
+    file = find_file(part, "adapter_config.json")
+    kind = None if file is None else read_json(file).get("peft_type")
+    if file is not None and kind not in MERGED:
+        return f"An adapter of kind {kind} does not become weights, so it cannot; those that do: {', '.join(MERGED)}"
+    merge = f"python -m llava.model.merge --adapter {part} --base MODEL --output FOLDER"
+    return f"Make it a whole one, and convert that: {merge}"
 
 
 class OursToTheirs:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from llava.errors import InputError
+from llava.mezo.durable import follow_umask
 from llava.model.checkpoint_files import headers, read_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -150,6 +151,7 @@ def write_shards(folder: Path, weights: Mapping[str, Stored], limit: int = SHARD
         for number, names in enumerate(shards, 1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
             save_file({key: weights[key].read() for key in names}, folder / name, metadata={"format": "pt"})
+            follow_umask(folder / name)
             places |= dict.fromkeys(names, name)
             bar.update(sum(weights[key].size for key in names))
     if len(shards) > 1:

@@ -5,6 +5,8 @@ File names are LLaVA-NeXT's with `.safetensors` in place of `.bin`; `llava.model
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
+from llava.mezo.durable import follow_umask
 from llava.model.adapter_kinds import is_initial
 from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.model.quantised_scales import SCALES_FILE
@@ -26,7 +29,14 @@ NON_LORA_FILE = "non_lora_trainables.safetensors"
 
 def save_full(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """config.json, generation_config.json and model.safetensors (shards and an index when large)."""
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=None if state_dict is None else _once(model, state_dict))
+
+
+def _once(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without further copies of tied weights, which DeepSpeed gathers as tensors that share nothing."""
+    names = {name for name, _ in model.named_parameters()}  # of a tied one the first
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
+    return {name: tensor for name, tensor in state_dict.items() if name not in again}
 
 
 def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -35,7 +45,7 @@ def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Ten
     That is `image_newline`, and the embedding table when `<im_start>` and `<im_end>` were added to it.
     """
     _save_config(model, folder)
-    save_file(_contiguous(adapter_tensors(model, state_dict)), folder / PROJECTOR_FILE, metadata={"format": "pt"})
+    _save_tensors(adapter_tensors(model, state_dict), folder / PROJECTOR_FILE)
 
 
 def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -60,18 +70,22 @@ def save_lora(
         state_dict: the adapter's values, where the model itself does not have them whole.
         others: `non_lora_tensors`, if all ranks had to put them together.
     """
-    model.save_pretrained(folder, state_dict=state_dict, selected_adapters=["default"])
+    model.create_or_update_model_card = _no_card  # an empty one, or one that changes what a user wrote
+    try:
+        model.save_pretrained(folder, state_dict=state_dict, selected_adapters=["default"])
+    finally:
+        del model.create_or_update_model_card
     _save_config(model.get_base_model(), folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     others = non_lora_tensors(model) if others is None else others
-    save_file(_contiguous(others), folder / NON_LORA_FILE, metadata={"format": "pt"})
+    _save_tensors(others, folder / NON_LORA_FILE)
 
 
 def save_scales(model: Any, folder: Path) -> None:
     """config.json, and the scales of quantised layers with all else that was trained."""
     _save_config(model, folder)
-    save_file(_contiguous(non_lora_tensors(model)), folder / SCALES_FILE, metadata={"format": "pt"})
+    _save_tensors(non_lora_tensors(model), folder / SCALES_FILE)
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -186,5 +200,25 @@ def _save_config(model: Any, folder: Path) -> None:
     model.config.save_pretrained(folder)
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(values, file, metadata={"format": "pt"})
+
+
+def _no_card(folder: str) -> None:
+    """In place of PEFT's."""
+
+
+@contextmanager
+def for_use(model: Any, folder: Path) -> Iterator[None]:
+    """What is saved to `folder` inside is a model to be used: with a cache of keys and values, by whom the umask lets.
+
+    Training has no use for the cache, and switches it off.
+    """
+    config, trained_with = model.config, model.config.use_cache
+    config.use_cache = True
+    try:
+        yield
+    finally:
+        config.use_cache = trained_with
+    follow_umask(*folder.glob("*.safetensors"))

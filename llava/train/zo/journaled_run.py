@@ -85,6 +85,7 @@ class JournaledRun(transformers.Trainer):
                     resume is not None,
                     save=lambda folder: self._save(str(folder)),
                     wait=self.accelerator.wait_for_everyone,
+                    tokenizer=getattr(self, "processing_class", None) or getattr(self, "tokenizer", None),
                 )
             start = self.starting_point
             if start is not None and resume == str(start.folder):

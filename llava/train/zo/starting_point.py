@@ -1,12 +1,13 @@
 """Where a run with a journal starts: its base model, the journal it branches off from, the weights before its records.
 
 In OUTPUT_DIR/mezo_journal, beside what `llava.mezo.journal.files` keeps there, the folder model/ holds what a saved
-model of this run has beyond its base: the configuration and, where the base lacks a trained weight (LoRA, a new
-projector), all that a checkpoint holds before the first step.
+model of this run has beyond its base: configuration and tokenizer and, where the base lacks a trained weight (LoRA, a
+new projector), all that a checkpoint holds before the first step.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -61,7 +62,13 @@ class StartingPoint:
 
 
 def prepare(
-    model: nn.Module, args: Any, zo: Settings, resume: bool, save: Callable[[Path], None], wait: Callable[[], None]
+    model: nn.Module,
+    args: Any,
+    zo: Settings,
+    resume: bool,
+    save: Callable[[Path], None],
+    wait: Callable[[], None],
+    tokenizer: Any = None,
 ) -> StartingPoint | None:
     """The starting point of a run, and the model at it, before anything is loaded over that.
 
@@ -70,6 +77,7 @@ def prepare(
         resume: whether the run goes on; if not, it must not have a journal yet.
         save: writes what a checkpoint of the model holds into a folder.
         wait: for all ranks.
+        tokenizer: is saved with the model, if there is one.
 
     Returns:
         None for a run that goes on from a checkpoint of one without journal.
@@ -96,7 +104,7 @@ def prepare(
         wait()
         base.load()  # an adapter's random start need not come out the same again
         if lock is not None and not exists:
-            base.complete(zo.from_journal, save)
+            base.complete(zo.from_journal, save, tokenizer)
         wait()
         stored = base.stored(base.trained)  # before a branch changes the weights
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
@@ -144,12 +152,11 @@ class _BaseFiles:
                 if there in files:
                     parameter.copy_(files.read(there))
 
-    def complete(self, branch: str | None, save: Callable[[Path], None]) -> None:
+    def complete(self, branch: str | None, save: Callable[[Path], None], tokenizer: Any) -> None:
         """Put into the overlay what the checkpoint lacks."""
         missing = self._uncovered()
         if missing is None:
-            self.overlay.mkdir(parents=True, exist_ok=True)
-            self.model.config.save_pretrained(self.overlay)
+            self._describe(tokenizer)
         elif branch is not None:
             raise InputError(
                 f"--zo_from_journal {branch}: this run trains {missing!r}, which that run's "
@@ -157,6 +164,15 @@ class _BaseFiles:
             )
         else:
             save(self.overlay)
+
+    def _describe(self, tokenizer: Any) -> None:
+        """What a saved model of the run has beside its weights; training alone has no use for a cache."""
+        config, generation = copy.deepcopy(self.model.config), getattr(self.model, "generation_config", None)
+        config.use_cache = True
+        self.overlay.mkdir(parents=True, exist_ok=True)
+        for part in (config, generation, tokenizer):
+            if part is not None:
+                part.save_pretrained(self.overlay)
 
     def stored(self, parameters: Parameters) -> dict[str, list[str]]:
         """Names in the files of those parameters that do not go by their canonical name alone."""

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from llava.mezo.durable import follow_umask
 from llava.mezo.errors import InputError
 
 _TENSOR = "__tensor__"
@@ -33,6 +34,7 @@ def save_state(state: Any, folder: Path, stem: str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     structure = _encode(state, tensors)
     save_file(tensors, folder / f"{stem}.safetensors")
+    follow_umask(folder / f"{stem}.safetensors")
     (folder / f"{stem}.json").write_text(json.dumps(structure), encoding="utf-8")
 
 
