@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.runs.validation import LOSS
 
 COLOURS = ("#1f4e8c", "#c8872c", "#4f8a4f", "#8a4f7d")
 SMOOTHING_SHARE = 0.05  # the moving average looks at this share of the logged points, and at least three
@@ -30,8 +31,16 @@ def smoothed(values: list[float]) -> list[float]:
     return averages
 
 
-def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Training loss") -> None:
+def plot_loss(
+    log_history: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    title: str = "Training loss",
+    validation: Mapping[str, Any] | None = None,
+) -> None:
     """Draw the logged loss and its moving average over the steps.
+
+    Args:
+        validation: `Curve.report` of a run that was validated: the same axis where it is a loss, else one of its own.
 
     Raises:
         InputError: no entry of the history has a loss.
@@ -47,8 +56,30 @@ def plot_loss(log_history: Iterable[Mapping[str, Any]], path: str | Path, title:
         axes.plot(steps, smoothed(losses), color="#1f4e8c", linewidth=2, label="moving average")
     axes.set(xlabel="optimizer step", ylabel="loss (cross entropy per token)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    lines = axes.get_lines() + ([] if validation is None else _draw_validation(axes, validation))
+    axes.legend(handles=lines, frameon=False)
     figure.savefig(path)
+
+
+def _draw_validation(axes: Any, validation: Mapping[str, Any]) -> list[Any]:
+    """The curve, with a ring around its best point; returns what the legend is to name."""
+    metric, best = validation["metric"], validation["best_step"]
+    points = [(point["step"], point["value"]) for point in validation["history"] if point["value"] is not None]
+    if not points:
+        return []
+    share = metric != LOSS and ":" not in metric  # a function gives numbers of any kind
+    steps, values = [step for step, _ in points], [100 * value if share else value for _, value in points]
+    if metric != LOSS:
+        axes = axes.twinx()
+        axes.set_ylabel(f"validation: {metric}, % right" if share else f"validation: {metric}", color=COLOURS[1])
+        axes.tick_params(axis="y", colors=COLOURS[1])
+    marker = "o" if len(points) < 60 else ""
+    lines = axes.plot(
+        steps, values, color=COLOURS[1], linewidth=1.8, marker=marker, markersize=4, label=f"validation ({metric})"
+    )
+    ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.5, "linestyle": ""}
+    lines += axes.plot([best], [values[steps.index(best)]], color=COLOURS[1], label=f"best, step {best:,}", **ring)
+    return lines
 
 
 def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
