@@ -56,8 +56,11 @@ def plot_loss(
         axes.plot(steps, smoothed(losses), color="#1f4e8c", linewidth=2, label="moving average")
     axes.set(xlabel="optimizer step", ylabel="loss (cross entropy per token)", title=title)
     axes.grid(alpha=0.3)
-    lines = axes.get_lines() + ([] if validation is None else _draw_validation(axes, validation))
-    axes.legend(handles=lines, frameon=False)
+    if validation is None:
+        axes.legend(frameon=False)
+    else:  # no place inside may be free of both curves
+        lines = [*axes.get_lines(), *_draw_validation(axes, validation)]
+        figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.savefig(path)
 
 
