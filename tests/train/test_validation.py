@@ -130,7 +130,7 @@ def test_the_loss_is_the_mean_of_all_supervised_tokens(
     for index in range(len(dataset)):
         batch = DataCollatorForSupervisedDataset(tokenizer)([dataset[index]])
         tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        total, count = total + float(model(**batch).loss) * tokens, count + tokens
+        total, count = total + float(model(**batch).loss.detach()) * tokens, count + tokens
     [(step, value)] = points(tmp_path / "out")
     assert step == 2 and value == pytest.approx(total / count, rel=1e-5)
 
@@ -146,24 +146,31 @@ def length(predictions: Sequence[str], references: Sequence[str], records: Seque
 def test_answers_are_those_of_the_evaluation(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = json.loads((SCAN / "val.json").read_text())[:5]
     (tmp_path / "val.json").write_text(json.dumps(records))
-    words = ["--model_name_or_path", str(TINY), "--data_path", str(SCAN / "train.json"), "--image_folder", str(SCAN)]
-    words += [
-        "--trainer_mode",
-        mode,
-        "--mm_tunable_parts",
-        "mm_language_model",
-        "--version",
-        "qwen_1_5",
-        "--bf16",
-        "True",
-    ]
-    words += ["--attn_implementation", "sdpa", "--report_to", "none", "--disable_tqdm", "True", "--save_strategy", "no"]
-    words += ["--max_steps", "1", "--learning_rate", "1e-4", "--eval_data_path", str(tmp_path / "val.json")]
-    words += ["--train_on_answers_only", "True", "--model_max_length", "512"]
+    flags = {
+        "model_name_or_path": TINY,
+        "data_path": SCAN / "train.json",
+        "image_folder": SCAN,
+        "trainer_mode": mode,
+        "mm_tunable_parts": "mm_language_model",
+        "version": "qwen_1_5",
+        "train_on_answers_only": True,
+        "model_max_length": 512,
+        "attn_implementation": "sdpa",
+        "gradient_checkpointing": False,
+        "bf16": mode == "regular",
+        "max_steps": 1,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_data_path": tmp_path / "val.json",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     train(argv=[*words, "--eval_metric", "exact", "--output_dir", str(tmp_path / "out")])
     [(_, value)] = points(tmp_path / "out")
-    flags = ["--model-path", str(tmp_path / "out"), "--data", str(tmp_path / "val.json"), "--image-folder", str(SCAN)]
-    accuracy.main([*flags, "--output", str(tmp_path / "answers.jsonl")])
+    words = ["--model-path", str(tmp_path / "out"), "--data", str(tmp_path / "val.json"), "--image-folder", str(SCAN)]
+    accuracy.main([*words, "--output", str(tmp_path / "answers.jsonl")])
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert 0 < value == answers["accuracy"]
 
