@@ -278,6 +278,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
             return
         # transformers asks for a saved checkpoint at each evaluation; here the journal has the best step
         self.load_best_model_at_end = False
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
         super().__post_init__()
         self.load_best_model_at_end = True
 
