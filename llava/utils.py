@@ -29,7 +29,7 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-class BesideBars(logging.StreamHandler):  # type: ignore[type-arg]
+class BesideBars(logging.StreamHandler):
     """Writes each line where no progress bar stands; the bar comes back below it."""
 
     def emit(self, record: logging.LogRecord) -> None:
