@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from llava.compatibility import names_of
 from llava.constants import LOGDIR
 
@@ -27,12 +29,21 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
+class BesideBars(logging.StreamHandler):
+    """Writes each line where no progress bar stands; the bar comes back below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def setup_logging(level: int = logging.INFO) -> None:
     """Send the package's log to stderr: from `level` on rank 0, warnings and worse on the others. Safe to repeat."""
     package = logging.getLogger("llava")
     package.setLevel(level if process_rank() == 0 else max(level, logging.WARNING))
     if not any(getattr(handler, "_llava", False) for handler in package.handlers):
-        handler = logging.StreamHandler()
+        handler = BesideBars()
         handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
         handler._llava = True  # type: ignore[attr-defined]
         package.addHandler(handler)

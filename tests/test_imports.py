@@ -31,7 +31,8 @@ LAYERS = (
     {"llava.ask", "llava.check", "llava.data.check", "llava.serve"},  # commands; nothing below imports them
 )
 MAY_IMPORT_MEZO = ("llava.eval", "llava.runs", "llava.train.zo", "llava.train.flags.arguments", "llava.train.train")
-FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable")  # below everything, and with the engine since they travel with it
+# Below everything, and with the engine since they travel with it.
+FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.inference")
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.
 CHOSEN_LATER = {
     "llava.mezo.kernels.choice": {"llava.mezo.kernels"},

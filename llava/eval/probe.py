@@ -28,7 +28,7 @@ from llava.eval.logistic import best_strength, fit
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import question_and_reference
 from llava.mezo.durable import write_durably
-from llava.mezo.perturb import evaluation_mode
+from llava.mezo.inference import evaluation_mode
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.samples.loading import load_file

@@ -14,7 +14,7 @@ from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
 from llava.eval.shots import Demonstration, with_demonstrations
-from llava.mezo.perturb import evaluation_mode
+from llava.mezo.inference import evaluation_mode
 from llava.samples.pictures import PictureSettings
 from llava.samples.record import record_name
 from llava.samples.turns import check_text, naming

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from llava.mezo.algorithms.interface import Point
+from llava.mezo.inference import evaluation_mode
 from llava.mezo.passes import Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
@@ -273,19 +274,3 @@ class _Parameters(dict[str, Any]):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.stored[name]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module's `training` flag off, then each back to what it was.
-
-    The flags are set directly: `model.eval()` may be overridden to do more, up to merging adapters into weights.
-    """
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

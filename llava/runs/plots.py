@@ -19,8 +19,9 @@ from llava.runs.style import (
     upper_limit,
     whole_ticks,
 )
+from llava.runs.validation import LOSS
 
-LOSS = "training loss (cross entropy per token)"
+TRAINING_LOSS = "training loss (cross entropy per token)"
 MARKED_POINTS = 30  # more points than this are a line without markers
 
 
@@ -36,9 +37,16 @@ def step_name(steps: int, samples: int | None) -> str:
 
 
 def plot_loss(
-    log_history: Iterable[Mapping[str, Any]], path: str | Path, title: str = "Training loss", samples: int | None = None
+    log_history: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    title: str = "Training loss",
+    samples: int | None = None,
+    validation: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw the logged loss and its moving average over the steps, each of so many `samples` where that is given.
+
+    Args:
+        validation: `Curve.report` of a run that was validated: the same axis where it is a loss, else one of its own.
 
     Raises:
         InputError: no entry of the history has a loss.
@@ -59,8 +67,33 @@ def plot_loss(
     if max(losses) > LARGEST_LINEAR:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if validation is None:
+        axes.legend(frameon=False)
+    else:  # no place inside may be free of both curves
+        lines = [*axes.get_lines(), *_draw_validation(axes, validation)]
+        figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.savefig(path)
+
+
+def _draw_validation(axes: Any, validation: Mapping[str, Any]) -> list[Any]:
+    """The curve, with a ring around its best point; returns what the legend is to name."""
+    metric, best = validation["metric"], validation["best_step"]
+    points = [(point["step"], point["value"]) for point in validation["history"] if point["value"] is not None]
+    if not points:
+        return []
+    share = metric != LOSS and ":" not in metric  # a function gives numbers of any kind
+    steps, values = [step for step, _ in points], [100 * value if share else value for _, value in points]
+    if metric != LOSS:
+        axes = axes.twinx()
+        axes.set_ylabel(f"validation: {metric}, % right" if share else f"validation: {metric}", color=COLOURS[1])
+        axes.tick_params(axis="y", colors=COLOURS[1])
+    marker = "o" if len(points) < 60 else ""
+    lines = axes.plot(
+        steps, values, color=COLOURS[1], linewidth=1.8, marker=marker, markersize=4, label=f"validation ({metric})"
+    )
+    ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.5, "linestyle": ""}
+    lines += axes.plot([best], [values[steps.index(best)]], color=COLOURS[1], label=f"best, step {best:,}", **ring)
+    return lines
 
 
 def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
@@ -94,7 +127,7 @@ def plot_curves(
         axes.set_ylim(0, limit)
     elif axes.get_ylim()[1] > LARGEST_LINEAR:
         axes.set_yscale("log")
-    axes.set(xlabel=places, ylabel=LOSS, title=title)
+    axes.set(xlabel=places, ylabel=TRAINING_LOSS, title=title)
     axes.set_xlim(left=0)
     whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3)

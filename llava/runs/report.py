@@ -83,10 +83,19 @@ def summary(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "gain": group.gain,
         "share_of_adamw": share_of_adamw(group, groups),
         "rise_after_minimum": None if None in rises else max(r for r in rises if r is not None),
+        "best_validation": _best_validations(group),
         "final_loss": group.mean("final_loss"),
         "seconds_per_step": group.mean("seconds_per_step"),
         "peak_memory_bytes": group.mean("peak_memory_bytes"),
     }
+
+
+def _best_validations(group: Group) -> list[dict[str, Any]] | None:
+    """Metric, value and step of the best evaluation while training, of each run; None unless all have one."""
+    found = [run.report.get("validation") for run in group.runs]
+    if any(one is None or one["best"] is None for one in found):
+        return None
+    return [{"metric": one["metric"], "value": one["best"], "step": one["best_step"]} for one in found if one]
 
 
 def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes: Sequence[str] = ()) -> str:
@@ -108,6 +117,8 @@ def page(groups: Sequence[Group], title: str, pictures: Mapping[str, str], notes
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """Lines of a Markdown table, a row a group; `columns` are the settings shown."""
     names = ["run", "task", "method", *(COLUMN_NAMES.get(name, name) for name in columns), "steps", "seeds"]
+    validated = any(row["best_validation"] for row in rows)
+    names += ["best validation"] if validated else []
     names += ["before %", "after %", "gain %", "share %", "rise %", "s/step", "peak MiB"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     folders = names_of_runs([run for row in rows for run in row["runs"]])
@@ -121,6 +132,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str
             str(steps),
             str(len(row["runs"])),
         ]
+        cells += [_validation_cell(row["best_validation"])] if validated else []
         cells += [_number(row["accuracy_before"], 100, 1), _number(row["accuracy_after"], 100, 1)]
         if row["accuracy_spread"] is not None:
             cells[-1] += f" ± {100 * row['accuracy_spread']:.1f}"
@@ -145,6 +157,15 @@ def together(names: Sequence[str]) -> str:
     if len(names) == 1 or not start:
         return ", ".join(names)
     return start + "{" + ",".join(name.removeprefix(start) for name in names) + "}"
+
+
+def _validation_cell(best: Sequence[Mapping[str, Any]] | None) -> str:
+    """The mean of the runs' best values by metric, and their steps."""
+    values: dict[str, list[float]] = {}
+    for one in best or ():
+        values.setdefault(one["metric"], []).append(one["value"])
+    means = [f"{metric} {sum(found) / len(found):.4f}" for metric, found in values.items()]
+    return ", ".join(means) + (f" (step {', '.join(str(one['step']) for one in best)})" if best else "")
 
 
 def setting(row: Mapping[str, Any], name: str) -> str:

@@ -26,6 +26,7 @@ from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER
 from llava.mezo.journal.locking import FolderLock
 from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
+from llava.runs.validation import CURVE_FILE
 
 LOSS_PICTURE = "loss.png"
 
@@ -137,5 +138,5 @@ def _remove_run(folder: Path) -> None:
         except JournalError as error:
             raise InputError(f"--overwrite_output_dir True: {error}") from error
         shutil.rmtree(folder / JOURNAL_FOLDER)
-    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE):
+    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, CURVE_FILE):
         (folder / name).unlink(missing_ok=True)

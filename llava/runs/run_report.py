@@ -87,6 +87,7 @@ def closing_table(fields: Mapping[str, Any], output_dir: str | Path) -> str:
         ("bits of the base, also evaluated", None if bits == 16 else _formatted(bits, "{}")),
         ("accuracy before", _percent(fields.get("accuracy_before"))),
         ("accuracy after", _percent(fields.get("accuracy_after"))),
+        _best_validation(fields.get("validation")),
         ("final loss", _formatted(fields.get("final_loss"), "{:.4f}")),
         ("steps", _formatted(fields.get("steps"), "{:,}")),
         ("time per step", _formatted(fields.get("seconds_per_step"), "{:.3f} s")),
@@ -98,6 +99,15 @@ def closing_table(fields: Mapping[str, Any], output_dir: str | Path) -> str:
     shown = [(name, value) for name, value in rows if value is not None]
     width = max(len(name) for name, _ in shown)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+
+
+def _best_validation(validation: Mapping[str, Any] | None) -> tuple[str, str | None]:
+    """The best value, its step, and whether the saved model is of another one."""
+    if validation is None or validation["best"] is None:
+        return "validation", None
+    best, step, saved = (validation[name] for name in ("best", "best_step", "weights_of_step"))
+    other = "" if saved == step else f"; the model is of step {saved:,}"
+    return f"best validation ({validation['metric']})", f"{best:.4f} at step {step:,}{other}"
 
 
 def _formatted(value: Any, form: str) -> str | None:

@@ -35,7 +35,7 @@ WITHOUT_EFFECT = re.compile(
     verbose_logging | logging_.* | log_.* | report_to | run_name | project | trackio_.* | disable_tqdm |
     include_.* | debug | skip_memory_metrics | save_.* | eval_.* | evaluation_strategy | do_.* |
     per_device_eval_batch_size | batch_eval_metrics | prediction_loss_only | load_best_model_at_end |
-    metric_for_best_model | greater_is_better | push_to_hub.* | hub_.* | enable_jit_checkpoint |
+    metric_for_best_model | greater_is_better | early_stopping_.* | push_to_hub.* | hub_.* | enable_jit_checkpoint |
     dataloader_num_workers | dataloader_pin_memory | dataloader_persistent_workers | dataloader_prefetch_factor
     | dataloader_multiprocessing_context | dataloader_in_order | ddp_.* | gradient_checkpointing.* |
     activation_checkpointing.* | torch_empty_cache_steps | use_cache | mm_feature_cache.* | zo_kernel |

@@ -133,6 +133,12 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             else:
                 yield record
 
+    def examine(self) -> None:
+        """All checks of all records, at once. Raises `InputError` for the first that is bad."""
+        for record in self.records:
+            with naming(self._file_of(record.number)), naming(record.name):
+                self.samples.examine(record)
+
     def _file_of(self, number: int) -> str:
         """Where a record stands."""
         return short(self._files[bisect.bisect_right(self._ends, number)])

@@ -84,6 +84,9 @@ class StepTimes(TrainerCallback):
             self.seconds.append(now - self._last)
         self._last = now
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = time.perf_counter()  # what was measured is no step
+
     def median(self) -> float | None:
         """Median seconds a step; None before the first one."""
         return statistics.median(self.seconds) if self.seconds else None

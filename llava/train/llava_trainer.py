@@ -31,6 +31,7 @@ from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.optimizers import fused_options, with_masters
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
+from llava.train.validated_run import ValidatedRun
 from llava.train.workers import CollateOrRefuse, ItemsOrRefusals
 from llava.train.zo import state
 from llava.train.zo.epoch_sampler import EpochSampler
@@ -49,7 +50,7 @@ def should_only_save_mm_adapter(args: Any) -> bool:
     return adapter_only(args)
 
 
-class LLaVATrainer(transformers.Trainer):
+class LLaVATrainer(ValidatedRun):
     """Trainer of a LLaVA model; `args` is `llava.train.flags.arguments.TrainingArguments`.
 
     `tokenizer`, transformers 4's name of `processing_class`, is taken too.

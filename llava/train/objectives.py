@@ -63,18 +63,43 @@ def score_of(name: str) -> Score | None:
         return None
     if name in SCORES:
         return SCORES[name]
+    return imported_score("zo_objective", name, [*WITHOUT_GENERATION, *SCORES])
+
+
+def imported_score(flag: str, name: str, others: Sequence[str]) -> Score:
+    """The function of a flag's MODULE:FUNCTION.
+
+    Args:
+        others: what else the flag allows, for the error.
+
+    Raises:
+        InputError: no such module or function.
+    """
     module, colon, function = name.partition(":")
     if not colon:
-        known = ", ".join([*WITHOUT_GENERATION, *SCORES])
-        raise InputError(f"--zo_objective {name}: allowed are {known}, or MODULE:FUNCTION")
+        raise InputError(f"--{flag} {name}: allowed are {', '.join(others)}, or MODULE:FUNCTION")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--zo_objective {name}: cannot be imported ({error})") from error
+        raise InputError(f"--{flag} {name}: cannot be imported ({error})") from error
     if not callable(found):
-        raise InputError(f"--zo_objective {name}: {function} is no function")
+        raise InputError(f"--{flag} {name}: {function} is no function")
     score: Score = found
     return score
+
+
+def scores_of(
+    score: Score,
+    flag: str,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+) -> list[float]:
+    """What a function gives for answers. InputError: not a number for each."""
+    scores = [float(one) for one in score(predictions, references, records)]
+    if len(scores) != len(records):
+        raise InputError(f"--{flag}: the function gave {len(scores)} numbers for {len(records)} records")
+    return scores
 
 
 class WithRecords(OtherItems):
@@ -114,7 +139,5 @@ class GeneratedScore:
         asked = [question_and_reference(record, k, self.image_folder) for k, record in enumerate(records)]
         answerer = Answerer(network, self.tokenizer, self.image_processor, self.version)
         predictions = answerer.answer([question for question, _ in asked], Decoding(max_new_tokens=32))
-        scores = self.score(predictions, [reference for _, reference in asked], records)
-        if len(scores) != len(records):
-            raise InputError(f"--zo_objective: the function gave {len(scores)} numbers for {len(records)} records")
-        return 1 - sum(map(float, scores)) / len(scores)
+        scores = scores_of(self.score, "zo_objective", predictions, [reference for _, reference in asked], records)
+        return 1 - sum(scores) / len(scores)

@@ -31,13 +31,14 @@ from llava.runs.plots import plot_loss
 from llava.runs.run_card import write_run_card
 from llava.runs.run_report import versions, write_report
 from llava.runs.runs import samples_per_step
+from llava.runs.validation import Curve
 from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import Parts, data_files
 from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
-from llava.train.flags.preflight import check_gathering, check_paths, check_records
+from llava.train.flags.preflight import check_gathering, check_paths, check_records, check_validation
 from llava.train.flags.renamed_flags import checkpointing_options
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
@@ -48,6 +49,7 @@ from llava.train.parts.adapters import add_adapter
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
 from llava.train.parts.saving import adapter_names
 from llava.train.parts.tunable import select_trainable
+from llava.train.validation import Validation, validation_set
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.utils import setup_logging
 
@@ -74,6 +76,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     parts = check_records(data_args, training_args, training_args.world_size)
+    validated = check_validation(data_args, training_args)
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
     with training_args.main_process_first(local=False):
@@ -83,10 +86,11 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     if checkpoint is None:
         checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
     arguments = header(model_args, data_args, training_args, checkpoint)
+    curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
 
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
-    trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
+    trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts, validated, curve)
     trainer.run_arguments = arguments
     times, stop = StepTimes(), StopOnSignal(save=not journaled)
     for callback in (ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
@@ -131,6 +135,23 @@ def header(
     return values
 
 
+def curve_of(data_args: DataArguments, training_args: TrainingArguments, checkpoint: Path | None) -> Curve:
+    """The validation curve of a run, with the points of a run that goes on.
+
+    Raises:
+        InputError: these are of another metric, or of other records.
+    """
+    path = str(data_args.eval_data_path)
+    hashes = same_run.hashes(data_files(path))
+    if set(hashes) <= set(same_run.hashes(data_files(data_args.data_path))):
+        logger.warning("--eval_data_path %s has the records that are trained on, and tells nothing of others", path)
+    curve = Curve(training_args.eval_metric, path, hashes)
+    if checkpoint is not None:
+        folder = Path(str(training_args.output_dir))
+        curve.take_up(folder, steps_done(folder, checkpoint), training_args.resume_with_changes)
+    return curve
+
+
 def build(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> tuple[Any, Any]:
     """Model, with the parameters that are trained switched on, and tokenizer."""
     tokenizer = get_tokenizer(model_args, training_args)
@@ -157,14 +178,21 @@ def make_trainer(
     data_args: DataArguments,
     training_args: TrainingArguments,
     parts: Parts | None = None,
+    validated: Parts | None = None,
+    curve: Curve | None = None,
 ) -> LLaVATrainer:
-    """The trainer of a run with its data, its cache of features and its objective.
+    """The trainer of a run with its data, its cache of features, its objective and its validation.
 
     Args:
         parts: as for `LazySupervisedDataset`.
+        validated: the same of `--eval_data_path`.
+        curve: gets what is measured on these.
     """
     data = make_supervised_data_module(tokenizer, data_args, parts)
     check_batches(data["train_dataset"], training_args, training_args.world_size)  # some may have been skipped
+    collate = data["data_collator"]
+    if validated is not None:
+        data["eval_dataset"] = validation_set(tokenizer, data_args, validated)
     zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
     cache = known = None
     if training_args.mm_feature_cache is not None:
@@ -183,6 +211,8 @@ def make_trainer(
         trainer.known_features = known
     else:
         trainer.feature_cache = cache
+    if curve is not None:
+        trainer.validation = Validation(curve, data["eval_dataset"], collate, str(model_args.version))
     if score is not None:
         trainer.objective = GeneratedScore(
             score, tokenizer, settings.image_processor, str(model_args.version), settings.image_folder
@@ -214,12 +244,17 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
         return
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    curve = None if trainer.validation is None else trainer.validation.curve
+    if curve is not None:
+        curve.weights_of_step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
+    validation = None if curve is None else curve.report()
     if losses:
         plot_loss(
             history,
             folder / run_folder.LOSS_PICTURE,
-            title=f"Training loss ({trainer.args.trainer_mode})",
+            title=f"{'Loss' if curve else 'Training loss'} ({trainer.args.trainer_mode})",
             samples=samples_per_step(trainer.run_arguments),
+            validation=validation,
         )
     write_report(
         folder,
@@ -239,6 +274,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "versions": versions(),
             "records": len(trainer.train_dataset),
             "skipped_samples": trainer.train_dataset.skipped,
+            **({} if validation is None else {"validation": validation}),
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **trainer.report(),
         },

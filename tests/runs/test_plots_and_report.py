@@ -112,6 +112,38 @@ def test_bars_have_a_block_a_task_and_one_look_a_method(tmp_path, drawn):
     assert {"scan", "chart"} <= {text.get_text() for text in axes.texts}
 
 
+VALIDATION = {
+    "metric": "exact",
+    "best_step": 40,
+    "best": 0.75,
+    "weights_of_step": 40,
+    "history": [{"step": 20, "value": 0.5}, {"step": 40, "value": 0.75}, {"step": 59, "value": None}],
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "drawn"),
+    [("loss", None, [0.5, 0.75]), ("exact", "% right", [50, 75]), ("module:function", "module:function", [0.5, 0.75])],
+)
+def test_validation_is_drawn_beside_the_loss(tmp_path, monkeypatch, metric, label, drawn):
+    figure, axes = plots.empty_figure()
+    monkeypatch.setattr(plots, "empty_figure", lambda: (figure, axes))
+    plot_loss(HISTORY, tmp_path / "loss.png", validation=VALIDATION | {"metric": metric})
+    assert len(figure.axes) == (1 if label is None else 2)
+    assert label is None or label in figure.axes[1].get_ylabel()
+    curve, ring = figure.axes[-1].get_lines()[-2:]
+    assert list(curve.get_xdata()) == [20, 40] and list(curve.get_ydata()) == drawn
+    assert list(ring.get_xdata()) == [40] and list(ring.get_ydata()) == drawn[1:]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["logged", "mean of 3 logged values", f"validation ({metric})", "best, step 40"]
+
+
+def test_a_validation_without_a_finite_value_has_no_curve(tmp_path):
+    nothing = VALIDATION | {"best_step": None, "best": None, "history": [{"step": 20, "value": None}]}
+    plot_loss(HISTORY, tmp_path / "loss.png", validation=nothing)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
 def test_empty_history_is_named(tmp_path):
     with pytest.raises(InputError, match=r"loss\.png.*--logging_steps"):
         plot_loss([{"step": 1}], tmp_path / "loss.png")
@@ -152,6 +184,15 @@ def test_table_shows_the_figures(tmp_path, fields):
     for text in ("62.6 %", "91.8 %", "0.1235", "5,000", "0.020 s", "1.50 GiB", "856,576", str(tmp_path)):
         assert text in table
     assert len({line.index("  ") for line in table.splitlines() if line.startswith("trainable")}) == 1
+
+
+def test_table_has_the_best_validation(tmp_path, fields):
+    assert "best validation (exact)  0.7500 at step 40\n" in closing_table(
+        fields | {"validation": VALIDATION}, tmp_path
+    )
+    last = VALIDATION | {"weights_of_step": 1200}
+    assert "0.7500 at step 40; the model is of step 1,200\n" in closing_table(fields | {"validation": last}, tmp_path)
+    assert "validation" not in closing_table(fields | {"validation": VALIDATION | {"best": None}}, tmp_path)
 
 
 def test_table_leaves_out_what_is_not_known(tmp_path, fields):

@@ -154,6 +154,19 @@ def test_rates_are_written_as_people_do(value, text):
     assert report.setting(row, "learning_rate") == text
 
 
+def test_validation_has_a_column_where_there_is_one(tmp_path):
+    folders = [make_run(tmp_path / name, 0.9, MEZO, seed=seed) for seed, name in enumerate(("a", "b"))]
+    assert "best validation" not in report.write(folders, tmp_path / "without.md", "Runs")
+    for folder, value, step in zip(folders, (0.8, 0.9), (40, 60), strict=True):
+        found = json.loads((folder / "report.json").read_text())
+        found["validation"] = {"metric": "exact", "best": value, "best_step": step, "history": []}
+        (folder / "report.json").write_text(json.dumps(found))
+    text = report.write(folders, tmp_path / "with.md", "Runs")
+    assert "| best validation |" in text and "| exact 0.8500 (step 40, 60) |" in text
+    rows = json.loads((tmp_path / "with_rows.json").read_text())["groups"]
+    assert rows[0]["best_validation"][1] == {"metric": "exact", "value": 0.9, "step": 60}
+
+
 def test_the_page_must_be_markdown(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         report.main([str(folders[0]), "--output", str(tmp_path / "page.txt")])
@@ -192,7 +205,6 @@ def test_many_settings_fit_into_the_pictures(tmp_path, recwarn):
     report.write([*runs, make_run(tmp_path / "c", 0.7, ADAMW)], tmp_path / "page.md", "Many")
     assert not [warning for warning in recwarn if "layout" in str(warning.message)]
     groups = grouped(map(read_run, runs))
-    assert (
-        max(map(len, report._label(groups[1], report._telling(groups[1], groups)).splitlines())) <= report.LABEL_WIDTH
-    )
-    assert report._label(groups[0], groups[:1]) == "MeZO"
+    label = report._label(groups[1], report._telling(groups[1], groups))
+    assert max(map(len, label.splitlines())) <= report.LABEL_WIDTH
+    assert report._label(groups[0], report._telling(groups[0], groups[:1])) == "MeZO"

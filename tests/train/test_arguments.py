@@ -98,14 +98,43 @@ REFUSED = {
     ],
     "--zo_eps 1e-3": ["--zo_eps 0.001", "--trainer_mode zo"],
     "--zo_kernel triton": ["--zo_kernel triton", "--trainer_mode zo"],
-    "--eval_strategy steps": ["--eval_strategy steps", "no evaluation while training", "llava.eval.accuracy"],
-    "--evaluation_strategy epoch": ["--evaluation_strategy epoch", "no evaluation while training"],
-    "--do_eval True": ["--do_eval True", "no evaluation"],
+    "--eval_strategy steps": ["--eval_strategy steps", "--eval_data_path FILE"],
+    "--evaluation_strategy epoch": ["--evaluation_strategy epoch", "--eval_data_path FILE"],
+    "--do_eval True": ["--do_eval True", "--eval_data_path FILE"],
     "--do_train False": ["--do_train False"],
-    "--eval_steps 5": ["--eval_steps 5", "no evaluation"],
-    "--load_best_model_at_end True": ["--load_best_model_at_end True", "no evaluation"],
-    "--save_strategy best": ["--save_strategy best", "steps, epoch or no"],
-    "--lr_scheduler_type greedy": ["--lr_scheduler_type greedy", "evaluation"],
+    "--eval_steps 5": ["--eval_steps 5", "--eval_data_path FILE"],
+    "--eval_on_start True": ["--eval_on_start True", "--eval_data_path FILE"],
+    "--eval_delay 5": ["--eval_delay 5", "--eval_data_path FILE"],
+    "--eval_metric exact": ["--eval_metric exact", "--eval_data_path FILE"],
+    "--load_best_model_at_end True": ["--load_best_model_at_end True", "--eval_data_path FILE"],
+    "--early_stopping_patience 3": ["--early_stopping_patience 3", "--eval_data_path FILE"],
+    "--eval_metric bleu": ["--eval_metric bleu", "loss, exact, choice, relaxed, or MODULE:FUNCTION"],
+    "--eval_metric json:nothing": ["--eval_metric json:nothing", "cannot be imported"],
+    "--eval_data_path v --eval_strategy no": ["--eval_strategy no", "--eval_data_path"],
+    "--eval_data_path v --evaluation_strategy sometimes": ["--eval_strategy sometimes", "steps or epoch"],
+    "--eval_data_path v --eval_strategy epoch --eval_steps 5": ["--eval_steps 5", "--eval_strategy epoch"],
+    "--eval_data_path v --eval_steps 0": ["--eval_steps 0", "above 0"],
+    "--eval_data_path v --eval_steps 2.5": ["--eval_steps", "2.5"],
+    "--eval_data_path v --eval_steps 9 --max_steps 8": ["--eval_steps 9", "--max_steps 8"],
+    "--eval_data_path v --eval_delay 8 --max_steps 8": ["--eval_delay 8", "--max_steps 8"],
+    "--eval_data_path v --eval_steps 4 --max_steps 8 --early_stopping_patience 2": [
+        "--early_stopping_patience 2",
+        "2 evaluations",
+    ],
+    "--eval_data_path v --metric_for_best_model loss": ["--metric_for_best_model loss", "--eval_metric"],
+    "--eval_data_path v --greater_is_better True": ["--greater_is_better True", "--eval_metric"],
+    "--eval_data_path v --do_predict True": ["--do_predict True", "--eval_metric"],
+    "--eval_data_path v --save_strategy best": ["--save_strategy best", "--load_best_model_at_end"],
+    "--eval_data_path v --lr_scheduler_type greedy": ["--lr_scheduler_type greedy", "metric"],
+    "--eval_data_path v --load_best_model_at_end True --save_strategy no": ["--save_strategy no", "leave it out"],
+    "--eval_data_path v --load_best_model_at_end True --eval_steps 4 --save_steps 8": [
+        "--save_steps 8",
+        "leave it out",
+    ],
+    "--eval_data_path v --load_best_model_at_end True --eval_on_start True": ["--eval_on_start True", "regular"],
+    "--eval_data_path v --load_best_model_at_end True --trainer_mode zo --zo_journal False": ["--zo_journal True"],
+    "--eval_data_path v --deepspeed scripts/zero2.json": ["--deepspeed", "--eval_data_path"],
+    "--eval_data_path v --fsdp full_shard": ["--fsdp", "--eval_data_path"],
     "--push_to_hub True": ["--push_to_hub True", "hf upload"],
     "--hub_model_id a/b": ["--hub_model_id a/b"],
     "--remove_unused_columns True": ["--remove_unused_columns True", "columns"],
@@ -297,6 +326,22 @@ WARNED = {
 def test_flags_that_scripts_pass_in_vain(words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parse_arguments([*BASE, "--output_dir", str(tmp_path), *words.split()])
     assert WARNED[words] in caplog.text
+
+
+def test_validation_follows_from_its_data(tmp_path: Path) -> None:
+    base = [*BASE, "--output_dir", str(tmp_path), "--eval_data_path", "v.json"]
+    *_, args = parse_arguments([*base, "--per_device_eval_batch_size", "3"])
+    assert (args.eval_strategy, args.eval_steps, args.eval_batch_size) == ("steps", 0.1, 3)
+    assert not args.load_best_model_at_end and args.save_steps == 500
+    *_, args = parse_arguments(
+        [*base, "--load_best_model_at_end", "True", "--eval_steps", "7", "--eval_metric", "choice"]
+    )
+    assert (args.save_strategy, args.save_steps, args.save_total_limit) == ("steps", 7, 1)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("choice", True)
+    *_, args = parse_arguments([*base, "--load_best_model_at_end", "True", "--evaluation_strategy", "epoch"])
+    assert (args.eval_strategy, args.save_strategy, args.greater_is_better) == ("epoch", "epoch", False)
+    *_, args = parse_arguments([*base, "--load_best_model_at_end", "True", "--trainer_mode", "zo"])
+    assert args.load_best_model_at_end and args.save_strategy == "no"
 
 
 def test_every_flag_of_a_rule_is_there() -> None:

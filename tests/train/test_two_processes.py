@@ -108,6 +108,24 @@ def test_steps_in_parts_and_in_two_rounds(
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_validation_is_shared_out(mode: str, small_run: Flags, golden: Path, tmp_path: Path) -> None:
+    """Five records to two processes, which stop at the same step and keep the weights of the same one."""
+    records = json.loads((golden / "fullmodel" / "data" / "data.json").read_text())[:5]
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    changes = {"trainer_mode": mode, "max_steps": 8, "learning_rate": 10.0, "eval_steps": 1}  # which makes it worse
+    changes |= {"eval_data_path": tmp_path / "val.json", "load_best_model_at_end": True, "early_stopping_patience": 1}
+    changes |= {"save_strategy": None, "gradient_checkpointing": None if mode == "zo" else False}
+    run_on_two(small_run(**changes, output_dir=tmp_path / "two"), tmp_path / "log")
+    train(argv=small_run(**changes, gradient_accumulation_steps=2, output_dir=tmp_path / "one"))
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("two", "one")]
+    two, one = ([point["value"] for point in report["validation"]["history"]] for report in reports)
+    assert len({report["steps"] for report in reports}) == 1 and reports[0]["steps"] < 8
+    assert two == pytest.approx(one, rel=1e-3)
+    assert {report["validation"]["weights_of_step"] for report in reports} == {reports[0]["steps"] - 1}
+
+
 def launched_on_two(words: list[str]) -> None:
     """As a user starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

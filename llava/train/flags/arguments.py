@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import transformers
 
+from llava.eval.metrics import METRICS
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
 from llava.model.adapter_kinds import ADAPTERS
@@ -99,6 +100,11 @@ class DataArguments:
     """Which samples are read and how they become token ids and pixels."""
 
     data_path: str = flag(None, "x.json, x.jsonl, x.parquet, prefix{a,b}.json, hf:NAME[:SPLIT] or a .yaml mixture")
+    eval_data_path: str | None = flag(
+        None,
+        "this tree: records as for data_path that the run is validated on, every --eval_steps steps (default: 0.1, ten "
+        "times a run) or at the end of each epoch (--eval_strategy epoch); images from image_folder",
+    )
     lazy_preprocess: bool = flag(False, "accepted; preprocessing is always lazy")
     is_multimodal: bool = flag(False, "accepted; set by the presence of a vision tower")
     early_mix_text: bool = flag(False, "count text samples as multimodal when grouping by modality")
@@ -197,6 +203,15 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     resume_with_changes: bool = flag(
         False, "this tree: an unfinished run goes on with other data or flags than it was begun with; they are recorded"
     )
+    eval_metric: str = flag(
+        "loss",
+        f"this tree: what is measured on eval_data_path: loss (a supervised token's), {', '.join(METRICS)} (shares of "
+        "generated answers that are right), or the mean of a MODULE:FUNCTION(predictions, references, records), of "
+        "which more is better; --load_best_model_at_end True goes by it",
+    )
+    early_stopping_patience: int = flag(
+        0, "this tree: the run ends when so many evaluations in a row were no better than the best one; 0: never"
+    )
     verbose_logging: bool = flag(False, "log all arguments")
     attn_implementation: str = flag("flash_attention_2", "flash_attention_2, sdpa or eager")
 
@@ -270,7 +285,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     @property
     def journal_keeps_all(self) -> bool:
         """Whether the journal stands for all checkpoints of this run."""
-        return self.trainer_mode == "zo" and self.zo_journal and self.save_strategy == "no"
+        return self.trainer_mode == "zo" and self.zo_journal
 
 
 def hand_on(model_args: ModelArguments, data_args: Any) -> None:

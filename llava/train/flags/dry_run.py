@@ -83,7 +83,7 @@ def _build(args: Any) -> None:
             "sizes, which the main process cannot cut for the others. Leave it out"
         )
     model: Any = One()
-    trainer = LLaVATrainer(model=model, args=args, train_dataset=OneRecord())
+    trainer = LLaVATrainer(model=model, args=args, train_dataset=OneRecord(), eval_dataset=OneRecord())
     trainer.get_train_dataloader()
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=args.learning_rate)
     if args.trainer_mode == "zo":

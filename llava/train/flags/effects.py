@@ -19,6 +19,7 @@ from llava.errors import InputError
 from llava.train.flags.adapter_flags import READ_BY, given_kind
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.renamed_flags import OTHER_NAMES
+from llava.train.flags.validation_flags import validates
 from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parse_parts
 from llava.train.zo.settings import Settings, flag_of, settings_without_effect
 
@@ -90,10 +91,20 @@ RULES = (
             "eval_strategy",
             "evaluation_strategy",
             "do_eval",
-            "do_predict",
             "eval_on_start",
             "eval_steps",
             "eval_delay",
+            "eval_metric",
+            "load_best_model_at_end",
+            "early_stopping_patience",
+        ),
+        "has no effect without --eval_data_path FILE, the records to evaluate on",
+        lambda v: not validates(v),
+    ),
+    Rule(("per_device_eval_batch_size", "per_gpu_eval_batch_size"), **_needs("eval_data_path", "FILE"), refused=False),
+    Rule(
+        (
+            "do_predict",
             "eval_accumulation_steps",
             "prediction_loss_only",
             "bf16_full_eval",
@@ -102,27 +113,20 @@ RULES = (
             "eval_use_gather_object",
             "include_for_metrics",
             "include_inputs_for_metrics",
-            "load_best_model_at_end",
             "metric_for_best_model",
             "greater_is_better",
         ),
-        "cannot be used: there is no evaluation while training. Leave it out, and run `python -m llava.eval.accuracy` "
-        "on what is saved, or set EVAL_DATA for the scripts",
+        "cannot be used: --eval_metric says what is measured, and what is better. Leave it out",
     ),
     Rule(
         ("save_strategy",),
-        "needs an evaluation while training, which there is none of: give steps, epoch or no",
+        "cannot be used: --load_best_model_at_end True keeps the best. Give steps, epoch or no",
         lambda v: v.save_strategy == "best",
     ),
     Rule(
         ("lr_scheduler_type",),
-        "needs an evaluation while training, which there is none of: give another one",
+        "cannot be used: it follows a metric, and schedules here follow the step. Give another one",
         lambda v: v.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
-    ),
-    Rule(
-        ("per_device_eval_batch_size", "per_gpu_eval_batch_size"),
-        "has no effect: there is no evaluation while training",
-        refused=False,
     ),
     Rule(
         ("remove_unused_columns", "length_column_name", "label_names"),

@@ -40,6 +40,7 @@ from llava.train.flags.dry_run import dry_run
 from llava.train.flags.effects import check_effects, shown
 from llava.train.flags.optimizers import check_optimizer
 from llava.train.flags.ranges import check_numbers
+from llava.train.flags.validation_flags import check_validation_flags, settle_validation
 from llava.train.objectives import score_of
 from llava.train.parts.build import class_of
 from llava.train.parts.fused_optimizers import FUSED
@@ -131,6 +132,7 @@ def _of(kind: type[T], values: Any) -> T:
 def _adjust(values: Any, given: Collection[str]) -> None:
     """Flags that follow from the machine, the trainer mode and the adapter."""
     settle_adapter(values, given)
+    settle_validation(values, given)
     if values.trainer_mode == "zo":
         values.gradient_checkpointing = False  # a default that has no meaning there
         if values.zo_quantized_scales:
@@ -203,6 +205,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
     if values.max_steps < 0 and not values.num_train_epochs > 0:
         raise InputError(f"--num_train_epochs {values.num_train_epochs} would train nothing: it must be above 0")
     check_numbers(values)
+    check_validation_flags(values, given)
     if values.trainer_mode == "zo":
         _check_zeroth_order(values, given)
     else:

@@ -10,17 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import InputError, short
+from llava.eval.questions import question_and_reference
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
+from llava.runs.validation import LOSS
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
+from llava.samples.media import below
 from llava.samples.record import Record, read_record
+from llava.samples.turns import naming
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
 _GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
 PATHS = (
-    *("data_path", "model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "image_folder", "video_folder"),
+    *("data_path", "eval_data_path", "image_folder", "video_folder"),
+    *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter"),
     *("output_dir", "resume_from_checkpoint", "zo_from_journal", "mm_feature_cache", "cache_dir", "logging_dir"),
 )
 
@@ -35,6 +40,9 @@ def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
     for file in data_files(data_args.data_path):
         if not is_there(file):
             raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")
+    for file in data_files(data_args.eval_data_path) if data_args.eval_data_path else ():
+        if not is_there(file):
+            raise InputError(f"--eval_data_path {file}: no such file; give a LLaVA JSON, or leave it out")
     images, own_class = model_args.vision_tower is not None, model_args.model_class_name is not None
     check_model(model_args.model_name_or_path, "--model_name_or_path", "MODEL", images=images, any_class=own_class)
     if model_args.vision_tower is not None and looks_local(model_args.vision_tower):
@@ -69,6 +77,32 @@ def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
     if len(dataset) == 0:
         raise InputError(f"--data_path {data_args.data_path} holds no records to train on")
     check_batches(dataset, training_args, processes)
+    return parts
+
+
+def check_validation(data_args: Any, training_args: Any) -> Parts | None:
+    """The records of `--eval_data_path`, if it is given: there are some, with answers and the pictures that they name.
+
+    Raises:
+        InputError: the first that cannot be used; what only pixels or a tokenizer show is found later.
+    """
+    if not data_args.eval_data_path:
+        return None
+    parts = load_parts(data_args.eval_data_path, data_args.seed or 0)
+    number = 0
+    for file, records in parts:
+        for raw in records:
+            with naming(short(file)):
+                record = read_record(raw, number)
+                if training_args.eval_metric != LOSS:
+                    question_and_reference(raw, number, data_args.image_folder or "")
+                for picture in record.images:
+                    path = below(data_args.image_folder, picture)
+                    if isinstance(path, Path) and not path.exists():
+                        raise InputError(f"{record.name}: image {short(path)} does not exist; check --image_folder")
+            number += 1
+    if not number:
+        raise InputError(f"--eval_data_path {data_args.eval_data_path} holds no records to evaluate on")
     return parts
 
 

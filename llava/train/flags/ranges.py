@@ -37,7 +37,7 @@ LEAST = {
     "ddp_timeout": 1,
 }
 MOST = {"seed": LARGEST_SEED, "data_seed": LARGEST_SEED, "ddp_timeout": 10**9}
-ABOVE = {"logging_steps": 0, "save_steps": 0, "mm_feature_cache_gb": 0, "rope_scaling_factor": 0}
+ABOVE = {"logging_steps": 0, "eval_steps": 0, "save_steps": 0, "mm_feature_cache_gb": 0, "rope_scaling_factor": 0}
 BELOW = {
     "adam_beta1": 1,
     "adam_beta2": 1,

@@ -67,6 +67,16 @@ class Forwards:
         with reuse_outputs(frozen_image_modules(network)):
             return self.mezo.accumulate(step, lambda: self._loss(inputs), weight=rows)
 
+    def loss(self, inputs: Inputs) -> torch.Tensor:
+        """The cross entropy of a batch under the weights as they are, whatever the objective."""
+        laid_out = self.inputs
+        tensors = None if laid_out is None else laid_out(inputs)
+        if laid_out is not None and tensors is not None:
+            return laid_out_loss(laid_out.model, {name: t.to(self.mezo.device) for name, t in tensors.items()})
+        inputs = with_pixels_as_weights(self.network, self._prepare(inputs))
+        loss = sparse_loss(self.network, inputs)
+        return self._whole_loss(self.network, dict(inputs)) if loss is None else loss
+
     def _loss(self, inputs: Inputs) -> torch.Tensor:
         """Of one forward; without logits where the model is a language model that allows it."""
         loss = sparse_loss(self.network, inputs, self._measure)

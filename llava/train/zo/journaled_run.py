@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class JournaledRun(transformers.Trainer):
     zo: Settings
     starting_point: StartingPoint | None = None
     """None without a journal, and until a run begins."""
+    loaded_step: int | None = None
+    """The step whose weights were taken at the end in place of the last ones."""
 
     @property
     def mezo(self) -> MeZO:
@@ -98,7 +101,7 @@ class JournaledRun(transformers.Trainer):
                     self.mezo.journal.close()
             if self.starting_point is not None and self.starting_point.lock is not None:
                 self.starting_point.lock.release()
-        if self.starting_point is not None and self.args.load_best_model_at_end and self.args.save_strategy == "no":
+        if self.starting_point is not None and self.args.load_best_model_at_end:
             self.load_best_step()
         return result
 
@@ -125,8 +128,12 @@ class JournaledRun(transformers.Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, with the weights as they are now, wherever they are stored."""
-        with contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights():
+        with self.current_weights():
             return super().evaluation_loop(*args, **kwargs)
+
+    def current_weights(self) -> AbstractContextManager[Any]:
+        """Within it, a forward through the model sees the weights as they are, wherever they are stored."""
+        return contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights()
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
@@ -209,6 +216,8 @@ class JournaledRun(transformers.Trainer):
         return full_checkpoint(resume.parent.parent, steps_of(resume)) if self._is_resume_point(resume) else resume
 
     def _load_best_model(self) -> None:
+        if self.starting_point is not None:
+            return  # its journal has every step
         self.mezo.release()
         super()._load_best_model()
 
@@ -230,6 +239,7 @@ class JournaledRun(transformers.Trainer):
         replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)
         replay.advance(int(step))
         replay.copy_into(parameters)
+        self.loaded_step = int(step)
 
 
 class SaveResumePoints(TrainerCallback):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from llava.mezo import MeZO
-from llava.mezo.perturb import evaluation_mode
+from llava.mezo.inference import evaluation_mode
 
 logger = logging.getLogger(__name__)
 

@@ -113,6 +113,18 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
             self._log_time, self._log_step = now, self.state.global_step
         super().log(logs, *rest)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the base class; what it takes is no part of a step's time."""
+        begin = time.perf_counter()
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self._log_time is not None:
+            self._log_time += time.perf_counter() - begin
+        return metrics
+
+    def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Mean cross entropy of what the collator gave, by the same forward as in a step."""
+        return self._forwards_of(self.model_wrapped).loss(batch)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `JournaledRun.train`.
 
