@@ -93,12 +93,5 @@ def test_what_is_shared_blames_the_command_s_flag(case: str, capsys: pytest.Capt
     assert caught.value.code == 2
     assert re.search(flag, error), error
     assert error.count("error: ") == 1
-    parsers = {
-        "ask": ask,
-        "ask window": ask,
-        "accuracy": accuracy,
-        "model_vqa": model_vqa,
-        "probe": probe,
-        "check": check,
-    }
-    assert {f"--{name}" for name in FLAG.findall(error)} <= known(parsers[case])
+    module = {one.__name__.split(".")[-1]: one for one in COMMANDS}[{"check": "command"}.get(case, case.split()[0])]
+    assert {f"--{name}" for name in FLAG.findall(error)} <= known(module)

@@ -1,4 +1,4 @@
-"""scripts/train/help.txt: what `mezo_onevision_si.sh --help` and `adamw_onevision_si.sh --help` print after their usage.
+"""scripts/train/help.txt: what `--help` of the *_onevision_si.sh scripts prints after their usage.
 
     python scripts/docs/script_help.py              writes the file
     python scripts/docs/script_help.py --check      exits with 1 if it is out of date

@@ -40,7 +40,7 @@ def folder_of(model: str, download: bool = False) -> Path | None:
 
 
 def recorded_name(model: str) -> str:
-    """What a journal calls a model: a folder by its absolute path, so that it is found from anywhere; a hub id as it is."""
+    """What a journal calls a model: a folder by its absolute path, which is found from anywhere; a hub id as it is."""
     return str(Path(model).absolute()) if model and Path(model).is_dir() else model
 
 

@@ -1,4 +1,4 @@
-"""`--report_to`: trackers whose package is missing, or that would ask for a login, are refused before anything is loaded."""
+"""`--report_to`: trackers without their package, or without a login, are refused before anything is loaded."""
 
 from __future__ import annotations
 
