@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from llava.errors import InputError
-from llava.mezo.journal.base_model import recorded_name
 from llava.model.adapter_kinds import FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
 from llava.model.quantised import keep_dtypes, ready_for_adapters
 from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts, vision_modules
@@ -50,7 +50,9 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
     config = _config(model, args)
     wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=not zero_3(args))
-    config.base_model_name_or_path = recorded_name(str(config.base_model_name_or_path or ""))
+    base = str(config.base_model_name_or_path or "")
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = str(Path(base).absolute())  # found from anywhere
     if args.adapter in FROM_WEIGHTS:
         residual.start_from_weights(wrapped, args.adapter)
     if args.adapter == "prefix":
