@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava.conversation import get_template
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.eval.dialogue import Dialogue
 from llava.eval.generation import Answerer, Decoding, load_model
 from llava.eval.journaled import JournaledModel
@@ -106,7 +106,7 @@ def _show(piece: str) -> None:
     sys.stdout.flush()
 
 
-@command
+@command_with(_parser, version="conv-mode")
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_intermixed_args(argv)

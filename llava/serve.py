@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.ask import add_model_flags, decoding_of, load_answerer
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.eval.dialogue import Dialogue
 
 LARGEST_PORT = 65535
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_with(_parser, version="conv-mode")
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)

@@ -1,4 +1,4 @@
-# Sourced by the scripts of this folder: ROOT (this checkout) and use_python, which sets PY.
+# Sourced by the scripts of this folder: ROOT (this checkout), help_if_asked, and use_python, which sets PY.
 #
 # PY is the Python that runs this checkout's code: the current one when `llava` imports there from this very
 # checkout (after `pip install -e .` in an environment of yours), otherwise .venv in the checkout, made on first use.
@@ -10,6 +10,21 @@ export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 fail() {
     echo "error: $*" >&2
     exit 2
+}
+
+# If one of the further words is -h or --help, ends with the comment that script $1 begins with, and file $HELP.
+help_if_asked() {
+    local script=$1 word
+    shift
+    for word in "$@"; do
+        case $word in
+        -h | --help)
+            sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$script"
+            [ -z "${HELP:-}" ] || printf '\n%s\n' "$(cat "$HELP")"
+            exit 0
+            ;;
+        esac
+    done
 }
 
 # A Python >= 3.10 on this machine: $PYTHON if set, else python3 or python.

@@ -4,6 +4,7 @@
 # Two processes share the tests; -n 0 is one alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "${BASH_SOURCE[0]}" "$@"
 use_python dev
 cd "$ROOT"
 if [ $# -eq 0 ]; then

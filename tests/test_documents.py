@@ -30,7 +30,7 @@ def script(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("name", ["modules.py", "flags.py"])
+@pytest.mark.parametrize("name", ["modules.py", "flags.py", "script_help.py"])
 def test_made_documents_are_up_to_date(name: str) -> None:
     done = script(name, "--check")
     assert done.returncode == 0, done.stderr

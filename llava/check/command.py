@@ -29,7 +29,7 @@ from llava.check.stand_in_tokenizer import StandInTokenizer
 from llava.check.survey import Place, Survey
 from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import read_config
@@ -215,7 +215,7 @@ def _settings(arguments: argparse.Namespace, run: tuple[Any, Any, Any]) -> dict[
     return {"model_path": arguments.model_path, **values}
 
 
-@command
+@command_with(_parser)
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     arguments = _parser().parse_intermixed_args(argv)

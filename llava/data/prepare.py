@@ -26,7 +26,7 @@ from llava.data.items import SourceSet
 from llava.data.prepared_folder import new_folder, write_manifest, write_split
 from llava.data.public_sets import br35h, chartqa, snippets, we_math
 from llava.data.splits import SPLITS, Divide, Sizes, balanced, grouped, published
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.utils import setup_logging
 
 
@@ -157,7 +157,7 @@ def _counts(numbers: dict[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
-@command
+@command_with(_parser, data_path="source")
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     arguments = _checked(_parser().parse_args(argv))

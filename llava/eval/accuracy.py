@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.eval.answers_file import AnswersFile, model_identity
 from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
@@ -114,7 +114,7 @@ def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
         return []
     if arguments.shots_data is None:
         raise InputError(f"--shots {arguments.shots} needs --shots-data, the records to draw from: the training set")
-    records = load_file(arguments.shots_data)
+    records = load_file(arguments.shots_data, "--shots-data")
     if file_sha256(arguments.shots_data) == file_sha256(arguments.data):
         raise InputError("--shots-data is --data: its answers would stand before its questions; give the training set")
     with naming(arguments.shots_data):
@@ -147,14 +147,14 @@ def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
     return quantisation(bits == 8, bits == 4, resolve_dtype(given), double == "True", kind)
 
 
-@command
+@command_with(_parser)
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     arguments = _parser().parse_args(argv)
     metric_named(arguments.metric)
     if not arguments.image_folder.is_dir():
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
-    records = load_file(arguments.data)
+    records = load_file(arguments.data, "--data")
     if arguments.group_by is not None:
         check_field(records, arguments.group_by)
     arguments.demonstrations = _demonstrations(arguments)

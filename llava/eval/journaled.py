@@ -11,7 +11,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.eval.generation import load_model
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.base_model import MODEL
+from llava.mezo.journal.base_model import MODEL, recorded_model
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
@@ -42,7 +42,8 @@ class JournaledModel:
                     "with `python -m llava.mezo.replay` and give it as --model-path, with --model-base"
                 )
             base = str(own)
-        self.path = base or self.journal.header.model
+        with _as_input_errors(" as --model-path"):
+            self.path = base or recorded_model(self.journal)
         self._replay: Replay | None = None
 
     def template(self) -> str:
@@ -96,8 +97,8 @@ class JournaledModel:
 
 
 @contextmanager
-def _as_input_errors() -> Iterator[None]:
+def _as_input_errors(advice: str = "") -> Iterator[None]:
     try:
         yield
     except JournalError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{error}{advice}") from error

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import InputError, command, short
+from llava.errors import InputError, command_with, short
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
@@ -117,14 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_with(_parser, version="conv-mode")
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)
     decoding = Decoding(MAX_NEW_TOKENS, options.temperature, options.top_p, options.num_beams)
     if options.test_size < 1:
         raise InputError(f"--test_size {options.test_size}: must be at least 1")
-    records = load_file(options.question_file)
+    records = load_file(options.question_file, "--question-file")
     if not records:
         raise InputError(f"--question-file {options.question_file} holds no questions")
     numbers = chunk(range(min(len(records), options.test_size)), options.num_chunks, options.chunk_idx)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.eval.generation import Answerer, load_model
 from llava.eval.logistic import best_strength, fit
 from llava.eval.metrics import METRICS, metric_named
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_with(_parser)
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)
@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {options.output}: the name must end in .json")
     if not options.image_folder.is_dir():
         raise InputError(f"--image-folder {options.image_folder}: no such folder")
-    sets = {file: load_file(file) for file in (options.train_data, options.data)}
+    given = {"--train-data": options.train_data, "--data": options.data}
+    sets = {file: load_file(file, flag) for flag, file in given.items()}
     check_checkpoint(options.model_path, options.model_base)
     version = options.version or template_of(options.model_path, options.model_base)
     answerer = Answerer(*load_model(options.model_path, options.model_base, options.torch_dtype), version)

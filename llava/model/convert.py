@@ -20,7 +20,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.checkpoint_kind import looks_local
@@ -128,9 +128,7 @@ def push(folder: Path, repository: str) -> None:
         ) from error
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point, see the module's docstring."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="checkpoint: a folder or hub id")
     parser.add_argument(
@@ -147,7 +145,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="convert a checkpoint that merges videos as the other format cannot; do not ask it about videos there",
     )
     parser.add_argument("--push_to_hub", metavar="ID", help="upload the folder to this repository afterwards")
-    options = parser.parse_args(argv)
+    return parser
+
+
+@command_with(_parser)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    options = _parser().parse_args(argv)
     setup_logging()
     convert(options.source, options.target, options.verify, options.images_only)
     if options.push_to_hub is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from llava.errors import InputError, command
+from llava.errors import InputError, command_with
 from llava.mezo.durable import follow_umask
 from llava.mm_utils import get_model_name_from_path
 from llava.model.adapter_kinds import MERGED
@@ -119,16 +119,20 @@ def _check_kind(adapter: str) -> None:
         )
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    """Entry point, see the module's docstring."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make one checkpoint of an adapter and its base.")
     parser.add_argument(
         "--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales"
     )
     parser.add_argument("--base", required=True, help="model that it was trained from: folder or hub id")
     parser.add_argument("--output", required=True, type=Path, help="folder of the result; new or empty")
-    options = parser.parse_args(argv)
+    return parser
+
+
+@command_with(_parser)
+def main(argv: list[str] | None = None) -> None:
+    """Entry point, see the module's docstring."""
+    options = _parser().parse_args(argv)
     setup_logging()
     merge(options.adapter, options.base, options.output)
 

@@ -22,7 +22,7 @@ from transformers import TrainerState
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER
+from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
 from llava.mezo.journal.locking import FolderLock
 from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
@@ -46,11 +46,21 @@ def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
     if overwrite:
         _remove_run(folder)
     elif (folder / STATE_FILE).exists():
-        raise InputError(f"--output_dir {folder} holds a finished run ({STATE_FILE}): {again}")
+        raise InputError(f"--output_dir {folder} holds a finished run ({STATE_FILE}): {again}. {more_steps(folder)}")
     elif (folder / JOURNAL_FOLDER / HEADER).exists() and not journaled:
         raise InputError(
             f"--output_dir {folder} holds a MeZO run with a journal, which this run would outdate: {again}"
         )
+
+
+def more_steps(folder: Path) -> str:
+    """How a finished run is trained further: in another folder, from the last step of its journal or from its model."""
+    if not (folder / JOURNAL_FOLDER / HEADER).exists():
+        return f"For more steps begin a run in another folder with --model_name_or_path {folder}"
+    journal = Journal.read(folder / JOURNAL_FOLDER)
+    model = f"--model_name_or_path {journal.header.model}" if journal.header.model else "the model of this one"
+    where = f"--zo_from_journal {journal.folder}:{len(journal.records)}"
+    return f"For more steps begin a run in another folder with {where} and {model}"
 
 
 def check_writable(folder: Path) -> None:

@@ -96,10 +96,11 @@ def file_sha256(file: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load_file(path: str | Path) -> list[JsonRecord]:
-    """The records of one `.json`, `.jsonl` or `.parquet` file, or of `hf:NAME[:SPLIT]`."""
+def load_file(path: str | Path, flag: str = "--data_path") -> list[JsonRecord]:
+    """The records of one `.json`, `.jsonl` or `.parquet` file, or of `hf:NAME[:SPLIT]`; errors tell of `flag`."""
     shown = short(path)
-    records = _read(str(path), shown)
+    with _existing(str(path), flag):
+        records = _read(str(path), shown)
     for index, record in enumerate(records):
         if not isinstance(record, dict):
             raise InputError(f"data file {shown}: record {index} is {_kind(record)}, but must be a JSON object")
@@ -144,15 +145,21 @@ def _check_there(path: str) -> None:
 
 
 @contextmanager
+def _existing(path: str, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"data file {short(path)} does not exist; check {flag}") from error
+
+
+@contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """What goes wrong with a file becomes an `InputError` that names it."""
+    """What goes wrong with a file, but that it is not there, becomes an `InputError` that names it."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise InputError(f"data file {short(path)} is a folder or a device, but must be a file")
         yield
-    except FileNotFoundError as error:
-        raise InputError(f"data file {short(path)} does not exist; check --data_path") from error
-    except InputError:
+    except (InputError, FileNotFoundError):
         raise
     except UnicodeDecodeError as error:
         raise InputError(f"data file {short(path)} is not UTF-8 text: {error}") from error
@@ -241,7 +248,8 @@ def _load_mixture(path: str, seed: int) -> Parts:
 
 
 def _mixture_entries(path: str) -> list[dict[str, Any]]:
-    text = _read_text(path)
+    with _existing(path, "--data_path"):
+        text = _read_text(path)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two of dates and numbers

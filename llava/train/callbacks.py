@@ -1,4 +1,4 @@
-"""What a run shows and how it is stopped: a progress bar, times per step, Ctrl-C."""
+"""What a run shows and how it is stopped: its outlook, a progress bar, times per step, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,49 @@ logger = logging.getLogger(__name__)
 SHOWN_IN_BAR = ("loss", "projected_grad", "learning_rate")
 
 
-class ProgressBar(TrainerCallback):
-    """Steps, time left, loss, learning rate and (MeZO) projected gradient on one line of the main process."""
+class Outlook(TrainerCallback):
+    """Says before the first step how long a run is, and that the first step takes longer than others.
 
-    def __init__(self) -> None:
+    Args:
+        records: number of records in the data.
+        seen: records of each step, over all processes, where `--zo_batch_growth` and its kin plan them.
+    """
+
+    def __init__(self, records: int, seen: Sequence[int] | None = None) -> None:
+        self.records = records
+        self.seen = seen
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        each = args.train_batch_size * args.gradient_accumulation_steps
+        each *= 1 if args.accelerator_config.split_batches else args.world_size
+        seen = state.max_steps * each if self.seen is None else sum(self.seen[: state.max_steps])
+        by_step = f"{each:,} records" if self.seen is None else "a planned number of records"
+        logger.info(
+            "%s steps of %s: %s records seen, %.2f epochs of %s",
+            *(f"{state.max_steps:,}", by_step, f"{seen:,}", seen / self.records, f"{self.records:,}"),
+        )
+        logger.info("the first step: workers start, kernels are compiled where they have not been before")
+
+
+class LogLastStep(TrainerCallback):
+    """The last step is logged, however many steps lie between others: a run has a final loss."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, time left, loss, learning rate and (MeZO) projected gradient on one line of the main process.
+
+    Args:
+        done: steps that are not measured again; the time left is that of the others.
+    """
+
+    def __init__(self, done: int = 0) -> None:
+        self.done = done
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -31,7 +71,7 @@ class ProgressBar(TrainerCallback):
             quiet = not sys.stderr.isatty()  # a log file wants a line now and then
             self.bar = tqdm(
                 total=state.max_steps,
-                initial=state.global_step,
+                initial=max(state.global_step, self.done),
                 desc="train",
                 unit="step",
                 dynamic_ncols=True,
@@ -39,7 +79,9 @@ class ProgressBar(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
+        if self.bar is not None and state.global_step == self.done:
+            self.bar.unpause()  # the time of replayed steps is not that of one
+        elif self.bar is not None and state.global_step > self.done:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -69,9 +111,14 @@ class SaveArguments(TrainerCallback):
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each optimizer step, data loading included; the median is robust against pauses for saving."""
+    """Seconds of each optimizer step, data loading included; the median is robust against pauses for saving.
 
-    def __init__(self) -> None:
+    Args:
+        done: steps before this start of the run, which are replayed, if anything, and not counted.
+    """
+
+    def __init__(self, done: int = 0) -> None:
+        self.done = done
         self.seconds: list[float] = []
         self._last: float | None = None
 
@@ -80,7 +127,7 @@ class StepTimes(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.perf_counter()
-        if self._last is not None:
+        if self._last is not None and state.global_step > self.done:
             self.seconds.append(now - self._last)
         self._last = now
 

@@ -34,7 +34,7 @@ from llava.runs.runs import samples_per_step
 from llava.runs.validation import Curve
 from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import Parts, data_files
-from llava.train.callbacks import ProgressBar, SaveArguments, StepTimes, StopOnSignal
+from llava.train.callbacks import LogLastStep, Outlook, ProgressBar, SaveArguments, StepTimes, StopOnSignal
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
@@ -51,11 +51,12 @@ from llava.train.parts.saving import adapter_names
 from llava.train.parts.tunable import select_trainable
 from llava.train.validation import Validation, validation_set
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
+from llava.train.zo.settings import Settings
 from llava.utils import setup_logging
 
 __getattr__ = names_of("llava.train.train")  # started by `python -m`, this is __main__
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llava.train.train")  # also where `python -m` calls it __main__
 
 EXIT_DIVERGED = 3
 EXIT_SIGNAL = 130
@@ -68,13 +69,14 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     Args:
         attn_implementation: overrides the flag of that name.
     """
-    model_args, data_args, training_args = parse_arguments(argv)
     setup_logging()
+    model_args, data_args, training_args = parse_arguments(argv)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
     check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
+    logger.info("reading the records of %s", data_args.data_path)
     parts = check_records(data_args, training_args, training_args.world_size)
     validated = check_validation(data_args, training_args)
     folder = Path(str(training_args.output_dir))
@@ -87,13 +89,18 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
     arguments = header(model_args, data_args, training_args, checkpoint)
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
+    done = 0 if checkpoint is None else steps_done(folder, checkpoint)
 
+    logger.info("loading the model %s", model_args.model_name_or_path)
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
+    logger.info("looking at the records with its tokenizer")
     trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts, validated, curve)
     trainer.run_arguments = arguments
-    times, stop = StepTimes(), StopOnSignal(save=not journaled)
-    for callback in (ProgressBar(), SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
+    times, stop = StepTimes(done), StopOnSignal(save=not journaled)
+    planned = Settings.of(training_args).planned_rows(training_args) if training_args.trainer_mode == "zo" else None
+    shown = Outlook(len(trainer.train_dataset), planned), ProgressBar(done), LogLastStep()
+    for callback in (*shown, SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
         trainer.add_callback(callback)
     try:
         with run_folder.refusing_full_disk(folder):

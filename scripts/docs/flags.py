@@ -34,7 +34,7 @@ Made by `python scripts/docs/flags.py` of `llava/train/flags/arguments.py`; do n
 Names and defaults are those of LLaVA-NeXT; flags marked *this tree:* are not there. The flags of transformers'
 `TrainingArguments` (`--learning_rate`, `--max_steps`, `--per_device_train_batch_size`, ...) act as well;
 `python -m llava.train.train --help` lists all. What to set first is in the [README](../README.md#flags-that-matter),
-how MeZO's flags act is in [mezo.md](mezo.md).
+how MeZO's flags act is in [mezo.md](mezo.md); `--report_to` is in [trackers.md](trackers.md).
 """
 
 

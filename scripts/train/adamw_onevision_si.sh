@@ -3,7 +3,7 @@
 #
 #   bash scripts/train/adamw_onevision_si.sh [demo|0.5b|7b] [any llava/train/train.py flag ...] [--dry_run]
 #
-# Environment variables as for mezo_onevision_si.sh. The demo takes about 2 minutes on two CPU cores.
+# The demo takes 2 to 3 minutes on two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 source "$ROOT/scripts/train/onevision_si.sh"

@@ -3,12 +3,7 @@
 #
 #   bash scripts/train/mezo_onevision_si.sh [demo|0.5b|7b] [any llava/train/train.py flag ...] [--dry_run]
 #
-# demo (default)  the tiny checkpoint and scan task of playground/; 3 to 6 minutes on two CPU cores
-# 0.5b, 7b        lmms-lab/llava-onevision-qwen2-{0.5b,7b}-si with the study's hyper-parameters; set DATA_PATH
-#
-# Environment: MODEL, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR, MM_TUNABLE_PARTS, NUM_GPUS override the preset;
-# EVAL_DATA is a LLaVA JSON for the accuracy before and after (set but empty: no evaluation), EVAL_METRIC its
-# metric (exact, choice or relaxed). Flags after the preset go to train.py and win.
+# The demo takes 3 to 6 minutes on two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 source "$ROOT/scripts/train/onevision_si.sh"

@@ -41,22 +41,47 @@ DEMO_FLAGS=(
     --logging_steps 50
 )
 
-# Takes the method's rate and eps, which are of whole models, out of run_preset's flags: adapters have their own.
-drop_rates() {
-    local -a kept=()
-    local index name
-    for ((index = 0; index < ${#flags[@]}; index++)); do
-        name=${flags[index]}
-        case $name in
-        --learning_rate | --zo_eps) index=$((index + 1)) ;;
-        *) kept+=("$name") ;;
+# The value of the user's last --$1 (or its other spellings), in run_preset; fails where it was not given.
+given() {
+    local index word value last="" found=1
+    for ((index = 0; index < ${#extra[@]}; index++)); do
+        word=${extra[index]}
+        case $word in --*) ;; *) continue ;; esac
+        value=True
+        case $word in
+        *=*) value=${word#*=} ;;
+        *) case ${extra[index + 1]:---} in --*) ;; *) value=${extra[index + 1]} ;; esac ;;
         esac
+        word=${word#--}
+        word=${word%%=*}
+        if [ "${word//-/_}" = "$1" ]; then last=$value found=0; fi
+    done
+    [ $found = 0 ] && echo "$last"
+}
+
+# Takes these flags, each with its value, out of the preset's.
+without() {
+    local -a kept=()
+    local index
+    for ((index = 0; index < ${#flags[@]}; index += 2)); do
+        case " $* " in *" ${flags[index]#--} "*) ;; *) kept+=("${flags[@]:index:2}") ;; esac
     done
     flags=("${kept[@]}")
 }
 
+# The preset's flags that would defeat, without a word, what the user gave.
+give_way() {
+    local adapter
+    adapter=$(given adapter) || adapter=none
+    [ "$(given lora_enable)" = True ] && [ "$adapter" = none ] && adapter=lora
+    [ "$adapter" = none ] || without learning_rate zo_eps # which are of whole models: adapters have their own
+    given max_steps > /dev/null || ! given num_train_epochs > /dev/null || without max_steps
+    ! given learning_rate > /dev/null || without mm_vision_tower_lr # the preset has one rate for all parts
+}
+
 run_preset() {
-    local method=$1 preset=demo dry_run="" word model data="" images="" eval_data="" parts
+    HELP="$ROOT/scripts/train/help.txt" help_if_asked "$0" "$@"
+    local method=$1 preset=demo dry_run="" word model data data_of_preset="" images="" eval_data="" parts
     shift
     case "${1:-}" in
     demo | 0.5b | 7b) preset=$1 && shift ;;
@@ -72,7 +97,7 @@ run_preset() {
     demo)
         flags=("${COMMON_FLAGS[@]}" "${DEMO_FLAGS[@]}" "${METHOD_FLAGS[@]}" "${DEMO_METHOD_FLAGS[@]}")
         model="$ROOT/playground/tiny-llava-onevision"
-        data="$ROOT/playground/data/scan/train.json"
+        data_of_preset="$ROOT/playground/data/scan/train.json"
         images="$ROOT/playground/data/scan"
         eval_data="$ROOT/playground/data/scan/test.json"
         parts=mm_language_model
@@ -84,15 +109,12 @@ run_preset() {
         [ "$preset" = 7b ] && parts=mm_language_model
         ;;
     esac
-    case " $* " in
-    *" --adapter none "*) ;;
-    *" --adapter "* | *" --adapter="* | *" --lora_enable True "*) drop_rates ;;
-    esac
+    give_way
     model=${MODEL:-$model}
-    data=${DATA_PATH:-$data}
     images=${IMAGE_FOLDER-$images}
+    data=$(given data_path) || data=${DATA_PATH:-$data_of_preset}
     # an evaluation set belongs to the preset's own data; with other data it has to be named
-    [ -n "${DATA_PATH:-}" ] && eval_data=""
+    [ "$data" = "$data_of_preset" ] || eval_data=""
     eval_data=${EVAL_DATA-$eval_data}
     [ -n "$data" ] || fail "preset $preset has no data of its own: set DATA_PATH to a LLaVA JSON (and IMAGE_FOLDER to its images)"
 
@@ -112,5 +134,6 @@ run_preset() {
         return
     fi
     use_python
+    echo "Looking at flags and data; Python takes some seconds to load PyTorch ..." >&2
     exec "$PY" "${command[@]}"
 }

@@ -9,9 +9,10 @@
 # the model begins to find places in the picture.
 # BUILD (default runs/pretrain-tiny) takes the drawings (about 700 MB on disk), the run and a report of the accuracy of
 # every question type; OUTPUT (default playground/tiny-llava-onevision) the packed checkpoint. An unfinished run is
-# resumed.
+# resumed. STEPS is the number of steps (7000).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+help_if_asked "${BASH_SOURCE[0]}" "$@"
 use_python
 
 BUILD=${BUILD:-$ROOT/runs/pretrain-tiny}

@@ -15,8 +15,11 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import expected_time
 
 from llava.errors import InputError, command
 from llava.eval.metrics import METRICS
@@ -37,14 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     options, train_flags = split_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = parse_arguments(train_flags)
     check_paths(model_args, data_args, training_args)
-    check_records(data_args, training_args, options.num_gpus)
+    parts = check_records(data_args, training_args, options.num_gpus)
     if options.eval_data and not Path(options.eval_data).is_file():
         raise InputError(f"--eval_data {options.eval_data}: no such file; set EVAL_DATA to a LLaVA JSON, or to nothing")
     folder = Path(training_args.output_dir)
     trained = (folder / run_folder.STATE_FILE).exists() and not training_args.overwrite_output_dir
     if trained and read_report(folder).get("preset") is not None:
         raise InputError(
-            f"OUTPUT_DIR {folder} holds a finished run: set another one, or give --overwrite_output_dir True"
+            f"OUTPUT_DIR {folder} holds a finished run: set another one, or give --overwrite_output_dir True to start "
+            f"again. {run_folder.more_steps(folder)}"
         )
     run_folder.check_writable(folder)
     if training_args.overwrite_output_dir:
@@ -54,11 +58,15 @@ def main(argv: list[str] | None = None) -> None:
     def accuracy(name: str, model_path: str, model_base: str | None = None) -> float | None:
         if not options.eval_data:
             return None
+        say(f"accuracy {name} training, on {options.eval_data} ...")
         flags = bits_flags(training_args)
         return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options, flags)
 
+    if not trained:
+        say(*outlook(options, training_args, sum(len(records) for _, records in parts)))
     before = accuracy("before", model_args.model_name_or_path)
     if not trained:
+        say(f"training, into {folder}; Python loads PyTorch again ...")
         run_training(train_flags, options.num_gpus)
     partial = training_args.lora_enable or training_args.zo_quantized_scales or adapter_only(training_args)
     base = model_args.model_name_or_path if partial else None
@@ -67,6 +75,18 @@ def main(argv: list[str] | None = None) -> None:
     report = update_report(folder, found)
     write_run_card(folder)
     sys.stdout.write(f"\n{closing_table(report, folder)}\n")
+
+
+def outlook(options: argparse.Namespace, args: Any, records: int) -> Sequence[str]:
+    """What is known of the run before it starts."""
+    batch = args.per_device_train_batch_size * options.num_gpus * args.gradient_accumulation_steps
+    steps = expected_time.steps_of(args, records, options.num_gpus)
+    return expected_time.lines(options.preset, args.trainer_mode, steps, batch, records)
+
+
+def say(*lines: str) -> None:
+    """Lines for the person who waits."""
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def split_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -7,5 +7,6 @@
 # is the guide.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+help_if_asked "${BASH_SOURCE[0]}" "$@"
 use_python
 exec "$PY" "$ROOT/scripts/upstream/make_branch.py" "$@"

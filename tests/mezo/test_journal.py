@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from llava.mezo import MeZO, MeZOConfig, no_decay_names
 from llava.mezo.errors import JournalError
 from llava.mezo.journal import files as journal_module
 from llava.mezo.journal.__main__ import main
+from llava.mezo.journal.base_model import recorded_model, recorded_name
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.header import parse_header
@@ -271,6 +273,29 @@ class TestRefused:
         start["0.bias"][0] += 1
         with pytest.raises(JournalError, match="fingerprint"):
             Replay(Journal.read(ten), start.__getitem__)
+
+    def test_a_relative_model_is_found_beside_it(
+        self, ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "else").mkdir()
+        monkeypatch.chdir(tmp_path / "else")
+
+        def named(name: str) -> Any:
+            header = replace(Journal.read(ten).header, model=name)
+            return SimpleNamespace(folder=tmp_path / "project" / "runs" / "a" / "mezo_journal", header=header)
+
+        assert recorded_model(named("models/tiny")) == "models/tiny"  # it may be a hub id as well
+        with pytest.raises(
+            JournalError, match=r"\./models/tiny, which is not there, neither in .*else nor in a folder"
+        ):
+            recorded_model(named("./models/tiny"))
+        model = tmp_path / "project" / "models" / "tiny"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        assert Path(recorded_model(named("models/tiny"))).samefile(model)
+        monkeypatch.chdir(tmp_path / "project")
+        assert recorded_name("models/tiny") == str(model)
+        assert recorded_name("lmms-lab/a-model") == "lmms-lab/a-model"
 
     def test_a_step_that_the_weights_are_not_before(self, tmp_path: Path) -> None:
         optimizer, model = run(tmp_path / "j", 3)

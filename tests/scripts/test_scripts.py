@@ -76,6 +76,61 @@ def test_adapters_keep_their_own_rate_and_eps() -> None:
     assert "--zo_eps 1e-3" in dry_run("--adapter", "none").stdout
 
 
+HELPED = (
+    "train/mezo_onevision_si.sh",
+    "train/adamw_onevision_si.sh",
+    "train/pretrain_tiny.sh",
+    "test.sh",
+    "upstream/make_branch.sh",
+)
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_help_sets_nothing_up(name: str, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    words = ["bash", str(ROOT / "scripts" / name)]
+    texts = []
+    for more in (["--help"], ["-h"], ["0.5b", "--max_steps", "3", "--help"]):
+        done = subprocess.run([*words, *more], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        texts.append(done.stdout)
+    assert len(set(texts)) == 1 and f"bash scripts/{name}" in texts[0] and "#" not in texts[0]
+    if "onevision" in name:
+        assert all(f"  {variable} " in texts[0] for variable in ("MODEL", "EVAL_DATA", "NUM_GPUS"))
+        assert 30 <= len(texts[0].splitlines()) <= 45 and "--num_train_epochs" in texts[0]
+
+
+GIVING_WAY = {
+    "--num_train_epochs 2": ({"max_steps"}, {"learning_rate"}),
+    "--num_train_epochs=2": ({"max_steps"}, set()),
+    "--num-train-epochs 2": ({"max_steps"}, set()),
+    "--num_train_epochs 2 --max_steps 5": (set(), {"max_steps"}),
+    "--learning_rate=1e-5": ({"mm_vision_tower_lr"}, {"learning_rate"}),
+    "--adapter=none": (set(), {"learning_rate", "zo_eps"}),
+    "--lora_enable True --adapter none": ({"learning_rate", "zo_eps"}, set()),
+    "--lora_enable False": (set(), {"learning_rate", "zo_eps"}),
+    "--bf16 False": (set(), {"max_steps", "mm_vision_tower_lr"}),
+}
+
+
+@pytest.mark.parametrize("words", GIVING_WAY)
+def test_what_the_user_gave_is_not_defeated_by_the_preset(words: str) -> None:
+    """Flags that go, and some that stay."""
+    gone, kept = GIVING_WAY[words]
+    command = dry_run("0.5b", *words.split(), DATA_PATH="x.json").stdout
+    preset = command.removesuffix(" \n").removesuffix(words)
+    assert all(f"--{name} " not in preset for name in gone)
+    assert all(f"--{name} " in preset for name in kept)
+    assert words in command
+
+
+def test_data_may_be_a_flag() -> None:
+    command = dry_run("0.5b", "--data_path", "mine.json").stdout
+    assert "--data_path mine.json" in command
+    assert "--eval_data ''" in dry_run("demo", "--data_path=mine.json").stdout
+    assert "scan/test.json" in dry_run("demo").stdout
+
+
 @pytest.mark.parametrize("preset", ["0.5b", "7b"])
 def test_presets_have_the_study_s_settings(preset: str) -> None:
     result = dry_run(preset, DATA_PATH="train.json")

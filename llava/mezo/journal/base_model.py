@@ -39,6 +39,32 @@ def folder_of(model: str, download: bool = False) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
+def recorded_name(model: str) -> str:
+    """What a journal calls a model: a folder by its absolute path, which is found from anywhere; a hub id as it is."""
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model
+
+
+def recorded_model(journal: Journal) -> str:
+    """The model that a journal says it starts from, as it can be found now.
+
+    A relative folder, of journals before 2026-11-27, is looked for in the working directory and in every folder
+    that the journal lies in; the fingerprint tells whether it is the one.
+
+    Raises:
+        JournalError: a folder that is not there.
+    """
+    name = journal.header.model
+    if not name or folder_of(name) is not None:
+        return name
+    for above in journal.folder.absolute().parents:
+        if (above / name / "config.json").is_file():
+            return str(above / name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name  # a hub id, which may be fetched
+    below = "" if Path(name).is_absolute() else f", neither in {Path.cwd()} nor in a folder that the journal lies in"
+    raise JournalError(f"{journal.folder} starts from the model {name}, which is not there{below}: give its folder")
+
+
 class BaseModel:
     """Files of a base model, overlaid by those in a journal's folder `model`.
 

@@ -20,6 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from llava.errors import InputError
 from llava.train.flags.renamed_flags import checkpointing_options
+from llava.train.flags.reporters import check_reporters
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts.optimizers import GALORE, with_masters
 from llava.train.zo.settings import check_kernel
@@ -62,6 +63,7 @@ def dry_run(args: Any) -> None:
         InputError: with the flag's name.
         Exception: whatever a library says, of many kinds; it may not name the flag.
     """
+    check_reporters(args.report_to)
     for callback in get_reporting_integration_callbacks(args.report_to):
         callback()
     with tempfile.TemporaryDirectory() as folder:

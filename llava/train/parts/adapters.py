@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,11 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
     model = ready_for_adapters(model)
     # DeepSpeed ZeRO-3 puts all that is trained into one buffer: the adapter takes the dtype of the weights it changes
-    wrapped: Any = get_peft_model(model, _config(model, args), autocast_adapter_dtype=not zero_3(args))
+    config = _config(model, args)
+    wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=not zero_3(args))
+    base = str(config.base_model_name_or_path or "")
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = str(Path(base).absolute())  # found from anywhere
     if args.adapter in FROM_WEIGHTS:
         residual.start_from_weights(wrapped, args.adapter)
     if args.adapter == "prefix":

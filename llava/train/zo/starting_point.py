@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from llava.mezo.errors import InputError
-from llava.mezo.journal.base_model import MODEL, folder_of
+from llava.mezo.journal.base_model import MODEL, folder_of, recorded_name
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, PARENT, Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.locking import FolderLock
@@ -131,7 +131,7 @@ class _BaseFiles:
     def __init__(self, model: Any, overlay: Path) -> None:
         self.model = model
         self.overlay = overlay
-        self.name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+        self.name = recorded_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
         self.parameters = parameters_by_name(model)
         self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
 

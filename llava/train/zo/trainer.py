@@ -77,7 +77,8 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
         Returns:
             The mean loss of these forwards over the number of micro-batches in a step, as the loop expects.
         """
-        if self._log_time is None:
+        replayed = self.mezo.journal is not None and self.state.global_step < len(self.mezo.journal.records)
+        if self._log_time is None and not replayed:
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
         forwards, parts = self._forwards_of(model), parts_of(inputs)
         losses = [rows * forwards.accumulate(self.state.global_step, part, rows) for part, rows in parts]
@@ -110,7 +111,8 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
             now, steps = time.perf_counter(), self.state.global_step - self._log_step
             if self._log_time is not None and steps > 0:
                 logs["step_time"] = round((now - self._log_time) / steps, 6)
-            self._log_time, self._log_step = now, self.state.global_step
+            if self._log_time is not None:
+                self._log_time, self._log_step = now, self.state.global_step
         super().log(logs, *rest)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

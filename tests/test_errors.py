@@ -1,0 +1,97 @@
+"""Errors of a command name flags that it has, also where training's code raises them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import transformers
+
+from llava import ask, serve
+from llava.check import command as check
+from llava.data import prepare
+from llava.errors import in_own_flags
+from llava.eval import accuracy, model_vqa, probe
+from llava.model import convert, merge
+from llava.train import plan
+from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (ask, serve, check, prepare, accuracy, model_vqa, probe, convert, merge, plan)
+FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*)")
+OF_OTHERS = {"--no-deps", "--no-binary", "--shots-data", "--max_split_size_mb"}
+"""Of pip, and of what shared code is called for by one command alone."""
+
+
+def known(module: object) -> set[str]:
+    return set(module._parser()._option_string_actions)  # type: ignore[attr-defined]
+
+
+def said(file: Path) -> Iterator[str]:
+    """Literal texts of errors and warnings in a file, without what stands in backticks."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        raised = isinstance(node, ast.Raise)
+        logged = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warning"
+        if raised or logged:
+            parts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            yield re.sub(r"`[^`]*`", "", "\0".join(parts))
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_a_command_s_own_errors(module: object) -> None:
+    named = {f"--{name}" for text in said(Path(str(module.__file__))) for name in FLAG.findall(text)}  # type: ignore[attr-defined]
+    assert named <= known(module)
+
+
+def test_every_flag_that_is_advised_exists() -> None:
+    """In some command: `in_own_flags` sees to it that it is the running one's."""
+    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
+    flags = set(parser._option_string_actions) | OF_OTHERS
+    for module in COMMANDS:
+        flags |= known(module)
+    journal = importlib.import_module("llava.mezo.journal.replay")
+    flags |= set(re.findall(r'add_argument\("(--[\w-]+)"', Path(str(journal.__file__)).read_text()))
+    for file in (ROOT / "llava").rglob("*.py"):
+        own = set(re.findall(r'"(--[\w-]+)"', file.read_text())) if "argparse" in file.read_text() else set()
+        for text in said(file):
+            missing = {f"--{name}" for name in FLAG.findall(text) if not name.endswith("_")} - flags - own
+            assert not missing, f"{file}: {missing}"
+
+
+def test_flags_of_training_in_a_command_s_words() -> None:
+    options, names = {"--conv-mode", "--image-window", "--data", "--top_p"}, {"version": "conv-mode"}
+    text = "--version x, --image_window 3, --data_path y, --top-p=1, `python -m a --version v`, a--b"
+    assert in_own_flags(text, options, names) == (
+        "--conv-mode x, --image-window 3, data_path y, --top_p=1, `python -m a --version v`, a--b"
+    )
+
+
+CASES = {
+    "ask": (ask.main, ["--model-path", "none", "--conv-mode", "odd", "?"], "--conv-mode"),
+    "ask window": (ask.main, ["--model-path", "none", "--image-window", "3", "1", "?"], "--image-window"),
+    "accuracy": (accuracy.main, ["--model-path", "m", "--output", "a.jsonl", "--data", "none.json"], "--data"),
+    "model_vqa": (model_vqa.main, ["--question-file", "none.json"], "--question-file"),
+    "probe": (
+        probe.main,
+        ["--model-path", "m", "--output", "a.json", "--train-data", "none.json", "--data", "none.json"],
+        "--train-data",
+    ),
+    "check": (check.main, ["none.json", "--image-aspect-ratio", "odd"], "--image-aspect-ratio|--image_aspect_ratio"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_shared_blames_the_command_s_flag(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main, words, flag = CASES[case]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert re.search(flag, error), error
+    assert error.count("error: ") == 1
+    module = {one.__name__.split(".")[-1]: one for one in COMMANDS}[{"check": "command"}.get(case, case.split()[0])]
+    assert {f"--{name}" for name in FLAG.findall(error)} <= known(module)
