@@ -29,7 +29,7 @@ from llava.check.stand_in_tokenizer import StandInTokenizer
 from llava.check.survey import Place, Survey
 from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
-from llava.errors import InputError, command_with
+from llava.errors import EXIT_BAD_INPUT, InputError, command_with
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import read_config
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the flags."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists all flags")
+        self.exit(EXIT_BAD_INPUT, f"error: {message}; --help lists all flags\n")
 
 
 def _parser() -> argparse.ArgumentParser:
