@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +97,9 @@ def test_what_is_shared_blames_the_command_s_flag(case: str, capsys: pytest.Capt
     assert error.count("error: ") == 1
     module = {one.__name__.split(".")[-1]: one for one in COMMANDS}[{"check": "command"}.get(case, case.split()[0])]
     assert {f"--{name}" for name in FLAG.findall(error)} <= known(module)
+
+
+def test_a_failed_replay_has_an_exit_code(tmp_path: Path) -> None:
+    words = ["--model-path", "nowhere", "--journal", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "llava.mezo.replay", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")

@@ -41,11 +41,31 @@ def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, ada
         "eps": f"{report['zo_eps']:g}" if zo else None,
         "estimator, rule": f"{flags['zo_estimator']}, {flags['zo_rule']}" if zo else None,
         "batch": f"{batch} = {sizes[0]} a device x {sizes[1]} accumulated x {sizes[2]} processes",
+        "began from": _beginning(flags),
         "steps": f"{report['steps']:,}",
+        "weights": _chosen(report),
         "seed": f"{flags['seed']}, of the noise {report['zo_seed']}" if zo else flags["seed"],
         "precision": precision if report["bits"] == 16 else f"{precision}, base in {report['bits']} bits",
         "final loss": None if report["final_loss"] is None else f"{report['final_loss']:.4f}",
     }
+
+
+def _beginning(flags: Mapping[str, Any]) -> str | None:
+    """Of a run from a step of a journal: which."""
+    given = flags["zo_from_journal"]
+    if not given:
+        return None
+    folder, _, step = given.rpartition(":")
+    return f"step {step} of the journal of `{Path(folder).resolve().parent.name}`"
+
+
+def _chosen(report: Mapping[str, Any]) -> str | None:
+    """Which step's the weights are, where they are not the last."""
+    found = report.get("validation") or {}
+    step = found.get("weights_of_step")
+    if step in (None, report["steps"]):
+        return None
+    return f"of step {step:,}, the best by {found['metric']} on `{Path(found['data']).name}` ({found['best']:.4g})"
 
 
 def _measured(answers: Path) -> str | None:

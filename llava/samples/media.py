@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Callable
+from ctypes import c_bool
 from dataclasses import dataclass
+from multiprocessing import RawArray
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +56,14 @@ def open_image(path: Picture, settings: SampleSettings) -> Image.Image:
     """
     image, notes = open_picture(below(settings.image_folder, path), settings.pictures)
     for note in notes:
-        if note not in _SAID:
-            _SAID.add(note)
+        if not _said[place := zlib.crc32(note.encode()) % len(_said)]:
+            _said[place] = True
             logger.warning("image %s and others like it: %s", path, note)
     return image
 
 
-_SAID: set[str] = set()
+_said = RawArray(c_bool, 4096)
+"""Whether a note was logged, by its checksum: in memory that forked workers share, of all epochs."""
 
 
 def open_picture(

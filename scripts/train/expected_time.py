@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MODELS = {preset: f"lmms-lab/llava-onevision-qwen2-{preset}-si" for preset in ("0.5b", "7b")}
 DEMO_STEPS = 3000
 DEMO_MINUTES = {"zo": (3, 6), "regular": (2, 3)}
 """Of so many steps with both evaluations, on two CPU cores."""

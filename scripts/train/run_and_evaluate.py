@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options, flags)
 
     if not trained:
-        say(*outlook(options, training_args, sum(len(records) for _, records in parts)))
+        say(*outlook(options, model_args, training_args, sum(len(records) for _, records in parts)))
     before = accuracy("before", model_args.model_name_or_path)
     if not trained:
         say(f"training, into {folder}; Python loads PyTorch again ...")
@@ -77,11 +77,13 @@ def main(argv: list[str] | None = None) -> None:
     sys.stdout.write(f"\n{closing_table(report, folder)}\n")
 
 
-def outlook(options: argparse.Namespace, args: Any, records: int) -> Sequence[str]:
-    """What is known of the run before it starts."""
+def outlook(options: argparse.Namespace, model_args: Any, args: Any, records: int) -> Sequence[str]:
+    """What is known of the run before it starts; times are of the preset's own model."""
     batch = args.per_device_train_batch_size * options.num_gpus * args.gradient_accumulation_steps
     steps = expected_time.steps_of(args, records, options.num_gpus)
-    return expected_time.lines(options.preset, args.trainer_mode, steps, batch, records)
+    own = expected_time.MODELS.get(options.preset, model_args.model_name_or_path)
+    preset = options.preset if model_args.model_name_or_path == own else "custom"
+    return expected_time.lines(preset, args.trainer_mode, steps, batch, records)
 
 
 def say(*lines: str) -> None:

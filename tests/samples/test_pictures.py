@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
+from ctypes import c_bool
+from multiprocessing import RawArray
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +92,10 @@ def test_settings_out_of_range(values: dict[str, object]) -> None:
         PictureSettings(**values)  # type: ignore[arg-type]
 
 
-def test_a_kind_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: object) -> None:
-    media._SAID.clear()
+def test_a_kind_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "_said", RawArray(c_bool, 4096))
     for name in ("a.png", "b.png"):
         Image.new("LA", (2, 2)).save(tmp_path / name)
     with caplog.at_level(logging.WARNING, "llava.samples"):
@@ -99,6 +104,25 @@ def test_a_kind_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture,
     assert [record.getMessage() for record in caplog.records] == [
         "image a.png and others like it: transparent parts are drawn over white"
     ]
+
+
+def test_workers_log_a_kind_once_together(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a later epoch, which the process forks anew."""
+    monkeypatch.setattr(media, "_said", RawArray(c_bool, 4096))
+    Image.new("LA", (2, 2)).save(tmp_path / "a.png")
+
+    def work() -> None:
+        logging.basicConfig(force=True)
+        open_image("a.png", SampleSettings(image_folder=str(tmp_path)))
+
+    for _ in range(3):
+        worker = multiprocessing.get_context("fork").Process(target=work)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+    assert capfd.readouterr().err.count("transparent parts") == 1
 
 
 def test_frames_of_a_folder_are_read_the_same_way(tmp_path: Path) -> None:

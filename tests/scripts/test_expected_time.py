@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "train"))
 
 import expected_time  # noqa: E402
+import run_and_evaluate  # noqa: E402
 
 SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "dataloader_drop_last": True}
 
@@ -35,6 +36,14 @@ def test_the_demo_s_minutes_are_those_of_the_scripts() -> None:
 @pytest.mark.parametrize(("more", "steps"), [({"max_steps": 7}, 7), ({"max_steps": -1, "num_train_epochs": 3}, 18)])
 def test_steps(more: dict[str, float], steps: int) -> None:
     assert expected_time.steps_of(SimpleNamespace(**SETTINGS, **more), 100, processes=2) == steps
+
+
+def test_times_are_of_the_preset_s_own_model() -> None:
+    options = SimpleNamespace(preset="7b", num_gpus=1)
+    args = SimpleNamespace(**SETTINGS, max_steps=7, trainer_mode="zo")
+    for model, timed in (("lmms-lab/llava-onevision-qwen2-7b-si", True), ("playground/tiny", False)):
+        said = run_and_evaluate.outlook(options, SimpleNamespace(model_name_or_path=model), args, 100)
+        assert ("H200" in " ".join(said)) is timed
 
 
 def test_hours_are_in_proportion() -> None:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from small_upstream_model import TOWER, Small, make
 
+from llava.mezo.journal.base_model import DESCRIBES
 from llava.mezo.journal.files import RECORDS, Journal
 
 ROOT = Path(__file__).parents[2]
@@ -313,7 +314,7 @@ def test_a_killed_run_goes_on_from_its_journal_without_a_pickle(
     kill_after(STEPS - 1, branch, command, run / "mezo_journal" / RECORDS, pickles=False)
     kept = list((run / "mezo_journal").rglob("*"))
     assert any(path.name.startswith("resume-") for path in kept)
-    assert {path.suffix for path in kept if path.is_file()} <= {".json", ".bin", ".safetensors", ""}
+    assert {path.suffix for path in kept if path.is_file()} <= {*DESCRIBES, ".bin", ".safetensors", ""}
     assert [path.name for path in kept if path.suffix == ".bin"] == [RECORDS]
     train(branch, command, pickles=False)
     assert same(weights(run), weights(run_of(branch, trainer_mode="zo")))

@@ -75,7 +75,10 @@ def check_agreement(ours: str, theirs: str, images_only: bool) -> dict[str, floa
         try:
             logits = _their_logits(other, case, length, {"image": tokens.image, "video": tokens.video})
         except ValueError as error:  # they count the media's tokens
-            raise InputError(f"{theirs}: {case.name} has another number of tokens than in {ours}: {error}") from error
+            hint = "; --images-only leaves videos out" if case.kind == "video" else ""
+            raise InputError(
+                f"{theirs}: {case.name} has another number of tokens than in {ours}: {error}{hint}"
+            ) from error
         differences[case.name] = (logits[..., : mine.shape[2]] - mine[..., : logits.shape[2]]).abs().max().item()
         largest = max(largest, mine.abs().max().item())
     said = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())

@@ -1,0 +1,20 @@
+"""What the card of a run says of its weights."""
+
+from __future__ import annotations
+
+from llava.runs import run_card
+
+VALIDATION = {"metric": "exact", "data": "data/val.json", "best": 0.9, "weights_of_step": 40}
+
+
+def test_the_best_step_is_named_where_it_is_not_the_last() -> None:
+    report = {"steps": 200, "validation": VALIDATION}
+    assert run_card._chosen(report) == "of step 40, the best by exact on `val.json` (0.9)"
+    assert run_card._chosen(report | {"steps": 40}) is None
+    assert run_card._chosen({"steps": 200}) is None
+
+
+def test_a_run_from_a_journal_says_which() -> None:
+    begun = {"zo_from_journal": "runs/first/mezo_journal:40"}
+    assert run_card._beginning(begun) == "step 40 of the journal of `first`"
+    assert run_card._beginning({"zo_from_journal": None}) is None
