@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -18,6 +19,9 @@ from llava.check import command as check
 from llava.data import prepare
 from llava.errors import in_own_flags
 from llava.eval import accuracy, model_vqa, probe
+from llava.mezo.errors import JournalError
+from llava.mezo.journal import replay
+from llava.mezo.journal.files import Journal
 from llava.model import convert, merge
 from llava.train import plan
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -99,7 +103,19 @@ def test_what_is_shared_blames_the_command_s_flag(case: str, capsys: pytest.Capt
     assert {f"--{name}" for name in FLAG.findall(error)} <= known(module)
 
 
-def test_a_failed_replay_has_an_exit_code(tmp_path: Path) -> None:
+def test_a_failed_replay_names_its_flag_and_has_an_exit_code(tmp_path: Path) -> None:
     words = ["--model-path", "nowhere", "--journal", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "llava.mezo.replay", *words], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize("model", ["nowhere", "/nowhere", "no/where"])
+def test_a_base_that_is_not_there_is_named(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fetch(name: str) -> str:
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr(Journal, "read", lambda folder: SimpleNamespace(records=[]))
+    options = SimpleNamespace(model_path=model, journal=tmp_path, step=None, every=None, output_dir=tmp_path / "out")
+    with pytest.raises(JournalError, match=rf"--model-path {model}: no such folder"):
+        replay.run(options)

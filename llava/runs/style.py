@@ -47,10 +47,11 @@ def line_style(number: int) -> dict[str, Any]:
 
 def whole_ticks(axis: Any, nbins: int = 6) -> None:
     """At most `nbins` + 1 ticks of an axis that counts: at whole numbers alone, with commas between thousands."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=nbins, steps=[1, 2, 5, 10], integer=True))
-    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    # where the axis is shorter than two, there are ticks between whole numbers all the same
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if float(value).is_integer() else ""))
 
 
 def moving_average(places: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:

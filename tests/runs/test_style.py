@@ -71,6 +71,14 @@ def test_steps_have_whole_ticks(steps):
     assert axes.xaxis.get_major_formatter()(5000) == "5,000"
 
 
+def test_one_step_is_labelled_once():
+    figure, axes = empty_figure()
+    axes.plot([10], [1], marker="o")
+    whole_ticks(axes.xaxis)
+    figure.canvas.draw()
+    assert [text for tick in axes.get_xticklabels() if (text := tick.get_text())] == ["10"]
+
+
 def test_labels_move_apart_no_further_than_they_must():
     assert spread([0.1, 0.9, 0.5], 0.05) == [0.1, 0.9, 0.5]
     assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])

@@ -179,9 +179,13 @@ def run(options: argparse.Namespace) -> None:
         raise JournalError(f"--every {options.every}: it must be at least 1")
     if options.output_dir.exists() and any(options.output_dir.iterdir()):
         raise JournalError(f"--output-dir {options.output_dir} is not empty; choose another one")
-    folder = folder_of(options.model_path, download=True)
+    missing = f"--model-path {options.model_path}: no such folder with a model, and no hub id that can be fetched"
+    try:
+        folder = folder_of(options.model_path, download=True)
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{missing} ({str(error).splitlines()[0]})") from error
     if folder is None:
-        raise JournalError(f"--model-path {options.model_path}: no such folder with a model")
+        raise JournalError(missing)
     base = BaseModel(folder, journal)
     replay = Replay(journal, lambda name: base.read(name).to(options.device))
     dtypes = set(journal.header.dtypes)
