@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the processes of tests
 
 import pytest
+
+from llava.runs.style import empty_figure
 
 GOLDEN_ROOT = Path(__file__).parent / "assets" / "golden"
 
@@ -51,3 +54,20 @@ def _collect_new_objects_only() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # else nanobind reports all that is left when Python ends
+
+
+@pytest.fixture
+def figures_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
+    """Called with a module, a list that gets the figure and axes of each `empty_figure` that it makes from then on."""
+
+    def watch(module: Any) -> list[Any]:
+        made: list[Any] = []
+
+        def figure(*given: Any, **more: Any) -> Any:
+            made.append(empty_figure(*given, **more))
+            return made[-1]
+
+        monkeypatch.setattr(module, "empty_figure", figure)
+        return made
+
+    return watch

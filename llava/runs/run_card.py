@@ -9,7 +9,7 @@ from typing import Any
 from llava.model.card import sections, write_card
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE
-from llava.runs.runs import ANSWERS_FILE
+from llava.runs.runs import ANSWERS_FILE, samples_per_step
 from llava.samples.loading import data_files
 
 
@@ -27,7 +27,7 @@ def write_run_card(folder: Path) -> None:
 def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, adapter: str | None) -> dict[str, Any]:
     files = ", ".join(f"`{Path(file).name}`" for file in data_files(flags["data_path"]))
     sizes = [flags[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")]
-    batch = sizes[0] * sizes[1] * sizes[2]
+    batch = samples_per_step(flags) or "growing"
     precision = next((name for name in ("bf16", "fp16") if flags[name]), "float32")
     scales = ", scales of quantised layers" if flags["zo_quantized_scales"] else ""
     return {

@@ -28,7 +28,11 @@ class Card:
 
     def seconds(self, operations: float, moved: float) -> float:
         """Of products of so many operations that read so many bytes of weights, whichever takes longer."""
-        return max(operations / (self.matrix * MATRIX_SHARE), self.moving(moved))
+        return max(self.products(operations), self.moving(moved))
+
+    def products(self, operations: float) -> float:
+        """Of products of so many operations, whose weights are read meanwhile."""
+        return operations / (self.matrix * MATRIX_SHARE)
 
     def moving(self, moved: float) -> float:
         """Of reading and writing so many bytes."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 from candidates import Candidate, Case, candidates_parser, cases_of, page
 from run_pool import Pool
-from settings import parsed
+from settings import mean_and_spread, parsed
 
 from llava.errors import command
 from llava.train.flags.adapter_flags import DEFAULTS
@@ -62,7 +62,8 @@ def tables(cases: Sequence[Case], pool: Pool, options: argparse.Namespace) -> li
             tried = ", ".join(f"{rate}: {outcome(case, rate, pool)}" for rate in case.candidate.rates)
             found = reached(case, pool, options)
             share = f"{100 * (mean(found) - before) / (mean(full) - before):.0f}" if found and full else ""
-            lines.append(f"| {case.name} | {tried} | {mean_and_spread(found)} | {share} |")
+            judged = f"{mean_and_spread(found)} ({len(found)})" if found else ""
+            lines.append(f"| {case.name} | {tried} | {judged} | {share} |")
         lines.append("")
     return lines
 
@@ -80,13 +81,6 @@ def reached(case: Case, pool: Pool, options: argparse.Namespace) -> list[float]:
     """Accuracies on the test set, in %, of the seeds that have been run."""
     found = [pool.accuracy(run) for run in case.finals(pool, options)]
     return [100 * accuracy for accuracy in found if accuracy is not None]
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation of percentages; the one value; nothing."""
-    if len(values) > 1:
-        return f"{mean(values):.1f} ± {stdev(values):.1f} ({len(values)})"
-    return f"{values[0]:.1f} (1)" if values else ""
 
 
 if __name__ == "__main__":

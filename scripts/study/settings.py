@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -98,6 +99,13 @@ def counting(text: str, least: int = 0) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {least} on")
     return int(text)
+
+
+def mean_and_spread(percentages: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation (n - 1); nothing of none."""
+    if not percentages:
+        return ""
+    return f"{mean(percentages):.1f}" + (f" ± {stdev(percentages):.1f}" if len(percentages) > 1 else "")
 
 
 def default_jobs() -> int:

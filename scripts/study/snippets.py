@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
-from settings import positive
+from settings import mean_and_spread, positive
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -245,11 +245,11 @@ def table(rows: Mapping[str, tuple[float, list[float]]]) -> str:
     before = means.get("zero-shot", 0.0)
     best = max((value - before for name, value in means.items() if METHODS[name].kind in ("adamw", "lora")), default=0)
     for name, (rate, found) in rows.items():
-        spread_ = f" ± {100 * stdev(found):.1f}" if len(found) > 1 else ""
+        reached = mean_and_spread([100 * accuracy for accuracy in found])
         gain = means[name] - before
         share = f"{100 * gain / best:.0f}" if best > 0 and METHODS[name].kind == "mezo" else ""
         shown = f"{rate:g}" if rate else ""
-        lines.append(f"| {name} | {shown} | {len(found)} | {means[name]:.1f}{spread_} | {gain:+.1f} | {share} |")
+        lines.append(f"| {name} | {shown} | {len(found)} | {reached} | {gain:+.1f} | {share} |")
     return "\n".join(lines) + "\n"
 
 

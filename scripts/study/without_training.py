@@ -14,10 +14,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from settings import METRIC, Task, chosen_tasks, model_of, parsed, positive, study_parser
+from settings import METRIC, Task, chosen_tasks, mean_and_spread, model_of, parsed, positive, study_parser
 from tqdm import tqdm
 
 from llava.errors import command
@@ -102,9 +101,7 @@ def table(found: dict[str, dict[str, list[float]]], tasks: list[Task]) -> str:
     for name, by_task in found.items():
         cells = []
         for task in tasks:
-            values = [100 * value for value in by_task.get(task.name, [])]
-            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.1f}{spread}" if values else "")
+            cells.append(mean_and_spread([100 * value for value in by_task.get(task.name, [])]))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

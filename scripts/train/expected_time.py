@@ -40,11 +40,16 @@ MEASURED = {
 }
 
 
+def batch_of(args: Any, processes: int) -> int:
+    """Records of a step with these training arguments."""
+    return int(args.per_device_train_batch_size * processes * args.gradient_accumulation_steps)
+
+
 def steps_of(args: Any, records: int, processes: int) -> int:
     """Steps of a run with these training arguments; by epochs, where --max_steps does not say."""
     if args.max_steps > 0:
         return int(args.max_steps)
-    batch = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
+    batch = batch_of(args, processes)
     epoch = records // batch if args.dataloader_drop_last else -(-records // batch)
     return max(1, round(args.num_train_epochs * max(1, epoch)))
 

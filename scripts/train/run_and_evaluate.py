@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def outlook(options: argparse.Namespace, model_args: Any, args: Any, records: int) -> Sequence[str]:
     """What is known of the run before it starts; times are of the preset's own model."""
-    batch = args.per_device_train_batch_size * options.num_gpus * args.gradient_accumulation_steps
+    batch = expected_time.batch_of(args, options.num_gpus)
     steps = expected_time.steps_of(args, records, options.num_gpus)
     own = expected_time.MODELS.get(options.preset, model_args.model_name_or_path)
     preset = options.preset if model_args.model_name_or_path == own else "custom"

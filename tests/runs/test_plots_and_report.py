@@ -12,7 +12,6 @@ from llava.errors import InputError
 from llava.runs import plots
 from llava.runs.plots import loss_points, plot_curves, plot_loss
 from llava.runs.run_report import REQUIRED_FIELDS, closing_table, update_report, versions, write_report
-from llava.runs.style import empty_figure
 
 HISTORY = [{"step": k, "loss": 2.0 / k, "learning_rate": 1e-6} for k in range(1, 60)] + [
     {"step": 59, "train_runtime": 3}
@@ -54,16 +53,8 @@ def test_plot_draws_what_was_logged(tmp_path):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are made, with one axes each."""
-    made = []
-
-    def figure(*given, **more):
-        made.append(empty_figure(*given, **more))
-        return made[-1]
-
-    monkeypatch.setattr(plots, "empty_figure", figure)
-    return made
+def drawn(figures_of):
+    return figures_of(plots)
 
 
 @pytest.mark.parametrize(("top", "scale", "end"), [(0.25, "linear", 0.3), (7.0, "linear", 0.2), (1e5, "linear", 0.2)])

@@ -10,7 +10,6 @@ import pytest
 
 from llava.errors import InputError
 from llava.runs import plots
-from llava.runs.style import empty_figure
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "study"))
@@ -20,15 +19,8 @@ import table_pictures  # noqa: E402
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    made = []
-
-    def figure(*given, **more):
-        made.append(empty_figure(*given, **more))
-        return made[-1]
-
-    monkeypatch.setattr(pictures, "empty_figure", figure)
-    return made
+def drawn(figures_of):
+    return figures_of(pictures)
 
 
 def test_the_grid_says_what_was_not_run_and_keeps_near_accuracies_near(tmp_path, drawn):

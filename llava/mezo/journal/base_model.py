@@ -30,13 +30,18 @@ def folder_of(model: str, download: bool = False) -> Path | None:
 
     if (Path(model) / "config.json").is_file():
         return Path(model)
-    if download and model.count("/") == 1 and not model.startswith((".", "/", "~")):
+    if download and _may_be_hub_id(model):
         return Path(snapshot_download(model))
     try:
         config = try_to_load_from_cache(model, "config.json")
     except ValueError:  # a path is no hub id
         return None
     return Path(config).parent if isinstance(config, str) else None
+
+
+def _may_be_hub_id(model: str) -> bool:
+    """Whether a name has the form OWNER/NAME."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
 
 
 def recorded_name(model: str) -> str:
@@ -59,8 +64,8 @@ def recorded_model(journal: Journal) -> str:
     for above in journal.folder.absolute().parents:
         if (above / name / "config.json").is_file():
             return str(above / name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name  # a hub id, which may be fetched
+    if _may_be_hub_id(name):
+        return name  # it may be fetched
     below = "" if Path(name).is_absolute() else f", neither in {Path.cwd()} nor in a folder that the journal lies in"
     raise JournalError(f"{journal.folder} starts from the model {name}, which is not there{below}: give its folder")
 

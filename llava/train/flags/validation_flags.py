@@ -14,7 +14,6 @@ from llava.train.objectives import imported_score
 TENTH = 0.1
 """Default of `--eval_steps`, as a share of the run."""
 STRATEGIES = ("steps", "epoch")
-SAVING = ("save_strategy", "save_steps", "save_total_limit")
 
 
 def validates(values: Any) -> bool:
