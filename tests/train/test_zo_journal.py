@@ -317,6 +317,34 @@ def test_an_adapter_run_goes_on_from_its_journal(
         assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
 
 
+def test_replayed_steps_are_in_no_time_and_more_steps_begin_from_the_journal(
+    flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path, capsys: Any
+) -> None:
+    changes = {"logging_steps": 1}
+    kill(5, "after the update")
+    with pytest.raises(Killed):
+        train(argv=flags(**changes))
+    monkeypatch.undo()
+    train(argv=flags(**changes))
+    entries = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    timed = {entry["step"]: "step_time" in entry for entry in entries if "loss" in entry}
+    assert timed == {step: step > 5 for step in timed} and {5, 6} <= set(timed)
+    with pytest.raises(SystemExit):
+        train(argv=flags(**changes))
+    journal = tmp_path / "out" / "mezo_journal"
+    assert f"--zo_from_journal {journal}:{max(timed)}" in capsys.readouterr().err
+
+
+def test_a_model_in_a_relative_folder_is_found_from_anywhere(
+    flags: Flags, base: Path, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(base.parent)
+    train(argv=flags(adapter="lora", lora_r=4, max_steps=1, model_name_or_path=base.name))
+    adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(base)
+    assert Journal.read(tmp_path / "out" / "mezo_journal").header.model == str(base)
+
+
 def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first"))
     start = tmp_path / "first" / "mezo_journal"
