@@ -88,7 +88,9 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     [
         ({"zo_batch_growth": "0:2"}, (1, 1)),
         ({"zo_estimator": "per_example", "dataloader_drop_last": True}, (1, 2)),
-        ({"zo_estimator": "guided", "zo_num_directions": 3, "zo_rule": "normalized"}, None),
+        pytest.param(
+            {"zo_estimator": "guided", "zo_num_directions": 3, "zo_rule": "normalized"}, None, marks=pytest.mark.long
+        ),
     ],
     ids=["growth", "per_example", "guided"],
 )

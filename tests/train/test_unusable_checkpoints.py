@@ -177,7 +177,7 @@ train(argv=sys.argv[1:])
 
 
 @needs_deepspeed
-@pytest.mark.slow
+@pytest.mark.long
 def test_zero_3_trains_and_saves_an_adapter_and_a_projector(flags: Flags, tmp_path: Path) -> None:
     zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
     auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
