@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course
 from llava.mezo.noise import DISTRIBUTIONS
+from llava.mezo.ranks import PARALLEL
 from llava.mezo.tensor_sizes import KINDS, read_patterns
 
 NOISES = tuple(DISTRIBUTIONS)
@@ -88,6 +89,12 @@ class MeZOConfig:
     graph_memory_gb: float = 4.0
     """Memory of the device, in GiB, that graphs may take; those that were not used for the longest time go; > 0."""
 
+    parallel: str = "data"
+    """What several processes share out: records ("data"), the losses of a batch ("directions"), or "both"."""
+
+    check_ranks_steps: int = 100
+    """Several processes compare some of their weights every so many steps; 0: never."""
+
     max_bad_steps: int = 3
     """Consecutive steps with a loss that is not finite after which a trainer stops; at least 1."""
 
@@ -102,6 +109,8 @@ class MeZOConfig:
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("storage", self.storage, STORAGES)
         _check_choice("cuda_graphs", self.cuda_graphs, GRAPHS)
+        _check_choice("parallel", self.parallel, PARALLEL)
+        _check_integer("check_ranks_steps", self.check_ranks_steps, 0, None)
         _check_number("graph_memory_gb", self.graph_memory_gb)
         if not (math.isfinite(self.graph_memory_gb) and self.graph_memory_gb > 0):
             raise ValueError(f"graph_memory_gb is {self.graph_memory_gb}; it must be a finite number above 0")
@@ -124,6 +133,11 @@ class MeZOConfig:
             raise ValueError(
                 f"kernel {self.kernel!r} has no directions of low rank, which the estimator lowrank takes; choose "
                 "'auto' or 'torch'"
+            )
+        if self.estimator == "per_example" and self.parallel != "data":
+            raise ValueError(
+                f"parallel {self.parallel!r} excludes the estimator per_example, which has a direction for each "
+                "record; choose 'data'"
             )
         ESTIMATORS[self.estimator](self)  # ValueError where settings do not go together
         Course(self)

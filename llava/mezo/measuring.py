@@ -1,6 +1,6 @@
 """The losses of a step: points, micro-batches and ranks.
 
-A step's loss at a point is the mean over its micro-batches and over the data-parallel ranks, summed in float64.
+A step's loss at a point is the mean over its micro-batches, those of all ranks, summed in float64.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from llava.mezo.algorithms.interface import Point, Term
+from llava.mezo.ranks import Ranks
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update
 
 Loss = Callable[..., "float | torch.Tensor"]
 Run = Callable[[int], "Sequence[float | torch.Tensor]"]
-Reduce = Callable[[list[float]], list[float]]
-"""Takes this rank's means and gives the means over all ranks, in the same order on each rank."""
 
 SIDE_BY_SIDE = 2
 """Points along one direction at which weights are perturbed together."""
@@ -55,6 +54,8 @@ def measure(points: Sequence[Point], weights: TrainedWeights, run: Run, undone: 
 
     The losses come to the host together, after the last forward: nothing here waits for a device before that.
     """
+    if not points:
+        return []
     losses: list[float | torch.Tensor] = []
     for together in _visits(points):
         weights.aim(together, undone if together[0].anchored else ())
@@ -106,33 +107,23 @@ class LossWindow:
         self._batches.append(list(losses))
         self._weights.append(weight)
 
-    def close(self, reduce: Reduce) -> tuple[int, list[float]]:
-        """Step number and the losses at its points: means over micro-batches and ranks; the window is empty then."""
+    def close(self, points: int, ranks: Ranks, device: torch.device) -> tuple[int, list[float]]:
+        """Step number and the losses at its points: means over the micro-batches of all ranks; then it is empty."""
         step, batches, weights = self._taken()
-        total = sum(weights)
-        means = [
-            sum(w * x for w, x in zip(weights, column, strict=True)) / total for column in zip(*batches, strict=True)
-        ]
-        return step, reduce(means)
+        return step, mean_losses(batches, weights, points, ranks, device)
 
-    def close_apart(self, reduce: Reduce, first: int, count: int) -> tuple[int, list[float]]:
-        """As `close` without a mean: micro-batch k of this rank is number first + k of `count`, each measured once.
+    def close_apart(self, count: int, ranks: Ranks, device: torch.device) -> tuple[int, list[float]]:
+        """As `close` without a mean: the micro-batches of all ranks, `count` in all, are measured once each.
 
-        RuntimeError: some were not.
+        RuntimeError: they are more or fewer.
         """
         step, batches, _ = self._taken()
-        size = len(batches[0])
-        own = slice(first * size, (first + len(batches)) * size)
-        values, known = [0.0] * (count * size), [0.0] * (count * size)
-        if len(values[own]) == len(batches) * size:
-            values[own], known[own] = [x for batch in batches for x in batch], [1.0] * (len(batches) * size)
-        found = reduce(values + known)
-        values, known = found[: count * size], found[count * size :]
-        if not all(known):
+        if len(batches) * ranks.count != count:
             raise RuntimeError(
                 f"step {step} needs {count} examples, each in a micro-batch to itself, and this rank had {len(batches)}"
             )
-        return step, [value / share for value, share in zip(values, known, strict=True)]
+        found = ranks.exchange([x for batch in batches for x in batch], device)
+        return step, [x for values in found for x in values]
 
     def _taken(self) -> tuple[int, list[list[float]], list[float]]:
         if self.step is None:
@@ -142,24 +133,27 @@ class LossWindow:
         return step, batches, weights
 
 
-def mean_over_ranks(device: torch.device) -> Reduce:
-    """Mean over torch.distributed's default group where that is initialised, else the values as they are."""
+def mean_losses(
+    batches: Sequence[Sequence[float]], weights: Sequence[float], points: int, ranks: Ranks, device: torch.device
+) -> list[float]:
+    """The losses at all points of a step, each the weighted mean over the micro-batches of all ranks.
 
-    def reduce(values: list[float]) -> list[float]:
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=device)
-        distributed.all_reduce(total)
-        averaged: list[float] = (total / distributed.get_world_size()).tolist()
-        return averaged
+    In the order in which one process would have them: the first of each rank, then the second of each.
 
-    return reduce
+    Args:
+        batches: of each micro-batch of this rank, the losses at its share of the points.
+    """
+    width = -(-points // ranks.point_ways)
+    own = [x for weight, batch in zip(weights, batches, strict=True) for x in (weight, *_padded(batch, width))]
+    found = ranks.exchange(own, device)
+    losses: list[list[float]] = []
+    shares: list[float] = []
+    for first in range(0, len(own), 1 + width):
+        shares += [values[first] for values in found[:: ranks.point_ways]]
+        losses += ranks.joined([values[first + 1 : first + 1 + width] for values in found], points)
+    total = sum(shares)
+    return [sum(w * x for w, x in zip(shares, column, strict=True)) / total for column in zip(*losses, strict=True)]
 
 
-def rank_and_ranks() -> tuple[int, int]:
-    """This process's number in torch.distributed's default group, and their number; (0, 1) without one."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+def _padded(values: Sequence[float], width: int) -> list[float]:
+    return [*values, *[0.0] * (width - len(values))]

@@ -26,14 +26,14 @@ from llava.mezo.journal.replay import apply_records
 from llava.mezo.measuring import (
     Loss,
     LossWindow,
-    Reduce,
     StepResult,
-    mean_over_ranks,
+    mean_losses,
     measure,
-    rank_and_ranks,
 )
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
+from llava.mezo.ranks import Ranks
+from llava.mezo.same_weights import check_same_weights
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
@@ -54,10 +54,10 @@ class MeZO(Optimizer):
     (other keys are kept; a group may be empty). `lr` and `weight_decay` are for groups that name none. Learning rates
     and decay are read at each `step()`, so schedulers work as usual. Build it once: parameters are numbered here.
 
-    `reduce` turns this rank's mean losses into the mean over ranks; by default torch.distributed's default group is
-    used once it is initialised. `sizes`: of each parameter's noise, in the order of `names`; by default what
-    `config.tensor_scales` makes of the weights as they are. ValueError: a parameter that is not in the model, is
-    frozen, or cannot be trained.
+    `ranks` are the processes that train together; by default those of torch.distributed's default group, once it is
+    initialised, as `config.parallel` arranges them. `sizes`: of each parameter's noise, in the order of `names`; by
+    default what `config.tensor_scales` makes of the weights as they are. ValueError: a parameter that is not in the
+    model, is frozen, or cannot be trained.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MeZO(Optimizer):
         groups: Iterable[Any],
         model: nn.Module,
         config: MeZOConfig | None = None,
-        reduce: Reduce | None = None,
+        ranks: Ranks | None = None,
         sizes: Sequence[float] | None = None,
         *,
         lr: float = 1e-6,
@@ -101,9 +101,14 @@ class MeZO(Optimizer):
         """Where steps are recorded before they are applied. A step that it holds already is not measured again."""
         self._next = 0
         """The step that the weights are before, as far as a journal tells."""
-        self._reduce = reduce or mean_over_ranks(parameters[0].device)
+        self._ranks = ranks
         self._window = LossWindow()
         self._released = False
+
+    @property
+    def ranks(self) -> Ranks:
+        """This process's place among those that train together."""
+        return self._ranks or Ranks.here(self.config.parallel, self.config.num_directions)
 
     @property
     def names_hash(self) -> str:
@@ -143,8 +148,8 @@ class MeZO(Optimizer):
 
         Args:
             loss: takes nothing and returns the mean loss of the micro-batch (a float or a tensor of one element). It is
-                called once for each point of the estimator (twice a direction with "spsa"), each time under perturbed
-                weights, in evaluation mode and without autograd.
+                called once for each point of the estimator (twice a direction with "spsa") that is this rank's, each
+                time under perturbed weights, in evaluation mode and without autograd.
             inputs: tensors of the micro-batch, on any device. `loss` then takes them, on the device of the weights,
                 gives a tensor, and depends on nothing else that changes: on CUDA the forwards of a direction are
                 recorded as a graph for each shape of the inputs (give the same function each time), see `graphs.py`.
@@ -174,17 +179,34 @@ class MeZO(Optimizer):
                 f"step {step} has more than {self.config.num_directions} examples (num_directions), each of which has "
                 "a direction to itself"
             )
-        losses = self._losses_at(self.course.points(step, example), loss, inputs, keep)
+        points = self.course.points(step, example)
+        losses = self._share_of(points, step, loss, inputs, keep)
         if not estimator.adaptive:
             return losses
-        known = self._reduce(losses)
-        return [*known, *self._reduce(self._losses_at(self.course.further_points(step, known), loss, inputs, keep))]
+        known = self._known(losses, len(points))
+        further = self.course.further_points(step, known)
+        return [*known, *self._known(self._share_of(further, step, loss, inputs, keep), len(further))]
+
+    def _share_of(
+        self, points: Sequence[Point], step: int, loss: Loss, inputs: Mapping[str, torch.Tensor] | None, keep: bool
+    ) -> list[float]:
+        """The losses at those of the points that are this rank's."""
+        ranks = self.ranks
+        if len(points) < ranks.point_ways and not self.course.estimator.adaptive:
+            raise RuntimeError(
+                f"step {step} takes {len(points)} losses of a batch, which cannot be shared out to {ranks.point_ways} "
+                "processes (parallel)"
+            )
+        return self._losses_at(points[ranks.share(len(points))], loss, inputs, keep)
+
+    def _known(self, losses: Sequence[float], points: int) -> list[float]:
+        """The means over all ranks of what each measured of a micro-batch."""
+        return mean_losses([losses], [1.0], points, self.ranks, self.device)
 
     @property
     def _first_example(self) -> int:
         """Number of this rank's first among the examples of a step."""
-        rank, ranks = rank_and_ranks()
-        return rank * (self.config.num_directions // ranks)
+        return self.ranks.rank * (self.config.num_directions // self.ranks.count)
 
     def _losses_at(
         self, points: Sequence[Point], loss: Loss, inputs: Mapping[str, torch.Tensor] | None, keep: bool
@@ -308,14 +330,26 @@ class MeZO(Optimizer):
             self.course.take(proposal)
             self._latest = (update, *self._latest)[: self.course.undone]
         self.bad_steps = 0 if record.applied else self.bad_steps + 1
+        if recorded is None:
+            self._check_ranks(number)
         self.last = StepResult(number, proposal.losses, proposal.terms, record.applied)
+
+    def _check_ranks(self, step: int) -> None:
+        """Now and then, `RanksDifferError` where ranks have different weights."""
+        every = self.config.check_ranks_steps
+        if every and step % every == 0:
+            stored = dict(zip(self.names, self.storages.values(), strict=True))
+            check_same_weights(stored, step, step // every, self.ranks, self.device)
 
     def _closed(self) -> tuple[int, Sequence[float]]:
         """Number and losses of the step that ends."""
-        recorded = None if self._window.step is None else self._recorded(self._window.step)
-        if recorded is None and self.course.estimator.per_example:
-            return self._window.close_apart(self._reduce, self._first_example, self.config.num_directions)
-        return self._window.close((lambda known: known) if self.course.estimator.adaptive else self._reduce)
+        step, estimator = self._window.step, self.course.estimator
+        recorded = step is not None and self._recorded(step) is not None
+        if estimator.per_example and not recorded:
+            return self._window.close_apart(self.config.num_directions, self.ranks, self.device)
+        if step is None or recorded or estimator.adaptive:  # these are known to all ranks already
+            return self._window.close(self.course.num_losses, Ranks(), self.device)
+        return self._window.close(len(self.course.points(step)), self.ranks, self.device)
 
     def journal_header(self, model: str, fingerprint: str, stored: dict[str, list[str]] | None = None) -> Header:
         """The header of this run's journal.

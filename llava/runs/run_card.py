@@ -26,7 +26,7 @@ def write_run_card(folder: Path) -> None:
 
 def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, adapter: str | None) -> dict[str, Any]:
     files = ", ".join(f"`{Path(file).name}`" for file in data_files(flags["data_path"]))
-    sizes = [flags[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")]
+    sizes = [flags[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "data_processes")]
     batch = samples_per_step(flags) or "growing"
     precision = next((name for name in ("bf16", "fp16") if flags[name]), "float32")
     scales = ", scales of quantised layers" if flags["zo_quantized_scales"] else ""

@@ -147,8 +147,9 @@ def samples_per_step(arguments: Mapping[str, Any]) -> int | None:
     """Records of a step over all devices and micro-batches, of the flags of a run; None where it changes on the way."""
     if arguments.get("zo_batch_growth"):
         return None
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
-    return math.prod(arguments.get(name) or 1 for name in names)
+    processes = arguments.get("data_processes") or arguments.get("world_size")  # runs of before have the latter alone
+    sizes = (arguments.get(name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    return math.prod(size or 1 for size in (*sizes, processes))
 
 
 def _forwards_per_sample(arguments: Mapping[str, Any]) -> int | None:

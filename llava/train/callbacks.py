@@ -37,7 +37,7 @@ class Outlook(TrainerCallback):
         if not state.is_world_process_zero:
             return
         each = args.train_batch_size * args.gradient_accumulation_steps
-        each *= 1 if args.accelerator_config.split_batches else args.world_size
+        each *= 1 if args.accelerator_config.split_batches else args.data_processes
         seen = state.max_steps * each if self.seen is None else sum(self.seen[: state.max_steps])
         by_step = f"{each:,} records" if self.seen is None else "a planned number of records"
         logger.info(

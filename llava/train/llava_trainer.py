@@ -154,7 +154,7 @@ class LLaVATrainer(ValidatedRun):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        order = order_of(dataset, self.args, self.args.world_size)
+        order = order_of(dataset, self.args, self.args.data_processes)
         if order is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochSampler(order, seed)

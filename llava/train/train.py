@@ -77,7 +77,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     logger.info("reading the records of %s", data_args.data_path)
-    parts = check_records(data_args, training_args, training_args.world_size)
+    parts = check_records(data_args, training_args, training_args.data_processes)
     validated = check_validation(data_args, training_args)
     folder = Path(str(training_args.output_dir))
     journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
@@ -131,7 +131,7 @@ def header(
         InputError: the point is damaged, or of a run with other data or flags.
     """
     values = run_folder.flat_arguments(model_args, data_args, training_args)
-    values["world_size"] = training_args.world_size
+    values["world_size"], values["data_processes"] = training_args.world_size, training_args.data_processes
     values[same_run.DATA] = same_run.hashes(data_files(data_args.data_path))
     if checkpoint is not None:
         run_folder.check_whole(checkpoint)
@@ -196,7 +196,7 @@ def make_trainer(
         curve: gets what is measured on these.
     """
     data = make_supervised_data_module(tokenizer, data_args, parts)
-    check_batches(data["train_dataset"], training_args, training_args.world_size)  # some may have been skipped
+    check_batches(data["train_dataset"], training_args, training_args.data_processes)  # some may have been skipped
     collate = data["data_collator"]
     if validated is not None:
         data["eval_dataset"] = validation_set(tokenizer, data_args, validated)

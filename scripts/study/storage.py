@@ -82,7 +82,7 @@ class Nearest(MeZO):
     """Updates are rounded to the nearest number of the weight's dtype."""
 
     def step(self, closure: Any = None) -> None:
-        proposal = self.course.propose(*self._window.close(self._reduce))
+        proposal = self.course.propose(*self._window.close(2, self.ranks, self.device))
         update = update_of(proposal.moves, [self.param_groups[0]["lr"]], [0.0])
         self._add(update.seeds[0], update.coefficients[0][0])
 

@@ -246,22 +246,6 @@ def test_accumulated_batches_equal_one_batch() -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_reduce_gives_the_means_over_ranks() -> None:
-    model = make_model()
-    seen: list[list[float]] = []
-
-    def reduce(values: list[float]) -> list[float]:
-        seen.append(values)
-        return [value + (0.25 if number % 2 == 0 else 0.0) for number, value in enumerate(values)]
-
-    optimizer = MeZO(groups_of(model, 0.0), model, MeZOConfig(num_directions=2), reduce)
-    optimizer.accumulate(0, lambda: loss_of(model))
-    optimizer.step()
-    assert optimizer.last is not None and len(seen) == 1 and len(seen[0]) == 4
-    for d, plus, minus in zip(optimizer.last.terms, seen[0][::2], seen[0][1::2], strict=True):
-        assert d.projected_grad == (plus + 0.25 - minus) / 2e-3
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_loss_is_not_applied_and_counted(bad: float) -> None:
     model = make_model()

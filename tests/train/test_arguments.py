@@ -199,6 +199,8 @@ REFUSED = {
     "--trainer_mode zo --zo_journal_sync_steps 0": ["--zo_journal_sync_steps 0", "at least 1"],
     "--trainer_mode zo --zo_graph_memory_gb 0": ["--zo_graph_memory_gb 0", "above 0"],
     "--trainer_mode zo --zo_cuda_graphs on": ["--zo_cuda_graphs", "auto, off"],
+    "--trainer_mode zo --zo_parallel rows": ["--zo_parallel", "data, directions, both"],
+    "--trainer_mode zo --zo_check_ranks_steps -1": ["--zo_check_ranks_steps -1", "at least 0"],
     "--zo_kernel fpga": ["fpga", "auto, reference, torch, numba, triton"],
     "--zo_weight_storage int4": ["int4", "native, fixed16, fp32"],
     "--mm_tunable_parts mm_languge_model": ["mm_languge_model", "mm_language_model, mm_mlp_adapter, mm_vision_tower"],

@@ -14,7 +14,7 @@ from llava.train import callbacks
 ARGS = SimpleNamespace(
     train_batch_size=4,
     gradient_accumulation_steps=2,
-    world_size=3,
+    data_processes=3,
     accelerator_config=SimpleNamespace(split_batches=False),
     disable_tqdm=False,
     logging_strategy="steps",

@@ -132,6 +132,7 @@ def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> Non
         ({"zo_estimator": "svrg", "zo_anchor_batches": 0}, "--zo_anchor_batches 0 must be at least 1"),
         ({"zo_estimator": "svrg", "weight_decay": 0.1}, "--weight_decay 0.1 excludes --zo_estimator svrg"),
         ({"zo_estimator": "per_example", "zo_num_directions": 2}, "--zo_num_directions 2 excludes"),
+        ({"zo_estimator": "per_example", "zo_parallel": "both"}, "--zo_parallel 'both' excludes the estimator"),
         ({"zo_estimator": "per_example", "per_device_train_batch_size": 2}, "needs --dataloader_drop_last True"),
         (
             {"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True},

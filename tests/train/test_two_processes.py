@@ -88,11 +88,14 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     [
         ({"zo_batch_growth": "0:2"}, (1, 1)),
         ({"zo_estimator": "per_example", "dataloader_drop_last": True}, (1, 2)),
+        ({"zo_parallel": "directions", "group_by_modality_length": True}, (2, 2)),
+        pytest.param({"zo_parallel": "both", "zo_num_directions": 4}, (2, 2), marks=pytest.mark.long),
+        pytest.param({"zo_parallel": "directions", "zo_batch_growth": "0:2"}, (1, 1), marks=pytest.mark.long),
         pytest.param(
             {"zo_estimator": "guided", "zo_num_directions": 3, "zo_rule": "normalized"}, None, marks=pytest.mark.long
         ),
     ],
-    ids=["growth", "per_example", "guided"],
+    ids=["growth", "per_example", "directions", "both", "directions_growth", "guided"],
 )
 def test_steps_in_parts_and_in_two_rounds(
     changes: dict[str, Any], rows: tuple[int, int] | None, small_run: Flags, tmp_path: Path

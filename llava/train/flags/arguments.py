@@ -16,9 +16,11 @@ import transformers
 from llava.eval.metrics import METRICS
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
+from llava.mezo.ranks import PARALLEL
 from llava.model.adapter_kinds import ADAPTERS
 from llava.train.flags.renamed_flags import RenamedFlags
 from llava.train.parts.optimizers import OPTIMIZERS
+from llava.train.zo.settings import Settings
 
 TRAINER_MODES = ("regular", "zo")
 STRATIFY = ("auto", "off")
@@ -267,6 +269,14 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "MeZO: train the scales of a base in 4 or 8 bits (--bits) in place of its weights, without an adapter (QZO); "
         "they are then not quantised themselves (--double_quant False)",
     )
+    zo_parallel: str = flag(
+        "data",
+        f"MeZO: what several processes share out, {', '.join(PARALLEL)}: the records of a step, the losses of its "
+        "directions (all have the same records), or both",
+    )
+    zo_check_ranks_steps: int = flag(
+        100, "MeZO: processes compare an eighth of their weights every so many steps, and stop if they differ; 0: never"
+    )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 
     def __post_init__(self) -> None:
@@ -281,6 +291,13 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         self.metric_for_best_model = self.metric_for_best_model or "loss"
         super().__post_init__()
         self.load_best_model_at_end = True
+
+    @property
+    def data_processes(self) -> int:
+        """Processes that have records of their own: fewer than all where some share out the losses of a batch."""
+        if self.world_size == 1 or self.trainer_mode != "zo":
+            return int(self.world_size)
+        return Settings.of(self).ranks().rows
 
     @property
     def journal_keeps_all(self) -> bool:

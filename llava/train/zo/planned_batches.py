@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
+from llava.mezo.ranks import Ranks
 from llava.train.zo.epoch_sampler import EpochSampler
 from llava.train.zo.settings import Settings
 from llava.train.zo.step_batches import MicroBatches, StepSampler, Together
@@ -17,9 +20,11 @@ class PlannedBatches(transformers.Trainer):
 
     data_collator: Any
     _rows_of_steps: list[int] | None = None
+    _ranks = Ranks()
 
     def plan_batches(self, zo: Settings) -> None:
         """Take batches as the flags of MeZO ask for them."""
+        self._ranks = zo.ranks()
         self._rows_of_steps = zo.planned_rows(self.args)
         if zo.config.estimator == "per_example":
             self.data_collator = MicroBatches(self.data_collator, 1)
@@ -27,15 +32,21 @@ class PlannedBatches(transformers.Trainer):
             self.data_collator = MicroBatches(self.data_collator, self.args.train_batch_size)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """As the base class, or with as many records a step as are planned."""
-        if self._rows_of_steps is None:
-            return super().get_train_dataloader()
-        dataset, size = self.train_dataset, self._train_batch_size
-        self.train_dataset, self._train_batch_size = Together(dataset), 1
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset, self._train_batch_size = dataset, size
+        """As the base class, or with as many records a step as are planned; ranks of a row get the same ones."""
+        with _shared_out_to_rows(self.accelerator, self._ranks):
+            if self._rows_of_steps is None:
+                return super().get_train_dataloader()
+            dataset, size = self.train_dataset, self._train_batch_size
+            self.train_dataset, self._train_batch_size = Together(dataset), 1
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.train_dataset, self._train_batch_size = dataset, size
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """As the base class, without counting the records of a row of ranks more than once."""
+        total: int = super().get_total_train_batch_size(args)
+        return total // self._ranks.point_ways
 
     def _get_train_sampler(self, *given: Any) -> Sampler[Any] | None:
         """As the base class, in an order that does not depend on what was drawn before: a resumed run has it again."""
@@ -45,4 +56,17 @@ class PlannedBatches(transformers.Trainer):
             return sampler
         if not isinstance(sampler, EpochSampler):
             sampler = EpochSampler(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
-        return sampler if rows is None else StepSampler(sampler, rows, self.args.world_size)
+        return sampler if rows is None else StepSampler(sampler, rows, self._ranks.rows)
+
+
+@contextmanager
+def _shared_out_to_rows(accelerator: Any, ranks: Ranks) -> Iterator[None]:
+    """Within it, accelerate shares batches out as if each row of ranks were a single process."""
+    usual = type(accelerator)
+    if ranks.point_ways > 1:
+        rows = {"num_processes": ranks.rows, "process_index": ranks.row}
+        accelerator.__class__ = type(usual.__name__, (usual,), rows)
+    try:
+        yield
+    finally:
+        accelerator.__class__ = usual

@@ -14,6 +14,7 @@ from llava.mezo.algorithms.course import Course
 from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
 from llava.mezo.config import KERNEL_DEVICES, MeZOConfig
 from llava.mezo.errors import InputError
+from llava.mezo.ranks import Ranks
 from llava.train.zo.step_batches import Growth
 
 
@@ -60,6 +61,21 @@ class Settings:
             raise InputError(text) from error
         return cls(config, **own)
 
+    def ranks(self) -> Ranks:
+        """This process's place among those of the run.
+
+        Raises:
+            InputError: a step has less to share out than there are processes.
+        """
+        config = self.config
+        ranks, points = Ranks.here(config.parallel, config.num_directions), len(Course(config).points(0))
+        if ranks.point_ways > points:
+            raise InputError(
+                f"--zo_parallel {config.parallel}: {ranks.count} processes cannot share out the {points} losses that a "
+                "step takes of a batch. Raise --zo_num_directions, or give both or data"
+            )
+        return ranks
+
     def planned_rows(self, args: Any) -> list[int] | None:
         """Records of each step of a run, over all processes, where steps differ; None where they do not.
 
@@ -69,13 +85,13 @@ class Settings:
         growth, anchor = self.batch_growth, self.anchor_batches
         if growth is None and anchor == 1:
             return None
-        stages = Growth(((0.0, args.train_batch_size * args.world_size),)) if growth is None else Growth.parse(growth)
+        shares = self.ranks().rows
+        stages = Growth(((0.0, args.train_batch_size * shares),)) if growth is None else Growth.parse(growth)
         rows = stages.rows(args.max_steps)
-        odd = [count for count in rows if count % args.world_size]
+        odd = [count for count in rows if count % shares]
         if odd:
             raise InputError(
-                f"--zo_batch_growth {growth}: {odd[0]} records cannot be shared out evenly to {args.world_size} "
-                "processes"
+                f"--zo_batch_growth {growth}: {odd[0]} records cannot be shared out evenly to {shares} processes"
             )
         return [count if step % self.config.anchor_steps else count * anchor for step, count in enumerate(rows)]
 

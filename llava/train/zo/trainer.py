@@ -159,7 +159,7 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class, of forwards alone: 2 operations a token and parameter."""
         tokens = sum(part["input_ids"].numel() for part, _ in parts_of(inputs) if "input_ids" in part)
-        return 2 * self.mezo.course.num_losses * tokens * self._num_parameters
+        return 2 * self.mezo.course.num_losses * tokens * self._num_parameters // self.mezo.ranks.point_ways
 
     @functools.cached_property
     def _num_parameters(self) -> int:
