@@ -46,8 +46,10 @@ class _Threaded(Ranks):
 
 
 def make_model() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    model, generator = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), torch.Generator().manual_seed(1)
+    for parameter in model.parameters():  # not by the global generator, which threads share
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def batch_of(step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, float]:
