@@ -30,7 +30,14 @@ LAYERS = (
     {"llava.train"},
     {"llava.ask", "llava.check", "llava.data.check", "llava.serve"},  # commands; nothing below imports them
 )
-MAY_IMPORT_MEZO = ("llava.eval", "llava.runs", "llava.train.zo", "llava.train.flags.arguments", "llava.train.train")
+MAY_IMPORT_MEZO = (
+    "llava.eval",
+    "llava.runs",
+    "llava.train.zo",
+    "llava.train.flags.arguments",
+    "llava.train.train",
+    "llava.train.advise",
+)
 # Below everything, and with the engine since they travel with it.
 FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.inference")
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.

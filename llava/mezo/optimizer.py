@@ -197,7 +197,7 @@ class MeZO(Optimizer):
                 f"step {step} takes {len(points)} losses of a batch, which cannot be shared out to {ranks.point_ways} "
                 "processes (parallel)"
             )
-        return self._losses_at(points[ranks.share(len(points))], loss, inputs, keep)
+        return self.losses_at(points[ranks.share(len(points))], loss, inputs, keep)
 
     def _known(self, losses: Sequence[float], points: int) -> list[float]:
         """The means over all ranks of what each measured of a micro-batch."""
@@ -208,9 +208,14 @@ class MeZO(Optimizer):
         """Number of this rank's first among the examples of a step."""
         return self.ranks.rank * (self.config.num_directions // self.ranks.count)
 
-    def _losses_at(
-        self, points: Sequence[Point], loss: Loss, inputs: Mapping[str, torch.Tensor] | None, keep: bool
+    def losses_at(
+        self,
+        points: Sequence[Point],
+        loss: Loss,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        keep: bool = False,
     ) -> list[float]:
+        """The losses of a batch at some points, on this rank alone; no part of a step. Arguments as `accumulate`."""
         undone = self._latest[: self.course.undone]
         if any(decay != 1.0 for update in undone for decay in update.decays):
             raise ValueError(f"the estimator {self.config.estimator} cannot take back weight decay; set it to 0")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from llava.mezo import MeZO, reuse_outputs
+from llava.mezo.algorithms.interface import Point
 from llava.mezo.errors import InputError
 from llava.mezo.head import cross_entropy, token_errors
+from llava.mezo.measuring import Loss
 from llava.train.zo.settings import Settings
 from llava.train.zo.sparse_loss import laid_out_loss, plain_head, sparse_loss, whole_model
 from llava.train.zo.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
@@ -57,15 +60,28 @@ class Forwards:
 
     def accumulate(self, step: int, inputs: Inputs, rows: int) -> float:
         """The forwards of one micro-batch, which counts as so many rows; their mean loss."""
+        with self._loss_of(inputs) as (loss, tensors, keep):
+            return self.mezo.accumulate(step, loss, tensors, weight=rows, keep=keep)
+
+    def losses_at(self, points: Sequence[Point], inputs: Inputs) -> list[float]:
+        """The losses of a batch at some points; no part of a step."""
+        with self._loss_of(inputs) as (loss, tensors, keep):
+            return self.mezo.losses_at(points, loss, tensors, keep)
+
+    @contextmanager
+    def _loss_of(self, inputs: Inputs) -> Iterator[tuple[Loss, Mapping[str, torch.Tensor] | None, bool]]:
+        """What the engine takes for a batch: a loss, its inputs if they are tensors alone, whether copies are kept."""
         network, objective = self.network, self.objective
         if objective is not None:
-            return self.mezo.accumulate(step, lambda: objective(network, inputs), weight=rows, keep=True)
+            yield lambda: objective(network, inputs), None, True
+            return
         tensors = self.inputs(inputs) if self.inputs is not None and inputs.get("labels") is not None else None
         if tensors is not None:
-            return self.mezo.accumulate(step, self._laid_out_loss, tensors, weight=rows)
+            yield self._laid_out_loss, tensors, False
+            return
         inputs = with_pixels_as_weights(network, self._prepare(inputs))
         with reuse_outputs(frozen_image_modules(network)):
-            return self.mezo.accumulate(step, lambda: self._loss(inputs), weight=rows)
+            yield lambda: self._loss(inputs), None, False
 
     def loss(self, inputs: Inputs) -> torch.Tensor:
         """The cross entropy of a batch under the weights as they are, whatever the objective."""

@@ -1,0 +1,91 @@
+"""Advice on a rate and an eps before a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.mezo.curvature import Landscape, Probe
+from llava.train.advise import OWN_LOSS, Steadiness, eps_advice, learning_rate, main
+
+Flags = Callable[..., list[str]]
+
+
+@pytest.fixture()
+def words(flags: Flags, small_tower_folder: Path) -> Callable[..., list[str]]:
+    """A command line of zeroth-order training."""
+
+    def make(**changes: Any) -> list[str]:
+        settings = {
+            "vision_tower": small_tower_folder,
+            "trainer_mode": "zo",
+            "gradient_checkpointing": None,
+            "mm_tunable_parts": "mm_language_model",
+            "bf16": None,
+            "max_steps": 3,
+            "per_device_train_batch_size": 2,
+        }
+        return flags(**settings | changes)
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_and_nothing_is_left_behind(
+    words: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the same: directions and batches follow from the seeds."""
+    found = []
+    for name in ("a", "b"):
+        flags = words(output_dir=tmp_path / "run")
+        main([*flags, "--directions", "4", "--batches", "3", "--advice", str(tmp_path / name)])
+        found.append(json.loads((tmp_path / name).read_text()))
+    assert found[0] == found[1]
+    assert found[0]["records_of_a_batch"] == 2 and found[0]["loss"] > 0
+    assert found[0]["square"]["value"] > 0 and found[0]["slopes_off"]["half_eps"] >= 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("52 forwards of 2 records, ") and "--learning_rate" in shown and "--zo_eps" in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "own", "message"),
+    [
+        ({"trainer_mode": "regular"}, [], "--trainer_mode regular"),
+        ({}, ["--directions", "2"], "--directions 2 must be at least 3"),
+        ({}, ["--batches", "1"], "--batches 1 must be at least 2"),
+        ({"zo_batch_growth": "0:2"}, [], "--zo_batch_growth"),
+        ({"zo_eps": 0}, [], "--zo_eps 0"),
+        ({"data_path": "none.json"}, [], "none.json"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_loading(
+    changes: dict[str, Any], own: list[str], message: str, words: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words(**changes), *own])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_rate_goes_with_the_noise_of_a_batch() -> None:
+    """Slopes +-(1 + d) and +-(1 - d) have the signal 1 - d^2 and the noise 2 d^2."""
+    signs = [1, -1] * 8
+    noisy, calm = (
+        Landscape([[Probe(1.0, s * (1 + d), 0.0), Probe(1.0, s * (1 - d), 0.0)] for s in signs]) for d in (0.9, 0.1)
+    )
+    rate = learning_rate(noisy)
+    assert rate is not None and rate.value == pytest.approx(OWN_LOSS / 1.62)
+    steady = learning_rate(calm)
+    assert steady is not None and steady.value == pytest.approx(OWN_LOSS / 0.02)
+    wild = Landscape([[Probe(1.0, s, 0.0), Probe(1.0, s, 0.0)] for s in (0.0, 0.0, 9.0)])
+    assert learning_rate(wild) is None
+
+
+def test_eps_that_is_too_small_or_too_large() -> None:
+    assert eps_advice(1e-3, Steadiness(0.02, 0.05)) == "0.001 is fine"
+    assert "try 0.002 to 0.004" in eps_advice(1e-3, Steadiness(0.5, 0.1))
+    assert "try 0.00025 to 0.0005" in eps_advice(1e-3, Steadiness(0.1, 0.5))
