@@ -48,10 +48,14 @@ class Outlook(TrainerCallback):
 
 
 class LogLastStep(TrainerCallback):
-    """The last step is logged, however many steps lie between others: a run has a final loss."""
+    """The last step is logged, however many steps lie between others: a run has a final loss.
+
+    Where an evaluation may end the run, that is every step that is evaluated.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+        last = state.global_step >= state.max_steps or (args.early_stopping_patience and control.should_evaluate)
+        if last and args.logging_strategy != "no":
             control.should_log = True
 
 

@@ -54,9 +54,17 @@ def test_the_bar_begins_behind_the_replayed_steps() -> None:
 
 def test_the_last_step_is_logged() -> None:
     for step, strategy, logged in ((9, "steps", False), (10, "steps", True), (10, "epoch", True), (10, "no", False)):
-        control, args = TrainerControl(), SimpleNamespace(logging_strategy=strategy)
+        control, args = TrainerControl(), SimpleNamespace(logging_strategy=strategy, early_stopping_patience=0)
         callbacks.LogLastStep().on_step_end(args, state(step), control)
         assert control.should_log is logged
+
+
+@pytest.mark.parametrize(("patience", "evaluated"), [(0, True), (2, False), (2, True)])
+def test_what_an_early_stop_would_cut_off_is_logged(patience: int, evaluated: bool) -> None:
+    control = TrainerControl(should_evaluate=evaluated)
+    args = SimpleNamespace(logging_strategy="steps", early_stopping_patience=patience)
+    callbacks.LogLastStep().on_step_end(args, state(5), control)
+    assert control.should_log is (patience > 0 and evaluated)
 
 
 @pytest.mark.parametrize(
