@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,13 @@ from llava.mezo.measuring import (
     mean_losses,
     measure,
 )
-from llava.mezo.names import names_hash, numbered
+from llava.mezo.names import canonical_names, names_hash, numbered
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import check_same_weights
+from llava.mezo.sharding.shards import check_shards
+from llava.mezo.sharding.turns import Turns
+from llava.mezo.sharding.weights import ShardedWeights, frozen_shards
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
@@ -79,6 +82,10 @@ class MeZO(Optimizer):
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
         self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
+        self.frozen = frozen_shards(canonical_names(model), chosen)
+        """Other parameters in shards, which a forward reads by way of this optimizer too."""
+        self._ranks = ranks
+        self._turns = self._agree()
         self.sizes: tuple[float, ...] = ()
         """Of each trained parameter's noise, where they differ, see `tensor_sizes.py`."""
         self.course = Course(self.config)
@@ -86,9 +93,10 @@ class MeZO(Optimizer):
         if sizes is None:
             sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
-        self.perturbation = Perturbation(model, list(chosen), self.weights)
+        self.perturbation = Perturbation(model, [*chosen, *self.frozen], self.weights)
         self.device = parameters[0].device
-        wanted = "off" if self.course.estimator.several_seeds else self.config.cuda_graphs
+        alone = self.course.estimator.several_seeds or self._turns is not None
+        wanted = "off" if alone else self.config.cuda_graphs
         self.graphs = graphs_for(self.weights, wanted, self.config.graph_memory_gb)
         self._places, self._recorded_version = Places(model), self.weights.version
         self._latest: tuple[Update, ...] = ()
@@ -101,9 +109,21 @@ class MeZO(Optimizer):
         """Where steps are recorded before they are applied. A step that it holds already is not measured again."""
         self._next = 0
         """The step that the weights are before, as far as a journal tells."""
-        self._ranks = ranks
         self._window = LossWindow()
         self._released = False
+
+    def _agree(self) -> Turns | None:
+        """How processes take turns in gathering weights; None where each has the whole model."""
+        shards = [*self.frozen, *(p for p, storage in self.storages.items() if storage.sharded)]
+        if not shards:
+            return None
+        check_shards(shards)
+        if self.config.estimator == "per_example" or self.ranks.point_ways > 1:
+            raise ValueError(
+                "processes that share weights measure the same points at a time: neither the estimator per_example nor "
+                f"parallel {self.config.parallel!r} can have them measure different ones"
+            )
+        return Turns()
 
     @property
     def ranks(self) -> Ranks:
@@ -120,7 +140,9 @@ class MeZO(Optimizer):
         group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
         groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
         self.sizes = tuple(sizes)
-        self.weights = TrainedWeights(list(self.storages.values()), noise, self.config.kernel, groups, self.sizes)
+        given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
+        turns = self._turns
+        self.weights = TrainedWeights(*given) if turns is None else ShardedWeights(*given, self.frozen, turns)
         if hasattr(self, "perturbation"):
             self.perturbation.weights = self.weights
             if self.graphs is not None:
@@ -272,12 +294,23 @@ class MeZO(Optimizer):
 
     @contextmanager
     def current_weights(self) -> Iterator[None]:
-        """Within it, a forward through the model sees the current weights, wherever they are stored; for evaluation."""
+        """Within it, a forward through the model sees the current weights, wherever they are stored; for evaluation.
+
+        With weights in shards all processes enter and leave it together, and do nothing else together within.
+        """
+        if isinstance(self.weights, ShardedWeights):
+            with self.perturbation.attached(), self.weights.unperturbed(), self.perturbation.at(0, 0.0):
+                yield
+            return
         if not any(storage.state() for storage in self.storages.values()):
             yield
             return
         with self.perturbation.attached(), self.perturbation.at(0, 0.0):
             yield
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Within it, a forward of frozen modules can run: with weights in shards as in `current_weights`."""
+        return self.current_weights() if self.weights.sharded else nullcontext()
 
     @contextmanager
     def exported(self) -> Iterator[None]:
@@ -342,7 +375,7 @@ class MeZO(Optimizer):
     def _check_ranks(self, step: int) -> None:
         """Now and then, `RanksDifferError` where ranks have different weights."""
         every = self.config.check_ranks_steps
-        if every and step % every == 0:
+        if every and step % every == 0 and self._turns is None:  # weights in shards are there once
             stored = dict(zip(self.names, self.storages.values(), strict=True))
             check_same_weights(stored, step, step // every, self.ranks, self.device)
 

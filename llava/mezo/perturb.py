@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 class Perturbation:
     """Perturbed passes through `model` for `parameters`, whose places in the list are their numbers in `weights`.
 
+    With weights in shards, frozen parameters are among them.
+
         with perturbation.attached():
             perturbation.weights.aim((Point.along(seed, eps), Point.along(seed, -eps)))
             plus, minus = perturbation.run(loss, 2)
@@ -50,6 +52,7 @@ class Perturbation:
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], weights: TrainedWeights) -> None:
         self.model = model
         self.weights = weights
+        self.parameters = list(parameters)
         self.numbers = {parameter: number for number, parameter in enumerate(parameters)}
         self._passes = Passes()
         self._stand_ins: list[_Parameters] = []
@@ -117,13 +120,15 @@ class Perturbation:
 
         Args:
             keep: copies are kept for all forwards of a call, as one has many (generation): the memory of all trained
-                weights for the time it saves. Calls run one after the other then.
+                weights for the time it saves. Calls run one after the other then. Not of weights in shards, which
+                would be whole on each process.
         """
-        self._keep = keep
+        self._keep = keep and not self.weights.sharded
         try:
             with self._pass():
-                devices = set() if keep else {device.type for device in self.weights.tables}
-                return self._passes.run(function, points, devices)
+                alone = keep or self.weights.sharded
+                devices = set() if alone else {device.type for device in self.weights.tables}
+                return self._passes.run(partial(self._to_the_end, function), points, devices)
         finally:
             self._keep = False
 
@@ -134,6 +139,13 @@ class Perturbation:
             self.weights.aim((Point.along(seed, scale),))
             with self._passes.single(0):
                 yield
+                self.weights.finish(0)
+
+    def _to_the_end(self, function: Callable[[], Any]) -> Any:
+        """What a forward gives, when it has ended on all processes that share its weights."""
+        result = function()
+        self.weights.finish(self._passes.running.number)
+        return result
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
@@ -143,7 +155,7 @@ class Perturbation:
             raise RuntimeError("a pass is running already; passes do not nest")
         self._reads = 0
         yield
-        if self._reads == 0 and not self._warned:
+        if self._reads == 0 and self.weights.perturbs and not self._warned:
             self._warned = True
             logger.warning(
                 "mezo: the loss read none of the trained parameters, so it cannot depend on them. This is right for a "
@@ -155,7 +167,7 @@ class Perturbation:
         lane, number = self._passes.current, self.numbers.get(parameter)
         if lane is None or number is None:
             return parameter
-        self._reads += 1
+        self._reads += number < len(self.weights.storages)
         if self._keep:
             if number not in lane.copies:
                 lane.copies |= self._fetch_alone(number)
@@ -191,7 +203,7 @@ class Perturbation:
     def whole(self, number: int) -> torch.Tensor:
         """All of a weight."""
         self._run_by_parts(number)
-        return self.span(number, 0, self.weights.storages[number].shape[0])
+        return self.span(number, 0, self.parameters[number].shape[0])
 
     def _run_by_parts(self, number: int) -> None:
         """A layer whose weights are used while it is not running: its modules become units of their own from now on."""

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from llava.mezo.sharding.shards import is_sharded
+
 
 class Source(Protocol):
     """Where a table's values come from; each method gives plain tensors with the bits of the whole matrix."""
@@ -37,7 +39,8 @@ class PerturbedTable(torch.Tensor):
     @staticmethod
     def make(raw: torch.Tensor, source: Source, number: int) -> PerturbedTable:
         """`raw` gives shape, dtype and device; its values are never used."""
-        table = raw.detach().as_subclass(PerturbedTable)
+        stand_in = torch.empty((), dtype=raw.dtype, device=raw.device).expand(raw.shape) if is_sharded(raw) else raw
+        table = stand_in.detach().as_subclass(PerturbedTable)
         table._source, table._number, table._whole = source, number, None
         return table
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from llava.mezo.names import names_in_files
+from llava.mezo.sharding.shards import is_sharded, local_part
 
 KINDS = ("none", "norms", "rms")
 
@@ -78,7 +79,12 @@ def _from_patterns(file: str, patterns: Mapping[str, float], names: Sequence[Seq
 
 
 def _norm(weight: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
+    norm = torch.linalg.vector_norm(local_part(weight), dtype=torch.float64)
+    if not is_sharded(weight):
+        return float(norm)
+    squares = norm.square()
+    torch.distributed.all_reduce(squares)
+    return math.sqrt(float(squares))
 
 
 def _rounded(size: float) -> float:

@@ -30,7 +30,7 @@ Copies = dict[int, torch.Tensor]
 """Perturbed copies by the number of their weight."""
 
 
-def _anyone(point: int) -> AbstractContextManager[Any]:
+def anyone(point: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
@@ -51,6 +51,11 @@ class TrainedWeights:
             the first.
         sizes: of each weight, a factor of its noise; default: 1.
     """
+
+    sharded = False
+    """Whether each process holds a part of every weight, see `sharding/`."""
+    perturbs = True
+    """Whether copies are made at the points that were aimed at, and not of the weights as they are."""
 
     def __init__(
         self,
@@ -81,7 +86,8 @@ class TrainedWeights:
         for number, (storage, pair) in enumerate(zip(self.storages, self._pairs, strict=True)):
             there = weights.setdefault(storage.device, [])
             self._place[number] = storage.device, len(there)
-            there.append(Weight(storage.value, number, storage.dtype, self._classes.index(pair), storage.grid))
+            group = self._classes.index(pair)
+            there.append(Weight(storage.value, number, storage.dtype, group, storage.grid, storage.first))
         self.tables: dict[torch.device, WeightTable] = {
             device: kernel_for(self.kernel, device.type, self.noise).table(some, self.noise)
             for device, some in weights.items()
@@ -119,6 +125,9 @@ class TrainedWeights:
         """Factors of noise, one a pair, of each class from those of each group."""
         return tuple(tuple(as_float32(factor * size) for factor in of_groups[group]) for group, size in self._classes)
 
+    def finish(self, point: int) -> None:
+        """A forward at this point has ended. Nothing to do where no other process waits for this one."""
+
     def unit(self, numbers: Sequence[int]) -> Unit:
         """Weights to be perturbed together."""
         key = tuple(numbers)
@@ -128,12 +137,12 @@ class TrainedWeights:
                 by_device.setdefault(self._place[number][0], []).append(number)
             parts = []
             for device, some in by_device.items():
-                pieces = [Piece(self._place[n][1], 0, self.storages[n].shape.numel()) for n in some]
+                pieces = [Piece(self._place[n][1], 0, self.storages[n].value.numel()) for n in some]
                 parts.append((device, self.tables[device].part(pieces), tuple(some)))
             self._units[key] = Unit(key, tuple(parts))
         return self._units[key]
 
-    def perturbed(self, numbers: Sequence[int], points: Sequence[int], memory_of: Memory = _anyone) -> list[Copies]:
+    def perturbed(self, numbers: Sequence[int], points: Sequence[int], memory_of: Memory = anyone) -> list[Copies]:
         """The weights at each of the points; `memory_of`: see `passes.py`."""
         copies: list[Copies] = [{} for _ in points]
         for device, part, some in self.unit(numbers).parts:
@@ -152,7 +161,7 @@ class TrainedWeights:
         return copies
 
     def span(
-        self, number: int, first: int, last: int, points: Sequence[int], memory_of: Memory = _anyone
+        self, number: int, first: int, last: int, points: Sequence[int], memory_of: Memory = anyone
     ) -> list[torch.Tensor]:
         """Slices first ... last - 1 along dimension 0, at each of the points."""
         storage, (device, index) = self.storages[number], self._place[number]

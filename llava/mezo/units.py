@@ -95,6 +95,11 @@ def _refuse_compiled(name: str, module: nn.Module) -> None:
 def _refuse_unreadable(name: str, module: nn.Module) -> None:
     if isinstance(module, nn.DataParallel):
         raise ValueError("nn.DataParallel copies weights past the perturbation; use one process per device (torchrun)")
+    if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+        raise ValueError(
+            f"module {name or 'at the top'!r} is under FSDP2's fully_shard, whose hooks gather weights past the "
+            "perturbation; cut the model by llava.mezo.sharding.shards.shard_model instead"
+        )
     if isinstance(module, nn.RNNBase):
         raise ValueError(f"module {name!r} ({type(module).__name__}) keeps a private list of its weights; freeze it")
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:

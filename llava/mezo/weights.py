@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from llava.mezo.kernels.interface import LARGEST_ON_GRID, SUPPORTED_DTYPES, Grid
+from llava.mezo.sharding.shards import first_element, is_sharded, local_part
 
 
 class Storage(Protocol):
@@ -38,7 +39,15 @@ class Storage(Protocol):
 
     @property
     def value(self) -> torch.Tensor:
-        """Where the weight is: contiguous; floats, or int16 with a grid."""
+        """Where the weight is, or this process's part of it: contiguous; floats, or int16 with a grid."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the value is this process's part of the weight."""
+
+    @property
+    def first(self) -> int:
+        """Number in the weight of the value's first element."""
 
     @property
     def grid(self) -> Grid | None:
@@ -90,11 +99,19 @@ class NativeStorage:
 
     @property
     def value(self) -> torch.Tensor:
-        return self.parameter.detach()
+        return local_part(self.parameter)
+
+    @property
+    def sharded(self) -> bool:
+        return is_sharded(self.parameter)
+
+    @property
+    def first(self) -> int:
+        return first_element(self.parameter)
 
     @property
     def address(self) -> int:
-        return self.parameter.data_ptr()
+        return self.value.data_ptr()
 
     def state(self) -> dict[str, torch.Tensor]:
         return {}
@@ -226,6 +243,10 @@ def store(parameter: nn.Parameter, storage: str) -> Storage:
         raise ValueError(f"a trainable weight is {parameter.dtype}; MeZO trains {allowed}")
     if parameter.is_meta:
         raise ValueError("a trainable weight is on the meta device (it has no values); load the model first")
+    if is_sharded(parameter):
+        if storage != "native":
+            raise ValueError(f"a weight in shards is stored as it is (native), and not as {storage}")
+        return NativeStorage(parameter)
     if not parameter.is_contiguous():
         if parameter.untyped_storage().nbytes() != parameter.numel() * parameter.element_size():
             raise ValueError(

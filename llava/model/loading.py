@@ -145,7 +145,10 @@ def _refuse_missing(model: Any, missing: set[str], name: str) -> None:
 def not_finite(model: Any) -> str | None:
     """Name of the first weight that has a NaN or an infinity; None if all are finite."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and not torch.isfinite(parameter).all():
+        values = parameter.detach()
+        if hasattr(values, "to_local"):  # of one in shards, this process's
+            values = values.to_local()
+        if values.is_floating_point() and not values.is_meta and not torch.isfinite(values).all():
             return name
     return None
 

@@ -22,6 +22,7 @@ from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.mezo.sharding.whole import agreed
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
 from llava.model.quantised_scales import train_scales
@@ -105,7 +106,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            broken = not_finite(trainer.model)  # after the last step no loss tells
+            broken = agreed(not_finite(trainer.model), trainer.model.parameters())  # after the last step no loss tells
             if broken is not None:
                 raise FloatingPointError(f"the weight {broken} is not finite{trainer.advice()}")
     except FloatingPointError as error:

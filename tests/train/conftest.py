@@ -122,6 +122,30 @@ def flags(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., 
     return functools.partial(run_flags, output_dir=tmp_path / "out")
 
 
+@pytest.fixture()
+def small_run(flags: Callable[..., list[str]], small_tower_folder: Path) -> Callable[..., list[str]]:
+    """Command line of a zeroth-order run of three steps, one sample at a time."""
+
+    def make(**changes: Any) -> list[str]:
+        settings = {
+            "vision_tower": small_tower_folder,
+            "trainer_mode": "zo",
+            "gradient_checkpointing": None,
+            "mm_tunable_parts": "mm_language_model",
+            "bf16": None,
+            "max_steps": 3,
+            "per_device_train_batch_size": 1,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        return flags(**settings | changes)
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def no_picture_of_the_loss() -> Iterator[None]:
     """Drawing it takes longer than a step of the runs in tests."""

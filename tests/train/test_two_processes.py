@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from processes import run_on_two
 from safetensors.torch import load_file
 
 from llava.train.flags.parsing import parse_arguments
@@ -26,30 +25,6 @@ from llava.train.zo.trainer import MeZOTrainer
 ROOT = Path(__file__).parents[2]
 
 Flags = Callable[..., list[str]]
-
-
-@pytest.fixture()
-def small_run(flags: Flags, small_tower_folder: Path, tmp_path: Path) -> Flags:
-    """Command line of a zeroth-order run of three steps, one sample at a time."""
-
-    def make(**changes: Any) -> list[str]:
-        settings = {
-            "vision_tower": small_tower_folder,
-            "trainer_mode": "zo",
-            "gradient_checkpointing": None,
-            "mm_tunable_parts": "mm_language_model",
-            "bf16": None,
-            "max_steps": 3,
-            "per_device_train_batch_size": 1,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
-        return flags(**settings | changes)
-
-    return make
 
 
 def logs_of(folder: Path) -> list[tuple[float, float, float]]:
@@ -138,34 +113,6 @@ def launched_on_two(words: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-
-
-def run_on_two(words: list[str], log: Path) -> None:
-    """The same without the launcher, and forked from a process that has imported all: three imports take longest."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llava.train.train", "llava.train.zo.trainer"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [context.Process(target=_rank, args=(rank, port, words, log)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(300)
-        if rank.exitcode != 0:
-            for other in ranks:
-                other.kill()
-    assert [rank.exitcode for rank in ranks] == [0, 0], log.read_text()[-3000:]
-
-
-def _rank(rank: int, port: str, words: list[str], log: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with log.open("a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    torch.set_num_threads(1)
-    train(argv=words)
 
 
 class Replica(torch.nn.Module):

@@ -12,11 +12,16 @@ import torch
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 (hexadecimal) over name, dtype, shape and sha256 of the bytes of each tensor, in the mapping's order."""
     with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-        lines = pool.map(_line, tensors.items())
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return combined(pool.map(line, tensors.items()))
 
 
-def _line(item: tuple[str, torch.Tensor]) -> str:
+def combined(lines: Iterable[str]) -> str:
+    """The fingerprint of weights with these lines."""
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def line(item: tuple[str, torch.Tensor]) -> str:
+    """What a fingerprint has of a weight and its name."""
     name, tensor = item
     digest = hashlib.sha256()
     for part in _parts(tensor.detach()):

@@ -165,12 +165,16 @@ class Kernel(Protocol):
 
 def laid_out(weights: Sequence[Weight], pieces: Sequence[Piece], prepared: Any = None) -> Part:
     """The pieces one behind the other."""
-    dtypes = [weights[piece.index].dtype for piece in pieces]
-    sizes = [
-        -(-piece.count * dtype.itemsize // ALIGNMENT) * ALIGNMENT for piece, dtype in zip(pieces, dtypes, strict=True)
-    ]
+    dtypes = tuple(weights[piece.index].dtype for piece in pieces)
+    offsets, size = placed([piece.count for piece in pieces], dtypes)
+    return Part(tuple(pieces), dtypes, offsets, size, prepared)
+
+
+def placed(counts: Sequence[int], dtypes: Sequence[torch.dtype]) -> tuple[tuple[int, ...], int]:
+    """Where so many elements of these dtypes begin one behind the other, in bytes, and the bytes of all."""
+    sizes = [-(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT for count, dtype in zip(counts, dtypes, strict=True)]
     *offsets, size = accumulate(sizes, initial=0)
-    return Part(tuple(pieces), tuple(dtypes), tuple(offsets), size, prepared)
+    return tuple(offsets), size
 
 
 def check_rows(rows: torch.Tensor, count: int) -> None:

@@ -248,6 +248,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_noise: str = flag("gaussian", f"MeZO: distribution of a direction: {', '.join(NOISES)}")
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")
+    zo_shard: str = flag(
+        "none",
+        "MeZO: none: each process has the whole model; fsdp: a shard of every weight, put together layer by layer, see "
+        "docs/distributed.md",
+    )
     zo_weight_storage: str = flag("native", f"MeZO: how 16-bit weights are kept: {', '.join(STORAGES)}")
     zo_cuda_graphs: str = flag(
         "auto", f"MeZO on CUDA: forwards as graphs of kernels, with equal results: {', '.join(GRAPHS)}"

@@ -32,10 +32,12 @@ from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
+from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
+from llava.train.zo.sharded_run import read_step
 from llava.train.zo.starting_point import StartingPoint, prepare
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class JournaledRun(transformers.Trainer):
                     self.args,
                     self.zo,
                     resume is not None,
-                    save=lambda folder: self._save(str(folder)),
+                    save=self._save_start,
                     wait=self.accelerator.wait_for_everyone,
                     tokenizer=getattr(self, "processing_class", None) or getattr(self, "tokenizer", None),
                 )
@@ -134,6 +136,10 @@ class JournaledRun(transformers.Trainer):
     def current_weights(self) -> AbstractContextManager[Any]:
         """Within it, a forward through the model sees the weights as they are, wherever they are stored."""
         return contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights()
+
+    def _save_start(self, folder: Path) -> None:
+        with whole_on_first(self.model):
+            self._save(str(folder))
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
@@ -235,11 +241,14 @@ class JournaledRun(transformers.Trainer):
         parameters = parameters_by_name(self.model)
         journal = Journal.read(folder)
         base = BaseModel(self.starting_point.weights or folder / MODEL, journal)
+        self.loaded_step = int(step)
+        if self.mezo.weights.sharded:
+            read_step(parameters, base, journal, self.loaded_step, self.mezo.weights)
+            return
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)
-        replay.advance(int(step))
+        replay.advance(self.loaded_step)
         replay.copy_into(parameters)
-        self.loaded_step = int(step)
 
 
 class SaveResumePoints(TrainerCallback):

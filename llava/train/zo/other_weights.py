@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.sharding.shards import write_into
 from llava.mezo.tensor_files import TensorFiles, write_tensors
 
 FILE = "trained.safetensors"
@@ -38,4 +39,4 @@ def load_other_weights(model: nn.Module, folder: Path) -> None:
     files, parameters = TensorFiles(folder), parameters_by_name(model)
     with torch.no_grad():
         for name in files.files[folder / FILE]:
-            parameters[name].copy_(files.read(name))
+            write_into(parameters[name], files.read(name))

@@ -15,7 +15,10 @@ from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
 from llava.mezo.config import KERNEL_DEVICES, MeZOConfig
 from llava.mezo.errors import InputError
 from llava.mezo.ranks import Ranks
+from llava.mezo.sharding.shards import check_torch
 from llava.train.zo.step_batches import Growth
+
+SHARDS = ("none", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Settings:
     anchor_batches: int = 1
     """How many usual steps' records a step at an anchor has."""
     length_bucket: int = 1
+    shard: str = "none"
+    """Whether each process has the whole model, or a shard of every weight, see `sharded_run.py`."""
 
     @classmethod
     def of(cls, args: Any) -> Settings:
@@ -51,6 +56,8 @@ class Settings:
         for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
             if own[name] is not None and own[name] < 1:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
+        if own["shard"] not in SHARDS:
+            raise InputError(f"--zo_shard {own['shard']} must be one of {', '.join(SHARDS)}")
         if engine["estimator"] != "svrg":
             own["anchor_batches"] = 1
         try:
@@ -143,8 +150,12 @@ def _defaults(kind: type) -> list[tuple[str, Any]]:
 def examples_of_a_step(args: Any) -> int:
     """Over all processes; `args` as transformers has them, or as they stand on the command line."""
     rows = getattr(args, "train_batch_size", args.per_device_train_batch_size)
-    ranks = getattr(args, "world_size", None) or int(os.environ.get("WORLD_SIZE", 1))
-    return int(rows * args.gradient_accumulation_steps * ranks)
+    return int(rows * args.gradient_accumulation_steps * processes(args))
+
+
+def processes(args: Any) -> int:
+    """Of a run; `args` as in `examples_of_a_step`."""
+    return getattr(args, "world_size", None) or int(os.environ.get("WORLD_SIZE", 1))
 
 
 def refuse_impossible(args: Any) -> None:
@@ -174,6 +185,8 @@ def refuse_impossible(args: Any) -> None:
         )
     if zo.from_journal is not None and not zo.journal:
         raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
+    if zo.shard != "none":
+        _refuse_with_shards(args, zo)
     _refuse_batches(args, zo)
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(args, name):
@@ -181,6 +194,32 @@ def refuse_impossible(args: Any) -> None:
                 f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by "
                 "module. Leave it out"
             )
+
+
+def _refuse_with_shards(args: Any, zo: Settings) -> None:
+    """What cannot go with weights in shards."""
+    given = f"--zo_shard {zo.shard}"
+    check_torch()
+    if processes(args) < 2:
+        raise InputError(f"{given} needs several processes, which share the weights: start it by torchrun")
+    if zo.config.storage != "native":
+        raise InputError(
+            f"--zo_weight_storage {zo.config.storage} excludes {given}, which keeps weights in the model's dtype: give "
+            "native"
+        )
+    for name, value, excluded in (
+        ("zo_estimator", zo.config.estimator, zo.config.estimator == "per_example"),
+        ("zo_parallel", zo.config.parallel, zo.config.parallel != "data"),
+    ):
+        if excluded:
+            raise InputError(f"--{name} {value} excludes {given}: processes that share weights measure the same points")
+    if getattr(args, "bits", 16) != 16:
+        raise InputError(f"--bits {args.bits} excludes {given}: quantised weights are not cut into shards")
+    if zo.from_journal is not None:
+        raise InputError(
+            f"--zo_from_journal {zo.from_journal} excludes {given}: write its step with llava.mezo.replay and start "
+            "from there (--model_name_or_path)"
+        )
 
 
 def _refuse_batches(args: Any, zo: Settings) -> None:

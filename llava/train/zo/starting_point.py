@@ -25,6 +25,8 @@ from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.sharding.shards import has_values, write_into
+from llava.mezo.sharding.whole import agreed, fingerprint_of_shards
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.train.zo.resume_points import branching_point, split
@@ -97,22 +99,26 @@ def prepare(
         logger.warning("%s has no journal: this run goes on without one, with checkpoints alone", folder.parent)
         return None
     lock = FolderLock(folder) if args.process_index == 0 else None
+    shared = zo.shard != "none"
+    of_weights = fingerprint_of_shards if shared else fingerprint
     try:
         base = _BaseFiles(model, folder / MODEL)
         if lock is not None and not exists:
             base.begin(zo.from_journal)
         wait()
         base.load()  # an adapter's random start need not come out the same again
-        if lock is not None and not exists:
-            base.complete(zo.from_journal, save, tokenizer)
+        if not exists and (shared or lock is not None):  # weights in shards are put together by all ranks
+            base.complete(zo.from_journal, save, tokenizer, lock is not None)
         wait()
         stored = base.stored(base.trained)  # before a branch changes the weights
+        if shared and exists and (folder / PARENT).exists():
+            raise InputError(f"{folder} branches off from another journal: go on with it without --zo_shard")
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
         return StartingPoint(
             folder=folder,
             model=base.name,
-            fingerprint=fingerprint({name: p.detach() for name, p in base.trained.items()}),
+            fingerprint=of_weights({name: p.detach() for name, p in base.trained.items()}),
             stored=stored,
             sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
             parent=journal,
@@ -150,13 +156,18 @@ class _BaseFiles:
             for name, parameter in self.parameters.items() if files.files else ():
                 there = stored.get(name, [name])[0]
                 if there in files:
-                    parameter.copy_(files.read(there))
+                    write_into(parameter, files.read(there))
 
-    def complete(self, branch: str | None, save: Callable[[Path], None], tokenizer: Any) -> None:
-        """Put into the overlay what the checkpoint lacks."""
-        missing = self._uncovered()
+    def complete(self, branch: str | None, save: Callable[[Path], None], tokenizer: Any, first: bool) -> None:
+        """Put into the overlay what the checkpoint lacks.
+
+        Args:
+            first: of the ranks that are here: all of those that weights are in shards of, or the only one.
+        """
+        missing = agreed(self._uncovered(), self.parameters.values())
         if missing is None:
-            self._describe(tokenizer)
+            if first:
+                self._describe(tokenizer)
         elif branch is not None:
             raise InputError(
                 f"--zo_from_journal {branch}: this run trains {missing!r}, which that run's "
@@ -193,7 +204,7 @@ class _BaseFiles:
             if there not in files:
                 return name
             value = files.read(there).to(parameter.dtype)
-            if value.shape != parameter.shape or not torch.equal(value, parameter.detach().cpu()):
+            if value.shape != parameter.shape or not has_values(parameter, value):
                 return name
         return None
 

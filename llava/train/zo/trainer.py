@@ -23,11 +23,13 @@ from transformers import TrainerCallback
 from llava.mezo import MeZO, no_decay_names
 from llava.mezo.errors import InputError
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.sharding.weights import ShardedWeights
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.zo.forwards import Forwards, Objective
 from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.settings import Settings, refuse_impossible
+from llava.train.zo.sharded_run import ShardedRun
 from llava.train.zo.step_batches import parts_of
 from llava.train.zo.step_inputs import KnownFeatures
 from llava.train.zo.without_gradients import WithoutGradients
@@ -39,7 +41,7 @@ class DivergedError(FloatingPointError):
     """The loss was not finite in `zo_max_bad_steps` steps in a row; the last good weights have been saved."""
 
 
-class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
+class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
     """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -174,6 +176,9 @@ class MeZOTrainer(JournaledRun, PlannedBatches, WithoutGradients, LLaVATrainer):
         inputs = None if self._forwards is None else self._forwards[1].inputs
         if self.known_features is not None and inputs is not None:
             report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
+        weights = self.mezo.weights
+        if isinstance(weights, ShardedWeights):
+            report["zo_shard"] = {"bytes_held": weights.held, "bytes_received": weights.received}
         return report
 
     @property

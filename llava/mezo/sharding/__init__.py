@@ -1,0 +1,1 @@
+"""Weights in shards: each rank holds, perturbs and updates its part of every weight."""

@@ -1,0 +1,129 @@
+"""What a shard is: rows of a weight, cut as torch.chunk cuts them and as FSDP2 lays weights out.
+
+A sharded parameter is a DTensor with the placement `Shard(0)` over all ranks, of the whole weight's shape. Each is cut
+along dimension 0, so that a shard is a stretch of its elements, and noise, which counts the elements of the whole
+weight, needs nothing of the other ranks. What has no dimension stays whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava.mezo.errors import InputError
+from llava.mezo.ranks import Ranks
+from llava.mezo.units import owned_parameters
+
+OLDEST_TORCH = (2, 6)
+
+
+def here() -> tuple[int, int]:
+    """This process's number among those that share the weights, and how many they are."""
+    ranks = Ranks.here()
+    return ranks.rank, ranks.count
+
+
+def check_torch(version: str = torch.__version__) -> None:
+    """InputError: this torch is too old for shards."""
+    major, minor = version.split(".")[:2]
+    if (int(major), int(minor)) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise InputError(f"weights in shards (--zo_shard fsdp) need torch {needed} or later, and this is {version}")
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor, of which this rank holds a part."""
+    return hasattr(tensor, "to_local")
+
+
+def check_shards(parameters: Iterable[Any]) -> None:
+    """ValueError: one is cut in another way than `shard_model` cuts it."""
+    rank, ranks = here()
+    for parameter in parameters:
+        rows = borders(len(parameter), ranks)
+        over_all = parameter.device_mesh.ndim == 1 and parameter.device_mesh.size() == ranks
+        along_rows = [place.is_shard(0) for place in parameter.placements] == [True]
+        if not (over_all and along_rows and len(local_part(parameter)) == rows[rank + 1] - rows[rank]):
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} is {parameter.placements} on {parameter.device_mesh}; "
+                "MeZO takes rows shared out to all processes, as llava.mezo.sharding.shards.shard_model cuts a model"
+            )
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds, in the same memory: rows [first, last) of a sharded one, else all of it."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def borders(length: int, ranks: int) -> list[int]:
+    """[ranks + 1]: where each rank's rows begin among `length`, and the end. The last ranks may have fewer, or none."""
+    size = -(-length // ranks)
+    return [min(rank * size, length) for rank in range(ranks + 1)]
+
+
+def first_element(tensor: torch.Tensor) -> int:
+    """Number in the whole tensor of the first element that this rank holds."""
+    if not is_sharded(tensor):
+        return 0
+    rank, ranks = here()
+    return borders(len(tensor), ranks)[rank] * tensor.shape[1:].numel()
+
+
+@torch.no_grad()
+def shard_model(model: nn.Module, device: torch.device) -> None:
+    """Replace every parameter by this rank's shard of it on `device`, one after the other; a shared one stays shared.
+
+    All ranks call it, with equal models; torch.distributed's default group is that of the shards. Parameters that are
+    sharded already, are empty, or have no dimension stay as they are. RuntimeError without a process group.
+    """
+    check_torch()
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    if not torch.distributed.is_initialized():
+        raise RuntimeError("shard_model needs torch.distributed's default group; start the processes by torchrun")
+    rank, ranks = here()
+    mesh = init_device_mesh(device.type, (ranks,))
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in owned_parameters(module).items():
+            if parameter.numel() and parameter.dim() and not is_sharded(parameter):
+                places.setdefault(parameter, []).append((module, name))
+    while places:  # the whole weight goes before the next one's shard is made
+        parameter, owners = places.popitem()
+        first, last = borders(len(parameter), ranks)[rank : rank + 2]
+        part = parameter.detach()[first:last].contiguous().to(device, copy=True)
+        stride = torch.empty(parameter.shape, device="meta").stride()
+        shard = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=stride)
+        made = nn.Parameter(shard, requires_grad=parameter.requires_grad)
+        for module, name in owners:
+            module._parameters[name] = made
+
+
+@torch.no_grad()
+def write_into(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy the values of a whole weight into a parameter: a sharded one takes its rows. ValueError: another shape."""
+    if whole.shape != parameter.shape:
+        raise ValueError(f"a weight of shape {list(whole.shape)} for a parameter of shape {list(parameter.shape)}")
+    local_part(parameter).copy_(_same_rows(parameter, whole))
+
+
+def has_values(parameter: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether what this rank holds of a parameter equals the weight [shape of the parameter] on the CPU there."""
+    return torch.equal(local_part(parameter).cpu(), _same_rows(parameter, whole))
+
+
+def _same_rows(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Of a whole weight what this rank holds of the parameter."""
+    if not is_sharded(parameter):
+        return whole
+    rank, ranks = here()
+    first, last = borders(len(parameter), ranks)[rank : rank + 2]
+    return whole[first:last]

@@ -1,0 +1,81 @@
+"""A run whose processes share the weights: how they are cut, saved and read back. `llava/mezo/sharding` does the rest.
+
+The model is cut when the Trainer would move it to its device: each process has it whole on the host until then. It is
+put together again on the host of the main process alone, while a model is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from llava.mezo.algorithms.course import Course
+from llava.mezo.errors import InputError
+from llava.mezo.journal.base_model import BaseModel
+from llava.mezo.journal.files import Journal
+from llava.mezo.journal.replay import apply_records
+from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.sharding.shards import is_sharded, shard_model, write_into
+from llava.mezo.sharding.whole import whole_on_first
+from llava.mezo.tensor_files import TensorFiles
+from llava.mezo.trained import TrainedWeights
+from llava.train.zo.settings import Settings, refuse_impossible
+
+
+class ShardedRun(transformers.Trainer):
+    """A Trainer that cuts its model into shards where `--zo_shard` says so."""
+
+    model: Any
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each process has a shard of every weight."""
+        return Settings.of(self.args).shard != "none"
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if self.shares_weights and not any(is_sharded(parameter) for parameter in model.parameters()):
+            refuse_impossible(self.args)
+            shard_model(model, device)
+        super()._move_model_to_device(model, device)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As the base class; all processes take part, and the main one has the whole model meanwhile."""
+        with whole_on_first(self.model):
+            super().save_model(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.shares_weights:
+            read_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Each process's shards of what a checkpoint's safetensors files hold. InputError: they lack a trained weight."""
+    files, names = TensorFiles(folder), names_in_files(model)
+    for name, parameter in parameters_by_name(model).items():
+        stored = next((candidate for candidate in names[parameter] if candidate in files), None)
+        if stored is not None:
+            write_into(parameter, files.read(stored))
+        elif parameter.requires_grad:
+            raise InputError(f"{folder}: lacks {name} as this run trains it, so it is of a run with other flags")
+
+
+def read_step(
+    parameters: Mapping[str, nn.Parameter], base: BaseModel, journal: Journal, step: int, weights: TrainedWeights
+) -> None:
+    """Each process's shards of the weights that a run, which branches off from no other, had after `step` steps.
+
+    Args:
+        parameters: of the model, by canonical name.
+        weights: the trained ones among them.
+    """
+    header = journal.header
+    for name in header.names:
+        write_into(parameters[name], base.read(name))
+    apply_records(header, journal.records[:step], weights, Course(header))
