@@ -58,9 +58,10 @@ def cut(folder: Path, to: Path, *checkpoints: str) -> None:
 
 
 @pytest.mark.slow
-def test_shards_end_as_copies(run: Run, bases: dict[str, Path], tmp_path: Path) -> None:
-    """A tied head, three steps; stopped in the third and started again; replayed from the journal."""
-    plain, shared = run("plain", "none"), run("shared", "fsdp")
+def test_shards_end_as_copies(run: Run, small_run: Flags, bases: dict[str, Path], tmp_path: Path) -> None:
+    """As one process that accumulates; also stopped in the third step and started again, and replayed. Tied head."""
+    train(argv=small_run(gradient_accumulation_steps=2, output_dir=tmp_path / "plain"))
+    plain, shared = tmp_path / "plain", run("shared", "fsdp")
     assert_same(plain, shared)
     report = json.loads((shared / "report.json").read_text())
     whole = sum(t.numel() * t.element_size() for t in load_file(shared / "model.safetensors").values())
@@ -143,6 +144,7 @@ def test_validation(metric: str, run: Run, golden: Path, tmp_path: Path) -> None
         ({"zo_from_journal": "runs/a/mezo_journal"}, 2, "--zo_from_journal runs/a/mezo_journal excludes"),
         ({"zo_estimator": "per_example", "dataloader_drop_last": True}, 2, "--zo_estimator per_example excludes"),
         ({"zo_parallel": "directions"}, 2, "--zo_parallel directions excludes --zo_shard fsdp"),
+        ({"zo_check_ranks_steps": 7}, 2, "--zo_check_ranks_steps 7 has no effect with --zo_shard fsdp"),
         ({"zo_shard": "zero"}, 2, "--zo_shard zero must be one of none, fsdp"),
         ({"trainer_mode": "regular", "gradient_checkpointing": False}, 2, "has no effect with --trainer_mode regular"),
     ],

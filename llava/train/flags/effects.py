@@ -185,6 +185,11 @@ RULES = (
         lambda v: v.use_cpu or not torch.cuda.is_available() or not _asks(v, "zo_cuda_graphs"),
         refused=False,
     ),
+    Rule(
+        ("zo_check_ranks_steps", "zo_graph_memory_gb"),
+        "has no effect with --zo_shard fsdp: no process has a copy of another's weights, and no graph is recorded",
+        lambda v: _asks(v, "zo_shard"),
+    ),
     Rule(("zo_journal_sync_steps",), **_needs("zo_journal")),
     Rule(
         ("zo_anchor_batches",),
