@@ -111,7 +111,7 @@ class NativeStorage:
 
     @property
     def address(self) -> int:
-        return self.value.data_ptr()
+        return (self.value if self.sharded else self.parameter).data_ptr()
 
     def state(self) -> dict[str, torch.Tensor]:
         return {}

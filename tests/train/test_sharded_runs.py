@@ -122,6 +122,22 @@ def test_checkpoints_are_those_of_any_run(adapter: str, run: Run, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_branches(run: Run, golden: Path, tmp_path: Path) -> None:
+    """From another run's second step on; stopped and started again, and with the weights of the best step."""
+    parent = run("parent", "none")
+    validated = {"eval_steps": 1, "eval_data_path": golden / "fullmodel" / "data" / "data.json", "learning_rate": 100.0}
+    changes = {**validated, "load_best_model_at_end": True, "save_strategy": None}
+    changes["zo_from_journal"] = f"{parent / 'mezo_journal'}:2"
+    plain, shared = run("plain", "none", **changes), run("shared", "fsdp", **changes)
+    assert_same(plain, shared)
+    report = json.loads((shared / "report.json").read_text())
+    assert report["validation"]["weights_of_step"] < 3
+    cut(shared, tmp_path / "again")
+    assert_same(plain, run("again", "fsdp", **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("metric", ["loss", "exact"])
 def test_validation(metric: str, run: Run, golden: Path, tmp_path: Path) -> None:
     """Five records to two processes, and the weights of the best step at the end."""
@@ -141,7 +157,6 @@ def test_validation(metric: str, run: Run, golden: Path, tmp_path: Path) -> None
         ({}, 1, "--zo_shard fsdp needs several processes"),
         ({"zo_weight_storage": "fixed16"}, 2, "--zo_weight_storage fixed16 excludes --zo_shard fsdp"),
         ({"bits": 4, "adapter": "lora"}, 2, "--bits 4 excludes --zo_shard fsdp"),
-        ({"zo_from_journal": "runs/a/mezo_journal"}, 2, "--zo_from_journal runs/a/mezo_journal excludes"),
         ({"zo_estimator": "per_example", "dataloader_drop_last": True}, 2, "--zo_estimator per_example excludes"),
         ({"zo_parallel": "directions"}, 2, "--zo_parallel directions excludes --zo_shard fsdp"),
         ({"zo_check_ranks_steps": 7}, 2, "--zo_check_ranks_steps 7 has no effect with --zo_shard fsdp"),

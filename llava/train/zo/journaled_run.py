@@ -32,12 +32,13 @@ from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
+from llava.mezo.sharding.replay import replay_shards
+from llava.mezo.sharding.shards import write_into
 from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
-from llava.train.zo.sharded_run import read_step
 from llava.train.zo.starting_point import StartingPoint, prepare
 
 logger = logging.getLogger(__name__)
@@ -243,7 +244,9 @@ class JournaledRun(transformers.Trainer):
         base = BaseModel(self.starting_point.weights or folder / MODEL, journal)
         self.loaded_step = int(step)
         if self.mezo.weights.sharded:
-            read_step(parameters, base, journal, self.loaded_step, self.mezo.weights)
+            for name in {name: None for one in journal.chain() for name in one.header.names}:
+                write_into(parameters[name], base.read(name))
+            replay_shards(parameters, journal, self.loaded_step, self.zo.config.kernel)
             return
         device = next(iter(parameters.values())).device
         replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)

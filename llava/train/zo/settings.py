@@ -215,11 +215,6 @@ def _refuse_with_shards(args: Any, zo: Settings) -> None:
             raise InputError(f"--{name} {value} excludes {given}: processes that share weights measure the same points")
     if getattr(args, "bits", 16) != 16:
         raise InputError(f"--bits {args.bits} excludes {given}: quantised weights are not cut into shards")
-    if zo.from_journal is not None:
-        raise InputError(
-            f"--zo_from_journal {zo.from_journal} excludes {given}: write its step with llava.mezo.replay and start "
-            "from there (--model_name_or_path)"
-        )
 
 
 def _refuse_batches(args: Any, zo: Settings) -> None:

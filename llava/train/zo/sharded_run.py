@@ -6,7 +6,6 @@ put together again on the host of the main process alone, while a model is saved
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,11 @@ import torch
 import transformers
 from torch import nn
 
-from llava.mezo.algorithms.course import Course
 from llava.mezo.errors import InputError
-from llava.mezo.journal.base_model import BaseModel
-from llava.mezo.journal.files import Journal
-from llava.mezo.journal.replay import apply_records
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.sharding.shards import is_sharded, shard_model, write_into
 from llava.mezo.sharding.whole import whole_on_first
 from llava.mezo.tensor_files import TensorFiles
-from llava.mezo.trained import TrainedWeights
 from llava.train.zo.settings import Settings, refuse_impossible
 
 
@@ -64,18 +58,3 @@ def read_weights(model: nn.Module, folder: Path) -> None:
             write_into(parameter, files.read(stored))
         elif parameter.requires_grad:
             raise InputError(f"{folder}: lacks {name} as this run trains it, so it is of a run with other flags")
-
-
-def read_step(
-    parameters: Mapping[str, nn.Parameter], base: BaseModel, journal: Journal, step: int, weights: TrainedWeights
-) -> None:
-    """Each process's shards of the weights that a run, which branches off from no other, had after `step` steps.
-
-    Args:
-        parameters: of the model, by canonical name.
-        weights: the trained ones among them.
-    """
-    header = journal.header
-    for name in header.names:
-        write_into(parameters[name], base.read(name))
-    apply_records(header, journal.records[:step], weights, Course(header))

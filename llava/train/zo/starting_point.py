@@ -25,7 +25,8 @@ from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import names_in_files, parameters_by_name
-from llava.mezo.sharding.shards import has_values, write_into
+from llava.mezo.sharding.replay import replay_shards
+from llava.mezo.sharding.shards import has_values, is_sharded, write_into
 from llava.mezo.sharding.whole import agreed, fingerprint_of_shards
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
@@ -111,8 +112,6 @@ def prepare(
             base.complete(zo.from_journal, save, tokenizer, lock is not None)
         wait()
         stored = base.stored(base.trained)  # before a branch changes the weights
-        if shared and exists and (folder / PARENT).exists():
-            raise InputError(f"{folder} branches off from another journal: go on with it without --zo_shard")
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
         return StartingPoint(
@@ -222,6 +221,9 @@ def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int
     unknown = [name for name in journal.header.names if name not in parameters]
     if unknown:
         raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
+    if any(is_sharded(parameter) for parameter in parameters.values()):
+        replay_shards(parameters, journal, steps, kernel)
+        return journal, steps
     replay = Replay(journal, lambda name: parameters[name].detach().clone(), kernel)
     replay.advance(steps)
     replay.copy_into(parameters)
