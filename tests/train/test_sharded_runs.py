@@ -82,12 +82,11 @@ def test_shards_end_as_copies(run: Run, small_run: Flags, bases: dict[str, Path]
     "changes",
     [
         {"mm_tunable_parts": "mm_language_model,mm_mlp_adapter,mm_vision_tower", "bf16": True},
-        {"mm_tunable_parts": "mm_mlp_adapter", "bf16": True},
         {"adapter": "lora", "mm_tunable_parts": "mm_mlp_adapter", "learning_rate": 1e-2},
         {"zo_batch_growth": "0:3", "zo_rule": "momentum", "zo_objective": "accuracy", "zo_tensor_scales": "norms"},
         {"zo_objective": "f1"},
     ],
-    ids=["everything", "projector", "lora", "growth", "generated"],
+    ids=["everything", "lora", "growth", "generated"],
 )
 def test_on_three(changes: dict[str, Any], run: Run, tmp_path: Path) -> None:
     """Rows that three do not divide, weights that are frozen, adapters, and steps of several kinds."""
@@ -107,7 +106,8 @@ def test_checkpoints_are_those_of_any_run(adapter: str, run: Run, tmp_path: Path
         changes["mm_tunable_parts"] = None
     ends = {name: run(name, name, **changes) for name in ("none", "fsdp")}
     assert_same(ends["none"], ends["fsdp"])
-    for name, other in (("none", "fsdp"), ("fsdp", "none"), ("fsdp", "fsdp")):
+    ways = [("none", "fsdp"), ("fsdp", "none"), ("fsdp", "fsdp")]
+    for name, other in ways if adapter == "none" else ways[2:]:
         cut(ends[name], tmp_path / f"{name}_{other}", "checkpoint-2")
         assert_same(ends["none"], run(f"{name}_{other}", other, **changes))
     shutil.rmtree(tmp_path / "fsdp_fsdp" / "mezo_journal")
@@ -138,12 +138,11 @@ def test_branches(run: Run, golden: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("metric", ["loss", "exact"])
-def test_validation(metric: str, run: Run, golden: Path, tmp_path: Path) -> None:
-    """Five records to two processes, and the weights of the best step at the end."""
+def test_validation(run: Run, golden: Path, tmp_path: Path) -> None:
+    """Of generated answers: five records to two processes, and the weights of the best step at the end."""
     records = json.loads((golden / "fullmodel" / "data" / "data.json").read_text())[:5]
     (tmp_path / "val.json").write_text(json.dumps(records))
-    changes = {"learning_rate": 100.0, "eval_steps": 1, "eval_data_path": tmp_path / "val.json", "eval_metric": metric}
+    changes = {"learning_rate": 100.0, "eval_steps": 1, "eval_data_path": tmp_path / "val.json", "eval_metric": "exact"}
     changes |= {"load_best_model_at_end": True, "save_strategy": None}
     plain, shared = run("plain", "none", **changes), run("shared", "fsdp", **changes)
     assert_same(plain, shared)
