@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llava.mezo.lost_ranks import waiting_for_others
+
 PARALLEL = ("data", "directions", "both")
 
 
@@ -79,6 +81,9 @@ class Ranks:
 
         Args:
             device: where the group's messages are, if it is not gloo.
+
+        Raises:
+            LostRankError: one of them has ended, or does not answer.
         """
         if self.count == 1:
             return [list(numbers)]
@@ -87,5 +92,6 @@ class Ranks:
             device = torch.device("cpu")
         own = torch.tensor(numbers, dtype=torch.float64, device=device)
         found = [torch.empty_like(own) for _ in range(self.count)]
-        distributed.all_gather(found, own)
+        with waiting_for_others():
+            distributed.all_gather(found, own)
         return [[float(x) for x in values.tolist()] for values in found]

@@ -44,6 +44,8 @@ WITHOUT_EFFECT = re.compile(
     re.VERBOSE,
 )
 """Flags that do not decide what a step does. All others do."""
+OF_A_START = frozenset(("world_size", "process_counts", "launch"))
+"""Keys beside the flags that say how a run was started. What of it decides is `data_processes`."""
 
 
 def hashes(files: Iterable[str | Path]) -> list[str]:
@@ -51,11 +53,24 @@ def hashes(files: Iterable[str | Path]) -> list[str]:
     return [file_sha256(file) for file in files]
 
 
+def earlier_arguments(checkpoint: Path) -> dict[str, Any] | None:
+    """The flags that led to a checkpoint, a resume point or a journal; None where they are not kept."""
+    file = checkpoint / ARGUMENTS_FILE
+    if not file.exists():
+        file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
+    if not file.exists():
+        return None
+    earlier = read_json(file)
+    if earlier.get("world_size"):  # of runs of before, in which all processes had records of their own
+        earlier.setdefault("data_processes", earlier["world_size"])
+    return earlier
+
+
 def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, changes: bool) -> list[dict[str, Any]]:
     """Compares the flags of a run with those that led to the checkpoint that it is to go on from.
 
     Args:
-        checkpoint: folder of a checkpoint, a resume point, or a journal.
+        checkpoint: as for `earlier_arguments`.
         arguments: the flags now, with `DATA`.
         steps: how many steps the checkpoint has, for the record of changes.
         changes: whether differences are wanted (`--resume_with_changes`).
@@ -66,17 +81,14 @@ def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, c
     Raises:
         InputError: the differences, unless they are wanted and a checkpoint can be loaded with them.
     """
-    file = checkpoint / ARGUMENTS_FILE
-    if not file.exists():
-        file = checkpoint.parent / ARGUMENTS_FILE  # a resume point's journal
-    if not file.exists():
+    earlier = earlier_arguments(checkpoint)
+    if earlier is None:
         logger.warning("%s has no %s: whether it is of a run with these flags is not known", checkpoint, ARGUMENTS_FILE)
         return []
-    earlier = read_json(file)
     changed = {name: [earlier[name], now] for name, now in arguments.items() if earlier.get(name, now) != now}
     for name in filter(OF_ROUNDING.fullmatch, changed):
         logger.warning("--%s was %r when %s was saved and is %r now", name, earlier[name], checkpoint, arguments[name])
-    harmless = {name for name in changed if OF_ROUNDING.fullmatch(name) or WITHOUT_EFFECT.fullmatch(name)}
+    harmless = OF_A_START | {name for name in changed if OF_ROUNDING.fullmatch(name) or WITHOUT_EFFECT.fullmatch(name)}
     decisive = {name: pair for name, pair in changed.items() if name not in harmless}
     lost = {name: pair for name, pair in decisive.items() if OF_THE_METHOD.fullmatch(name)}
     new_run = "choose another --output_dir, or give --overwrite_output_dir True to start again"
@@ -97,5 +109,6 @@ def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, c
 def _told(changed: Mapping[str, list[Any]]) -> str:
     parts = []
     for name, (before, now) in sorted(changed.items()):
-        parts.append("other records in --data_path" if name == DATA else f"--{name} {before} (now {now})")
+        said = {DATA: "other records in --data_path", "data_processes": f"{before} processes (now {now})"}
+        parts.append(said.get(name, f"--{name} {before} (now {now})"))
     return ", ".join(parts)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from llava.runs.run_folder import save_arguments
+from llava.train.zo.shared_steps import accumulated
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Outlook(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        each = args.train_batch_size * args.gradient_accumulation_steps
+        each = args.train_batch_size * accumulated(args)
         each *= 1 if args.accelerator_config.split_batches else args.data_processes
         seen = state.max_steps * each if self.seen is None else sum(self.seen[: state.max_steps])
         by_step = f"{each:,} records" if self.seen is None else "a planned number of records"
@@ -103,14 +104,19 @@ class ProgressBar(TrainerCallback):
 
 
 class SaveArguments(TrainerCallback):
-    """Writes the flags of a run into a folder that exists once it trains, as a journal's does."""
+    """Writes the flags of a run into a folder that exists once it trains, as a journal's does.
 
-    def __init__(self, arguments: dict[str, Any], folder: Path) -> None:
+    Args:
+        too: whether this process writes them, if it is not the main one.
+    """
+
+    def __init__(self, arguments: dict[str, Any], folder: Path, too: bool = False) -> None:
         self.arguments = arguments
         self.folder = folder
+        self.too = too
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.folder.is_dir():
+        if (state.is_world_process_zero or self.too) and self.folder.is_dir():
             save_arguments(self.arguments, self.folder)
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 from llava.errors import InputError
 from llava.samples.samplers import LengthGroupedSampler
 from llava.samples.stratified import StratifiedSampler, can_be_spread
+from llava.train.zo.shared_steps import accumulated
 
 ORDERED_BY_LENGTH = ("group_by_length", "group_by_modality_length_auto", "group_by_varlen")
 """Flags whose order leaves nothing to answers."""
@@ -51,13 +52,13 @@ def _stratified(dataset: Any, args: Any, processes: int) -> StratifiedSampler | 
     if answers is None or not can_be_spread(answers):
         return None
     lengths = dataset.modality_lengths if args.group_by_modality_length else None
-    world_size = processes * args.gradient_accumulation_steps
+    world_size = processes * accumulated(args)
     return StratifiedSampler(answers, lengths, args.train_batch_size, world_size)
 
 
 def _grouped(dataset: Any, args: Any, processes: int) -> LengthGroupedSampler | None:
     """In LLaVA-NeXT's order of precedence; None for none."""
-    batch, world_size = args.train_batch_size, processes * args.gradient_accumulation_steps
+    batch, world_size = args.train_batch_size, processes * accumulated(args)
     if args.group_by_length:
         return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths)
     if args.group_by_modality_length:
@@ -66,6 +67,6 @@ def _grouped(dataset: Any, args: Any, processes: int) -> LengthGroupedSampler | 
         lengths = dataset.modality_lengths
         return LengthGroupedSampler(batch, world_size, lengths=lengths, group_by_modality_auto=True)
     if args.group_by_varlen:
-        batch *= args.gradient_accumulation_steps
+        batch *= accumulated(args)
         return LengthGroupedSampler(batch, world_size, lengths=dataset.lengths, variable_length=True)
     return None

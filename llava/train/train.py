@@ -5,7 +5,8 @@
 
 or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.flags.arguments` has them all). An output
 folder that holds an unfinished run is resumed. At the end it holds the model with its card, trainer_state.json,
-loss.png and report.json. Exit codes: 2 wrong input, 3 the loss diverged, 130 stopped by a signal (with a checkpoint).
+loss.png and report.json. Exit codes: 2 wrong input, 3 the loss diverged, 4 another process of the run was lost, 130
+stopped by a signal (with a checkpoint).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import command
 from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.mezo.lost_ranks import LostRankError
 from llava.mezo.sharding.whole import agreed
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
@@ -32,7 +34,7 @@ from llava.runs.plots import plot_loss
 from llava.runs.run_card import write_run_card
 from llava.runs.run_report import versions, write_report
 from llava.runs.runs import samples_per_step
-from llava.runs.validation import Curve
+from llava.runs.validation import CURVE_FILE, Curve
 from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import Parts, data_files
 from llava.train.callbacks import LogLastStep, Outlook, ProgressBar, SaveArguments, StepTimes, StopOnSignal
@@ -41,6 +43,8 @@ from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_gathering, check_paths, check_records, check_validation
 from llava.train.flags.renamed_flags import checkpointing_options
+from llava.train.going_on import goes_on_after_restart, header, run_is_finished
+from llava.train.launches import PROCESSES
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
 from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
@@ -51,8 +55,11 @@ from llava.train.parts.build import add_vision, get_model, get_tokenizer, quanti
 from llava.train.parts.saving import adapter_names
 from llava.train.parts.tunable import select_trainable
 from llava.train.validation import Validation, validation_set
+from llava.train.zo.disks import Disks
+from llava.train.zo.meeting import meet_anew
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.train.zo.settings import Settings
+from llava.train.zo.together import answer_within, raising_together
 from llava.utils import setup_logging
 
 __getattr__ = names_of("llava.train.train")  # started by `python -m`, this is __main__
@@ -60,6 +67,7 @@ __getattr__ = names_of("llava.train.train")  # started by `python -m`, this is _
 logger = logging.getLogger("llava.train.train")  # also where `python -m` calls it __main__
 
 EXIT_DIVERGED = 3
+EXIT_LOST = 4
 EXIT_SIGNAL = 130
 
 
@@ -70,24 +78,41 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     Args:
         attn_implementation: overrides the flag of that name.
     """
+    try:
+        _train(attn_implementation, argv)
+    except LostRankError as error:
+        sys.stderr.write(f"error: {error}. What was done before is kept; the same command goes on from there\n")
+        sys.exit(EXIT_LOST)
+
+
+def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     setup_logging()
+    meet_anew()
     model_args, data_args, training_args = parse_arguments(argv)
     if attn_implementation is not None:
         training_args.attn_implementation = attn_implementation
+    answer_within(training_args.ddp_timeout)
+    folder = Path(str(training_args.output_dir))
+    journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
+    disks = Disks.find(folder, training_args.device) if journaled else Disks()
+    again = goes_on_after_restart(folder, training_args)
+    if again and run_is_finished(folder, training_args):
+        return
+    if journaled and (again or not training_args.overwrite_output_dir):
+        disks.level(folder, [CURVE_FILE])
     check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     logger.info("reading the records of %s", data_args.data_path)
     parts = check_records(data_args, training_args, training_args.data_processes)
     validated = check_validation(data_args, training_args)
-    folder = Path(str(training_args.output_dir))
-    journaled = training_args.trainer_mode == "zo" and training_args.zo_journal
-    with training_args.main_process_first(local=False):
-        if training_args.process_index == 0:
-            run_folder.prepare_output_dir(folder, training_args.overwrite_output_dir, journaled)
+    with raising_together(training_args.device):
+        if training_args.process_index == 0 or disks.writes:
+            overwrite = training_args.overwrite_output_dir and not again
+            run_folder.prepare_output_dir(folder, overwrite, journaled)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:
-        checkpoint = start_of(folder) if journaled else newest_checkpoint(folder)
+        checkpoint = start_of(folder, not disks.several) if journaled else newest_checkpoint(folder)
     arguments = header(model_args, data_args, training_args, checkpoint)
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
     done = 0 if checkpoint is None else steps_done(folder, checkpoint)
@@ -98,10 +123,12 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     logger.info("looking at the records with its tokenizer")
     trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts, validated, curve)
     trainer.run_arguments = arguments
+    if journaled:
+        trainer.disks = disks  # type: ignore[attr-defined]
     times, stop = StepTimes(done), StopOnSignal(save=not journaled)
     planned = Settings.of(training_args).planned_rows(training_args) if training_args.trainer_mode == "zo" else None
     shown = Outlook(len(trainer.train_dataset), planned), ProgressBar(done), LogLastStep()
-    for callback in (*shown, SaveArguments(arguments, folder / JOURNAL_FOLDER), times, stop):
+    for callback in (*shown, SaveArguments(arguments, folder / JOURNAL_FOLDER, disks.writes), times, stop):
         trainer.add_callback(callback)
     try:
         with run_folder.refusing_full_disk(folder):
@@ -118,29 +145,6 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     with run_folder.refusing_full_disk(folder):
         finish(trainer, folder, model_args, times)
     leave_together(trainer)
-
-
-def header(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, checkpoint: Path | None
-) -> dict[str, Any]:
-    """What is kept beside every checkpoint of a run: its flags, hashes of its data, and what was changed on the way.
-
-    Args:
-        checkpoint: the point that the run goes on from; its files are looked over.
-
-    Raises:
-        InputError: the point is damaged, or of a run with other data or flags.
-    """
-    values = run_folder.flat_arguments(model_args, data_args, training_args)
-    values["world_size"], values["data_processes"] = training_args.world_size, training_args.data_processes
-    values[same_run.DATA] = same_run.hashes(data_files(data_args.data_path))
-    if checkpoint is not None:
-        run_folder.check_whole(checkpoint)
-        steps = steps_done(Path(str(training_args.output_dir)), checkpoint)
-        changes = same_run.check_same_run(checkpoint, values, steps, training_args.resume_with_changes)
-        values[same_run.CHANGES] = changes
-        logger.info("resuming from %s", checkpoint)
-    return values
 
 
 def curve_of(data_args: DataArguments, training_args: TrainingArguments, checkpoint: Path | None) -> Curve:
@@ -256,6 +260,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
     if curve is not None:
         curve.weights_of_step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
     validation = None if curve is None else curve.report()
+    counts = trainer.run_arguments.get(PROCESSES, [])
     if losses:
         plot_loss(
             history,
@@ -284,6 +289,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "skipped_samples": trainer.train_dataset.skipped,
             **({} if validation is None else {"validation": validation}),
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
+            **({PROCESSES: counts} if len(counts) > 1 else {}),
             **trainer.report(),
         },
     )

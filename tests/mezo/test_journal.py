@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -310,6 +311,13 @@ class TestRefused:
             Journal.open(folder, first.header)
         first.close()
         Journal.open(folder, first.header).close()
+
+    def test_a_lock_that_is_waited_for(self, tmp_path: Path) -> None:
+        first = FolderLock(tmp_path)
+        release = threading.Timer(0.3, first.release)
+        release.start()
+        FolderLock(tmp_path, patience=30.0).release()
+        release.join()
 
     def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(self, tmp_path: Path) -> None:
         context = multiprocessing.get_context("fork")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_on
+from launching import run_on
 from safetensors.torch import load_file
 
 from llava.mezo.errors import InputError

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from processes import run_on_two
+from launching import run_on_two, torchrun
 from safetensors.torch import load_file
 
 from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import build, train
 from llava.train.zo.trainer import MeZOTrainer
-
-ROOT = Path(__file__).parents[2]
 
 Flags = Callable[..., list[str]]
 
@@ -108,10 +105,8 @@ def test_validation_is_shared_out(mode: str, small_run: Flags, golden: Path, tmp
 
 def launched_on_two(words: list[str]) -> None:
     """As a user starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "llava" / "train" / "train_mem.py"), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(torchrun(words, 2), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
 
 

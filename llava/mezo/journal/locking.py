@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from pathlib import Path
 
@@ -18,8 +19,9 @@ class FolderLock:
     Where there is no fcntl (Windows), nothing is checked.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / LOCK
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
+        """Args: patience: seconds to wait for a process that is about to end."""
+        path, until = folder / LOCK, time.monotonic() + patience
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a")
@@ -30,7 +32,14 @@ class FolderLock:
         except ImportError:
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise
+                    time.sleep(0.2)
         except OSError as error:
             self._file.close()
             if not isinstance(error, BlockingIOError):  # a file system without locks: as on Windows

@@ -284,6 +284,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 
+    begun: ClassVar[Any] = None
+    """A `Begun`, where a run goes on with another number of processes than it was begun with."""
+
     def __post_init__(self) -> None:
         if self.lora_enable and self.adapter == "none":
             self.adapter = "lora"
@@ -299,7 +302,12 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
 
     @property
     def data_processes(self) -> int:
-        """Processes that have records of their own: fewer than all where some share out the losses of a batch."""
+        """Processes whose records a step has: fewer than all where some share out the losses of a batch.
+
+        In a run that goes on, those that it was begun with.
+        """
+        if self.begun is not None:
+            return int(self.begun.processes)
         if self.world_size == 1 or self.trainer_mode != "zo":
             return int(self.world_size)
         return Settings.of(self).ranks().rows

@@ -29,17 +29,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 from llava.mezo import MeZO
 from llava.mezo.errors import InputError
 from llava.mezo.journal.base_model import MODEL, BaseModel
-from llava.mezo.journal.files import Journal
+from llava.mezo.journal.files import HEADER, PARENT, RECORDS, Journal
 from llava.mezo.journal.replay import Replay
 from llava.mezo.names import parameters_by_name
 from llava.mezo.sharding.replay import replay_shards
 from llava.mezo.sharding.shards import write_into
 from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
+from llava.train.zo.disks import Disks
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
 from llava.train.zo.starting_point import StartingPoint, prepare
+from llava.train.zo.together import raising_together
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class JournaledRun(transformers.Trainer):
     zo: Settings
     starting_point: StartingPoint | None = None
     """None without a journal, and until a run begins."""
+    disks: Disks | None = None
+    """Which ranks see one OUTPUT_DIR; looked for when a run begins, unless it is known by then."""
     loaded_step: int | None = None
     """The step whose weights were taken at the end in place of the last ones."""
 
@@ -84,6 +88,7 @@ class JournaledRun(transformers.Trainer):
         resume = str(resume) if resume else None
         try:
             if self.zo.journal:
+                self.disks = self.disks or Disks.find(Path(str(self.args.output_dir)), self.args.device)
                 self.starting_point = prepare(
                     self.model,
                     self.args,
@@ -92,6 +97,7 @@ class JournaledRun(transformers.Trainer):
                     save=self._save_start,
                     wait=self.accelerator.wait_for_everyone,
                     tokenizer=getattr(self, "processing_class", None) or getattr(self, "tokenizer", None),
+                    disks=self.disks,
                 )
             start = self.starting_point
             if start is not None and resume == str(start.folder):
@@ -109,13 +115,13 @@ class JournaledRun(transformers.Trainer):
         return result
 
     def open_journal(self) -> Journal | None:
-        """For the optimizer that was just made: written by the main process, followed by the others."""
-        start = self.starting_point
-        if start is None:
+        """For the optimizer that was just made: written by one process for each disk, followed by the others."""
+        start, disks = self.starting_point, self.disks
+        if start is None or disks is None:
             return None
         header = self.mezo.journal_header(start.model, start.fingerprint, start.stored)
-        with self.args.main_process_first(local=False):
-            if self.args.process_index == 0:
+        with raising_together(disks.device):
+            if disks.rank == 0:
                 journal = Journal.open(start.folder, header, start.parent, start.parent_steps, start.lock)
                 if journal.records:
                     logger.warning(
@@ -124,7 +130,11 @@ class JournaledRun(transformers.Trainer):
                         start.folder,
                         len(journal.records),
                     )
-            else:
+        disks.copy(start.folder, [PARENT, RECORDS, HEADER])
+        with raising_together(disks.device):
+            if disks.writes:
+                journal = Journal.open(start.folder, header, lock=start.lock)
+            elif not disks.is_owner:
                 journal = Journal.follow(start.folder, header)
         journal.sync_steps = self.zo.journal_sync_steps
         return journal

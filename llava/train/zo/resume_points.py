@@ -27,8 +27,11 @@ def resume_points(journal: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def start_of(output_dir: Path) -> Path | None:
+def start_of(output_dir: Path, checkpoints: bool = True) -> Path | None:
     """Where an unfinished run goes on: its newest full checkpoint or resume point, or its journal; None for a new run.
+
+    Args:
+        checkpoints: False where not every process sees them: the journal does without.
 
     Points beyond the journal's last record (after a power cut) are passed over.
     """
@@ -40,7 +43,7 @@ def start_of(output_dir: Path) -> Path | None:
     except JournalError:
         return journal  # the run will say what is wrong
     points = [p for p in resume_points(journal) if steps_of(p) <= last and (p / TRAINER_STATE_NAME).exists()]
-    full, light = full_checkpoint(output_dir, last), points[0] if points else journal
+    full, light = full_checkpoint(output_dir, last) if checkpoints else None, points[0] if points else journal
     return full if full is not None and steps_of(full) > steps_of(light) else light
 
 

@@ -92,7 +92,8 @@ class Settings:
         growth, anchor = self.batch_growth, self.anchor_batches
         if growth is None and anchor == 1:
             return None
-        shares = self.ranks().rows
+        begun = getattr(args, "begun", None)
+        shares = self.ranks().rows if begun is None else begun.processes
         stages = Growth(((0.0, args.train_batch_size * shares),)) if growth is None else Growth.parse(growth)
         rows = stages.rows(args.max_steps)
         odd = [count for count in rows if count % shares]
@@ -150,6 +151,8 @@ def _defaults(kind: type) -> list[tuple[str, Any]]:
 def examples_of_a_step(args: Any) -> int:
     """Over all processes; `args` as transformers has them, or as they stand on the command line."""
     rows = getattr(args, "train_batch_size", args.per_device_train_batch_size)
+    if getattr(args, "begun", None) is not None:
+        return int(rows * args.begun.micro_batches)
     return int(rows * args.gradient_accumulation_steps * processes(args))
 
 

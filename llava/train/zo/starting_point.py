@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +32,17 @@ from llava.mezo.sharding.shards import has_values, is_sharded, write_into
 from llava.mezo.sharding.whole import agreed, fingerprint_of_shards
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
+from llava.train.zo.disks import Disks
 from llava.train.zo.resume_points import branching_point, split
 from llava.train.zo.settings import Settings
+from llava.train.zo.together import exchanged, raising_together
 
 logger = logging.getLogger(__name__)
 
 Parameters = Mapping[str, nn.Parameter]
+
+END_SECONDS = 60.0
+"""How long torchrun may take to end a process that it has replaced on another machine."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class StartingPoint:
     """The journal it branches off from, after `parent_steps` of its records."""
     parent_steps: int
     lock: FolderLock | None
-    """The main process's."""
+    """The main process's, and that of a rank that writes the journal to another disk."""
 
     @property
     def weights(self) -> Path | None:
@@ -72,6 +79,7 @@ def prepare(
     save: Callable[[Path], None],
     wait: Callable[[], None],
     tokenizer: Any = None,
+    disks: Disks | None = None,
 ) -> StartingPoint | None:
     """The starting point of a run, and the model at it, before anything is loaded over that.
 
@@ -81,14 +89,16 @@ def prepare(
         save: writes what a checkpoint of the model holds into a folder.
         wait: for all ranks.
         tokenizer: is saved with the model, if there is one.
+        disks: which ranks see what the main process writes; all by default.
 
     Returns:
         None for a run that goes on from a checkpoint of one without journal.
 
     Raises:
-        InputError: there is a journal of another run, or `--zo_from_journal` does not fit.
+        InputError: there is a journal of another run, `--zo_from_journal` does not fit, or ranks have other weights.
         JournalError: another process writes it.
     """
+    disks = disks or Disks()
     folder = Path(args.output_dir) / JOURNAL_FOLDER
     exists = (folder / HEADER).exists()
     if exists and not resume:
@@ -99,25 +109,33 @@ def prepare(
     if resume and not exists:
         logger.warning("%s has no journal: this run goes on without one, with checkpoints alone", folder.parent)
         return None
-    lock = FolderLock(folder) if args.process_index == 0 else None
     shared = zo.shard != "none"
-    of_weights = fingerprint_of_shards if shared else fingerprint
+    with raising_together(disks.device):
+        # a launcher may start a run again on one machine while it has not ended on another one
+        patience = END_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        lock = FolderLock(folder, patience) if disks.is_owner else None
+    main = lock is not None and disks.rank == 0
     try:
         base = _BaseFiles(model, folder / MODEL)
-        if lock is not None and not exists:
+        if main and not exists:
             base.begin(zo.from_journal)
         wait()
+        disks.copy(folder, [MODEL])
         base.load()  # an adapter's random start need not come out the same again
-        if not exists and (shared or lock is not None):  # weights in shards are put together by all ranks
-            base.complete(zo.from_journal, save, tokenizer, lock is not None)
+        if not exists and (shared or main):  # weights in shards are put together by all ranks
+            base.complete(zo.from_journal, save, tokenizer, main)
         wait()
+        disks.copy(folder, [MODEL])
         stored = base.stored(base.trained)  # before a branch changes the weights
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
+        of_weights = fingerprint_of_shards if shared else fingerprint
+        mark = of_weights({name: p.detach() for name, p in base.trained.items()})
+        _check_same_weights(mark, base.name, disks)
         return StartingPoint(
             folder=folder,
             model=base.name,
-            fingerprint=of_weights({name: p.detach() for name, p in base.trained.items()}),
+            fingerprint=mark,
             stored=stored,
             sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
             parent=journal,
@@ -206,6 +224,18 @@ class _BaseFiles:
             if value.shape != parameter.shape or not has_values(parameter, value):
                 return name
         return None
+
+
+def _check_same_weights(mark: str, model: str, disks: Disks) -> None:
+    """`InputError`, on every rank, that names the ranks whose weights before the first step are not the main ones."""
+    found = [told.decode().split(" ", 1) for told in exchanged(f"{mark} {socket.gethostname()}".encode(), disks.device)]
+    others = [f"rank {rank} ({host})" for rank, (theirs, host) in enumerate(found) if theirs != found[0][0]]
+    if others:
+        raise InputError(
+            f"{', '.join(others)}: its copy of the base model has other weights (a fingerprint of "
+            f"{found[int(others[0].split()[1])][0][:16]}...) than that of rank 0, {model} ({found[0][0][:16]}...). "
+            "Copy the model's files from there"
+        )
 
 
 def _weights_folder(overlay: Path, model: str) -> Path | None:

@@ -84,7 +84,7 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
         forwards, parts = self._forwards_of(model), parts_of(inputs)
         losses = [rows * forwards.accumulate(self.state.global_step, part, rows) for part, rows in parts]
-        loss = sum(losses) / sum(rows for _, rows in parts)
+        loss = sum(losses) / (sum(rows for _, rows in parts) or 1)  # a rank may have what does not count
         window = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         return torch.tensor(loss / window, device=self.args.device)
 
