@@ -31,6 +31,7 @@ from llava.mezo.measuring import (
     measure,
 )
 from llava.mezo.names import canonical_names, names_hash, numbered
+from llava.mezo.offload import OffloadedWeights
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import check_same_weights
@@ -40,7 +41,7 @@ from llava.mezo.sharding.weights import ShardedWeights, frozen_shards
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
-from llava.mezo.weights import Storage, store
+from llava.mezo.weights import NativeStorage, Storage, store
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ class MeZO(Optimizer):
 
     `ranks` are the processes that train together; by default those of torch.distributed's default group, once it is
     initialised, as `config.parallel` arranges them. `sizes`: of each parameter's noise, in the order of `names`; by
-    default what `config.tensor_scales` makes of the weights as they are. ValueError: a parameter that is not in the
-    model, is frozen, or cannot be trained.
+    default what `config.tensor_scales` makes of the weights as they are. `offload`: a device that forwards run on while
+    the model, which is on the host, stays there (`offload.py`); read its parameters within `exported` then. ValueError:
+    a parameter that is not in the model, is frozen, or cannot be trained; an offloaded one that is not on the host.
     """
 
     def __init__(
@@ -73,11 +75,17 @@ class MeZO(Optimizer):
         *,
         lr: float = 1e-6,
         weight_decay: float = 0.0,
+        offload: torch.device | None = None,
     ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.config = config or MeZOConfig()
         parameters = [p for group in self.param_groups for p in group["params"]]
         _check_trainable(parameters)
+        if offload is not None and any(parameter.device.type != "cpu" for parameter in parameters):
+            raise ValueError("weights that are offloaded start on the host; move the model there (model.cpu())")
+        self.device = parameters[0].device if offload is None else torch.empty(0, device=offload).device
+        """Where forwards run."""
+        self._offload = offload
         chosen = numbered(model, parameters)
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
@@ -94,9 +102,10 @@ class MeZO(Optimizer):
             sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
         self.perturbation = Perturbation(model, [*chosen, *self.frozen], self.weights)
-        self.device = parameters[0].device
-        alone = self.course.estimator.several_seeds or self._turns is not None
+        alone = self.course.estimator.several_seeds or self._turns is not None or offload is not None
         wanted = "off" if alone else self.config.cuda_graphs
+        if offload is not None:
+            logger.info("mezo: weights stay on the host and come to %s layer by layer, without CUDA graphs", offload)
         self.graphs = graphs_for(self.weights, wanted, self.config.graph_memory_gb)
         self._places, self._recorded_version = Places(model), self.weights.version
         self._latest: tuple[Update, ...] = ()
@@ -117,6 +126,8 @@ class MeZO(Optimizer):
         shards = [*self.frozen, *(p for p, storage in self.storages.items() if storage.sharded)]
         if not shards:
             return None
+        if self._offload is not None:
+            raise ValueError("weights in shards cannot be offloaded: give each process the whole model, or no offload")
         check_shards(shards)
         if self.config.estimator == "per_example" or self.ranks.point_ways > 1:
             raise ValueError(
@@ -141,12 +152,27 @@ class MeZO(Optimizer):
         groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
         self.sizes = tuple(sizes)
         given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
-        turns = self._turns
-        self.weights = TrainedWeights(*given) if turns is None else ShardedWeights(*given, self.frozen, turns)
+        self.flush()
+        if self._offload is not None:
+            self.weights: TrainedWeights = OffloadedWeights(*given, self._offload)
+        elif self._turns is not None:
+            self.weights = ShardedWeights(*given, self.frozen, self._turns)
+        else:
+            self.weights = TrainedWeights(*given)
         if hasattr(self, "perturbation"):
-            self.perturbation.weights = self.weights
+            self.perturbation.use(self.weights)
             if self.graphs is not None:
                 self.graphs.clear()
+
+    def flush(self) -> None:
+        """The host's weights become what they should be, where they are offloaded; `exported` and others do it."""
+        weights = getattr(self, "weights", None)
+        if isinstance(weights, OffloadedWeights):
+            weights.flush()
+
+    def plain(self) -> AbstractContextManager[None]:
+        """Within it, a frozen part of the model runs on `device`, wherever the model is."""
+        return self.perturbation.plain()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch.optim; ValueError once the parameters are numbered, or for values out of range."""
@@ -269,6 +295,7 @@ class MeZO(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, what the rule remembers, and exact values of weights stored outside the model, by name."""
+        self.flush()
         stored = {name: s.state() for name, s in zip(self.names, self.storages.values(), strict=True)}
         exact = {name: state for name, state in stored.items() if state}
         latest = [(update.seeds, update.coefficients, update.decays) for update in self._latest]
@@ -284,6 +311,7 @@ class MeZO(Optimizer):
         if unknown:
             raise ValueError(f"the saved state has a weight {unknown[0]!r}, which is not trained now")
         super().load_state_dict(others)
+        self.flush()
         for name, storage in zip(self.names, self.storages.values(), strict=True):
             storage.load(stored.get(name, {}))
         if course is not None:
@@ -303,7 +331,8 @@ class MeZO(Optimizer):
                 yield
             return
         if not any(storage.state() for storage in self.storages.values()):
-            yield
+            with self.plain():
+                yield
             return
         with self.perturbation.attached(), self.perturbation.at(0, 0.0):
             yield
@@ -318,6 +347,7 @@ class MeZO(Optimizer):
 
         Weights that are stored elsewhere are copied to the CPU for this.
         """
+        self.flush()
         elsewhere = [(p, p.data, storage) for p, storage in self.storages.items() if storage.state()]
         try:
             for parameter, _, storage in elsewhere:
@@ -329,6 +359,8 @@ class MeZO(Optimizer):
 
     def release(self) -> None:
         """End training: all weights go back into the model's parameters, in the model's dtype."""
+        if isinstance(self.weights, OffloadedWeights):
+            self.weights.close()
         self._released = any(storage.state() for storage in self.storages.values())
         stuck = sum(storage.at_the_limit() for storage in self.storages.values())
         if stuck:
@@ -339,6 +371,9 @@ class MeZO(Optimizer):
             )
         for storage in self.storages.values():
             storage.release()
+        if self._offload is not None:  # forwards go on running there
+            self.storages = {parameter: NativeStorage(parameter) for parameter in self.storages}
+            self.set_sizes(self.sizes)
         if self.graphs is not None:
             self.graphs.clear()
 
@@ -375,7 +410,9 @@ class MeZO(Optimizer):
     def _check_ranks(self, step: int) -> None:
         """Now and then, `RanksDifferError` where ranks have different weights."""
         every = self.config.check_ranks_steps
-        if every and step % every == 0 and self._turns is None:  # weights in shards are there once
+        shared = self._turns is not None  # weights in shards are there once
+        if every and step % every == 0 and self.ranks.count > 1 and not shared:
+            self.flush()  # ranks whose batches differ may have brought up different layers
             stored = dict(zip(self.names, self.storages.values(), strict=True))
             check_same_weights(stored, step, step // every, self.ranks, self.device)
 

@@ -11,7 +11,9 @@ How a read becomes a perturbed one:
           Passes.fetch                    for all forwards that run side by side at once (`passes.py`)
             TrainedWeights.perturbed      weight + scale * z into scratch memory (`trained.py`)
 
-`model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters.
+`model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters. Where weights are
+offloaded (`offload.py`) all modules have stand-ins, since what is not perturbed has to be read from the device, too; a
+list of parameters then has their shapes, dtypes and that device, without values.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ import torch
 from torch import nn
 
 from llava.mezo.algorithms.interface import Point
+from llava.mezo.cargo import Cargo
+from llava.mezo.host_reads import HostReads
 from llava.mezo.inference import evaluation_mode
-from llava.mezo.passes import Passes
+from llava.mezo.offload import OffloadedWeights
+from llava.mezo.passes import SIDE_BY_SIDE_ON, Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
 from llava.mezo.trained import Copies, TrainedWeights
@@ -55,18 +60,20 @@ class Perturbation:
         self.parameters = list(parameters)
         self.numbers = {parameter: number for number, parameter in enumerate(parameters)}
         self._passes = Passes()
-        self._stand_ins: list[_Parameters] = []
+        self._stand_ins: list[_StandIn] = []
         self._split: set[nn.Module] = set()
         self._hooks = ExitStack()
         self._reads = 0
         self._keep = False
         self._warned = False
         self._arrange()  # refuses now what could not work later
+        self._reads_of_host = self._offloaded()
 
     def _arrange(self) -> None:
         """Find the units: which module's forward a weight is perturbed in, and with which others."""
         self._modules = list(self.model.modules())
-        self._units = find_units(self.model, self.numbers, self._split)
+        offloaded = isinstance(self.weights, OffloadedWeights)
+        self._units = find_units(self.model, self.numbers, self._split, apart=offloaded)
         self._groups: dict[tuple[nn.Module, int], tuple[int, ...]] = {}
         self._units_of: dict[int, list[nn.Module]] = {}
         for module, unit in self._units.items():
@@ -86,6 +93,18 @@ class Perturbation:
                 f"{len(missing)} trained parameters (shapes {shapes}) are not in the model that is perturbed"
             )
 
+    def _offloaded(self) -> HostReads | None:
+        """What is read where weights are offloaded and no perturbed copy is wanted."""
+        if not isinstance(self.weights, OffloadedWeights):
+            return None
+        self.weights.arrange(self.model, self.numbers)
+        return HostReads(self.weights, self.numbers, self._passes)
+
+    def use(self, weights: TrainedWeights) -> None:
+        """Others in the place of these, of the same parameters."""
+        self.weights = weights
+        self._reads_of_host = self._offloaded()
+
     def _changed(self) -> bool:
         """Whether modules or parameters of the model are others than when the units were found."""
         owned = ((module._parameters, own) for module, own in self._owners.items())
@@ -101,17 +120,39 @@ class Perturbation:
         self.weights.refresh()
         if self._changed():
             self._arrange()
+            self._reads_of_host = self._offloaded()
         with ExitStack() as stack, torch.no_grad():
             stack.callback(self._stand_ins.clear)
-            for module in self._owners:
-                stand_in = _Parameters(module, self)
+            for module, kind in self._kinds_of_stand_ins():
+                stand_in = kind(module, self)
                 self._stand_ins.append(stand_in)
                 stack.callback(stand_in.detach)
             self._hooks = stack.enter_context(ExitStack())
             self._watched: set[nn.Module] = set()
             self._watch()
+            if isinstance(self.weights, OffloadedWeights):
+                self._watch_layers(self.weights)
             stack.enter_context(evaluation_mode(self.model))
             yield self
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it the model's forward runs, with weights as they are, wherever it is; also while attached."""
+        if self._stand_ins or self._reads_of_host is None:
+            yield
+        else:
+            with self.attached():
+                yield
+
+    def _kinds_of_stand_ins(self) -> Iterator[tuple[nn.Module, type[_StandIn]]]:
+        if self._reads_of_host is None:
+            yield from ((module, _Parameters) for module in self._owners)
+            return
+        for module in self._modules:
+            if owned_parameters(module):
+                yield module, _ParametersOfHost
+            if module._buffers:
+                yield module, _BuffersOfHost
 
     def run(self, function: Callable[[], Any], points: int, keep: bool = False) -> list[Any]:
         """What `function` gives at each of so many points that `weights.aim` was given; only while attached.
@@ -121,13 +162,14 @@ class Perturbation:
         Args:
             keep: copies are kept for all forwards of a call, as one has many (generation): the memory of all trained
                 weights for the time it saves. Calls run one after the other then. Not of weights in shards, which
-                would be whole on each process.
+                would be whole on each process, and not of offloaded ones.
         """
-        self._keep = keep and not self.weights.sharded
+        offloaded = self._reads_of_host is not None
+        self._keep = keep and not (self.weights.sharded or offloaded)
         try:
             with self._pass():
-                alone = keep or self.weights.sharded
-                devices = set() if alone else {device.type for device in self.weights.tables}
+                devices = {device.type for device in self.weights.tables} | (SIDE_BY_SIDE_ON if offloaded else set())
+                devices = set() if keep or self.weights.sharded else devices
                 return self._passes.run(partial(self._to_the_end, function), points, devices)
         finally:
             self._keep = False
@@ -166,7 +208,7 @@ class Perturbation:
         """What a read of `parameter` gives now."""
         lane, number = self._passes.current, self.numbers.get(parameter)
         if lane is None or number is None:
-            return parameter
+            return parameter if self._reads_of_host is None else self._reads_of_host.parameter(parameter)
         self._reads += number < len(self.weights.storages)
         if self._keep:
             if number not in lane.copies:
@@ -183,8 +225,9 @@ class Perturbation:
                     lane.copies |= self._fetch_alone(number)
             return lane.copies[number]
         if number not in lane.kept:
+            there = parameter if self._reads_of_host is None else self._reads_of_host.listed(parameter)
             alone = parameter.dim() == 0
-            lane.kept |= self._fetch_alone(number) if alone else {number: PerturbedTable.make(parameter, self, number)}
+            lane.kept |= self._fetch_alone(number) if alone else {number: PerturbedTable.make(there, self, number)}
         return lane.kept[number]
 
     def _fetch_alone(self, number: int) -> Copies:
@@ -213,6 +256,34 @@ class Perturbation:
             self._split.update(unit.module for unit in layers)
             self._arrange()
             self._watch()
+
+    def listed(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What a list of parameters has for one that is offloaded."""
+        assert self._reads_of_host is not None
+        return self._reads_of_host.listed(parameter)
+
+    def buffer(self, buffer: torch.Tensor) -> torch.Tensor:
+        """What a read of a buffer gives where weights are offloaded."""
+        assert self._reads_of_host is not None
+        return self._reads_of_host.buffer(buffer)
+
+    def _watch_layers(self, weights: OffloadedWeights) -> None:
+        """Have the weights of each layer come up for its forwards."""
+        self._hooks.callback(weights.end_of_use)
+        for module, block in weights.blocks.items():
+            for handle in (
+                module.register_forward_pre_hook(partial(self._come_up, weights, block), prepend=True),
+                module.register_forward_hook(partial(self._may_go, weights, block), always_call=True),
+            ):
+                self._hooks.callback(handle.remove)
+
+    def _come_up(self, weights: OffloadedWeights, block: Cargo, module: nn.Module, inputs: Any) -> None:
+        if self._passes.current is not None:  # forwards that run side by side wait for each other here
+            self._passes.fetch(block, lambda points, memory: [weights.land(block)] * len(points))
+        weights.enter(block)
+
+    def _may_go(self, weights: OffloadedWeights, block: Cargo, module: nn.Module, inputs: Any, output: Any) -> None:
+        weights.leave(block)
 
     def _watch(self) -> None:
         """Be told when units run and when owners return, whose copies go then; until the stand-ins go."""
@@ -259,25 +330,20 @@ class Perturbation:
                     lane.copies.pop(self.numbers[parameter], None)
 
 
-class _Parameters(dict[str, Any]):
-    """Stand-in for a module's `_parameters`: `[name]`, which is how nn.Module reads an attribute, is perturbed.
+class _StandIn(dict[str, Any]):
+    """Stand-in for a module's table of parameters or buffers. Assignments reach the module's own table as well."""
 
-    Listing (`items`, `values`, `get`) gives what is stored. Assignments reach the module's own table as well.
-    """
+    table: str
 
     def __init__(self, module: nn.Module, perturbation: Perturbation) -> None:
-        super().__init__(module._parameters)
         self.module = module
-        self.stored = module._parameters
+        self.stored = module.__dict__[self.table]
         self.perturbation = perturbation
-        module.__dict__["_parameters"] = self
+        super().__init__(self.stored)
+        module.__dict__[self.table] = self
 
     def detach(self) -> None:
-        self.module.__dict__["_parameters"] = self.stored
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return None if value is None else self.perturbation.read(value)
+        self.module.__dict__[self.table] = self.stored
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -286,3 +352,40 @@ class _Parameters(dict[str, Any]):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.stored[name]
+
+
+class _Parameters(_StandIn):
+    """`[name]`, which is how nn.Module reads an attribute, is perturbed.
+
+    Listing (`items`, `values`, `get`) gives what is stored.
+    """
+
+    table = "_parameters"
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return None if value is None else self.perturbation.read(value)
+
+
+class _ParametersOfHost(_Parameters):
+    """Of a model that is offloaded: listing gives shapes, dtypes and the device that forwards run on."""
+
+    def items(self) -> Any:
+        listed = self.perturbation.listed
+        return [(name, None if value is None else listed(value)) for name, value in super().items()]
+
+    def values(self) -> Any:
+        return [value for _, value in self.items()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return dict(self.items()).get(name, default)
+
+
+class _BuffersOfHost(_StandIn):
+    """`[name]` is on the device that forwards run on."""
+
+    table = "_buffers"
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return None if value is None else self.perturbation.buffer(value)

@@ -17,6 +17,7 @@ from llava.mezo.algorithms.interface import Point
 from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.kernels.interface import (
     Aim,
+    Kernel,
     Part,
     Piece,
     Weight,
@@ -31,6 +32,7 @@ Copies = dict[int, torch.Tensor]
 
 
 def anyone(point: int) -> AbstractContextManager[Any]:
+    """Memory as it is given out otherwise."""
     return nullcontext()
 
 
@@ -89,12 +91,14 @@ class TrainedWeights:
             group = self._classes.index(pair)
             there.append(Weight(storage.value, number, storage.dtype, group, storage.grid, storage.first))
         self.tables: dict[torch.device, WeightTable] = {
-            device: kernel_for(self.kernel, device.type, self.noise).table(some, self.noise)
-            for device, some in weights.items()
+            device: self._kernel_on(device).table(some, self.noise) for device, some in weights.items()
         }
         self._spans: dict[tuple[int, int, int], Part] = {}
         self._units: dict[tuple[int, ...], Unit] = {}
         self._aim_tables()
+
+    def _kernel_on(self, device: torch.device) -> Kernel:
+        return kernel_for(self.kernel, device.type, self.noise)
 
     def refresh(self) -> None:
         """Prepare anew if a weight has moved to other memory."""
@@ -190,12 +194,16 @@ class TrainedWeights:
     def update(self, updates: Sequence[Update]) -> None:
         """Change all weights by one update after the other; see `kernels/interface.py` for the arithmetic."""
         self.refresh()
-        by_class = [
+        by_class = self._by_class(updates)
+        for table in self.tables.values():
+            table.update(by_class)
+
+    def _by_class(self, updates: Sequence[Update]) -> list[Update]:
+        """As kernels take them."""
+        return [
             Update(u.seeds, self._of_classes(u.coefficients), tuple(u.decays[group] for group, _ in self._classes))
             for u in updates
         ]
-        for table in self.tables.values():
-            table.update(by_class)
 
     def _memory(
         self, part: Part, device: torch.device, points: Sequence[int], memory_of: Memory

@@ -29,12 +29,13 @@ class Unit:
 
 
 def find_units(
-    model: nn.Module, trained: Container[nn.Parameter], split: Container[nn.Module] = ()
+    model: nn.Module, trained: Container[nn.Parameter], split: Container[nn.Module] = (), apart: bool = False
 ) -> dict[nn.Module, Unit]:
     """The units of a model by their modules; a shared weight is in all that own it.
 
     Args:
         split: layers that are no units: their modules are.
+        apart: the weights of a layer's modules are groups of their own: more copies are made, and fewer are there.
 
     Raises:
         ValueError: a module reads its weights in a way that cannot be intercepted.
@@ -43,7 +44,7 @@ def find_units(
         _refuse_compiled(name, module)
         if any(p in trained for p in owned_parameters(module).values()):
             _refuse_unreadable(name, module)
-    layers = {layer for layer in _layers(model) if layer not in split}
+    layers = {layer for layer in layers_of(model) if layer not in split}
     within_layers = {inner for layer in layers for inner in layer.modules()} - layers
     units = {}
     for module in model.modules():
@@ -53,8 +54,17 @@ def find_units(
         owned = [p for m in members if not isinstance(m, nn.Embedding) for p in owned_parameters(m).values()]
         found = list(dict.fromkeys(p for p in owned if p in trained))
         if found:
-            units[module] = Unit(module, _grouped(found) if module in layers else (tuple(found),), module in layers)
+            groups = _by_owner(module, found) if apart else _grouped(found)
+            units[module] = Unit(module, groups if module in layers else (tuple(found),), module in layers)
     return units
+
+
+def _by_owner(layer: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[tuple[nn.Parameter, ...], ...]:
+    owner = {p: module for module in layer.modules() for p in owned_parameters(module).values()}
+    groups: dict[nn.Module, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(owner[parameter], []).append(parameter)
+    return tuple(map(tuple, groups.values()))
 
 
 def _grouped(parameters: Sequence[nn.Parameter]) -> tuple[tuple[nn.Parameter, ...], ...]:
@@ -71,11 +81,11 @@ def _grouped(parameters: Sequence[nn.Parameter]) -> tuple[tuple[nn.Parameter, ..
 
 def owned_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's own parameters by name, as they are stored."""
-    stored: dict[str, Any] = module._parameters
+    stored: dict[str, Any] = getattr(module._parameters, "stored", module._parameters)
     return {name: p for name, p in stored.items() if p is not None}
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
     """Entries of ModuleLists, the innermost of nested ones."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):

@@ -22,9 +22,10 @@ FILES = (
     *("llava/mezo/**/*.py", "llava/train/zo/*.py"),
     *("tests/mezo/*.py", "tests/train/test_mezo_trainer_alone.py", "docs/journal_format.md"),
 )
-LEFT_OUT = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket", "zo_quantized_scales", "zo_shard")
+LEFT_OUT = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket", "zo_quantized_scales", "zo_shard", "zo_offload")
 """Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded, and
-their layers in 4 and 8 bits have no scales of their own. Nor is it known that their models can be cut into shards."""
+their layers in 4 and 8 bits have no scales of their own. Nor is it known that their models can be cut into shards, or
+that they are loaded onto the host."""
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are

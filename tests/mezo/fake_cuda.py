@@ -193,11 +193,11 @@ def _basic(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, list[torch.T
     return tensor, chosen
 
 
-def on_fake_cuda(nested: Any) -> Any:
-    """Tensors of a nested structure as fake CUDA tensors with these values. Only within `fake_cuda`."""
+def on_fake_cuda(nested: Any, device: str = "cuda") -> Any:
+    """Tensors of a nested structure as fake tensors of a device with these values. Only within `fake_cuda`."""
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         with _disable_current_modes():
             fake.value = tensor.detach().clone()  # type: ignore[attr-defined]
         return fake
@@ -205,18 +205,18 @@ def on_fake_cuda(nested: Any) -> Any:
     return tree_map_only(torch.Tensor, convert, nested)
 
 
-def move(module: torch.nn.Module) -> None:
-    """Parameters and buffers of a module to the fake device. Only within `fake_cuda`."""
+def move(module: torch.nn.Module, device: str = "cuda") -> None:
+    """Parameters and buffers of a module to the fake device, or to the host as it is there. Only within `fake_cuda`."""
     moved: dict[torch.Tensor, Any] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 if parameter not in moved:
                     moved[parameter] = torch.nn.Parameter(
-                        on_fake_cuda(parameter), requires_grad=parameter.requires_grad
+                        on_fake_cuda(parameter, device), requires_grad=parameter.requires_grad
                     )
                     moved[parameter].value = moved[parameter].data.value
                 part._parameters[name] = moved[parameter]
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = on_fake_cuda(buffer)
+                part._buffers[name] = on_fake_cuda(buffer, device)
