@@ -24,7 +24,9 @@ from llava.train.zo.sparse_loss import laid_out_loss, sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmark"))
 from fake_cuda import DeviceReadError, fake_cuda, move, on_fake_cuda, refusing_reads
+from fake_device import Table
 from test_sparse_loss import batch, build
 
 
@@ -48,7 +50,8 @@ def _random_bits_once() -> Iterator[None]:
     make, known = torch_any._bits, {}
 
     def bits(seed: int, weight: Weight, stream: int, chunk: Piece) -> torch.Tensor:
-        key = (seed, weight.number, weight.first, weight.value.device, stream, chunk.start, chunk.count)
+        where = type(weight.value), weight.value.device
+        key = (seed, weight.number, weight.first, *where, stream, chunk.start, chunk.count)
         if key not in known:
             known[key] = make(seed, weight, stream, chunk)
         return known[key]
@@ -156,6 +159,28 @@ def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
             result = laid_out_step(optimizer, model, tensors)
     assert counts == [4, 4]
     assert result == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trained", "storage"), [pytest.param("model", "fixed16", marks=pytest.mark.long), ("mm_projector", "native")]
+)
+def test_weights_on_the_host_are_read_on_the_device(trained: str, storage: str) -> None:
+    """Every read of a model that stays on the host, of frozen weights and buffers too, is of the device."""
+    model, inputs = build("llava_qwen", attn_implementation="eager").to(torch.bfloat16), batch("right", images=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    tensors = {**model.geometry.lay_out(inputs, 8).tensors(), "images": torch.cat(inputs["images"]).bfloat16()}
+    twin, config = copy.deepcopy(model), MeZOConfig(kernel="torch", storage=storage)
+    chosen = [p for p in twin.parameters() if p.requires_grad]
+    expected = MeZO(chosen, twin, config).accumulate(0, functools.partial(laid_out_loss, twin), tensors)
+    torch_any._quantiles.cache_clear()  # its host is another one
+    with fake_cuda(), mock.patch.object(PerturbedTable, "make", staticmethod(Table)):
+        move(model, "cpu")
+        chosen = [p for p in model.parameters() if p.requires_grad]
+        optimizer = MeZO(chosen, model, config, offload=torch.device("cuda"))
+        loss = optimizer.accumulate(0, functools.partial(laid_out_loss, model), on_fake_cuda(tensors))
+    assert loss == expected
 
 
 def test_a_step_that_waits_is_found() -> None:

@@ -259,6 +259,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_length_bucket: int = flag(64, "MeZO on CUDA: rows are padded to a multiple of so many tokens, a graph for each")
     zo_graph_memory_gb: float = flag(4.0, "MeZO on CUDA: most that graphs may take, in GiB; the least used go")
+    zo_offload: str = flag(
+        "none",
+        "MeZO: cpu: weights stay in the host's memory and come to the card layer by layer, with equal results; auto: "
+        "where the memory that is counted without is more than the card's",
+    )
     zo_journal: bool = flag(True, "MeZO: record each step in OUTPUT_DIR/mezo_journal, to resume and replay from")
     zo_journal_sync_steps: int | None = flag(
         None,

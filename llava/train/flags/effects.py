@@ -190,6 +190,12 @@ RULES = (
         "has no effect with --zo_shard fsdp: no process has a copy of another's weights, and no graph is recorded",
         lambda v: _asks(v, "zo_shard"),
     ),
+    Rule(
+        ("zo_cuda_graphs", "zo_graph_memory_gb"),
+        "has no effect with --zo_offload cpu, whose weights have no place of their own on the device",
+        lambda v: v.zo_offload == "cpu",
+        refused=False,
+    ),
     Rule(("zo_journal_sync_steps",), **_needs("zo_journal")),
     Rule(
         ("zo_anchor_batches",),

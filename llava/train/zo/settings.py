@@ -19,6 +19,8 @@ from llava.mezo.sharding.shards import check_torch
 from llava.train.zo.step_batches import Growth
 
 SHARDS = ("none", "fsdp")
+OFFLOADS = ("none", "cpu", "auto")
+"""Where weights are: on the device of the run, or in the host's memory; "auto": there if they do not fit the device."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Settings:
     length_bucket: int = 1
     shard: str = "none"
     """Whether each process has the whole model, or a shard of every weight, see `sharded_run.py`."""
+    offload: str = "none"
+    """Whether weights stay on the host: one of `OFFLOADS`."""
 
     @classmethod
     def of(cls, args: Any) -> Settings:
@@ -58,6 +62,8 @@ class Settings:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
         if own["shard"] not in SHARDS:
             raise InputError(f"--zo_shard {own['shard']} must be one of {', '.join(SHARDS)}")
+        if own["offload"] not in OFFLOADS:
+            raise InputError(f"--zo_offload {own['offload']} is unknown; it must be one of {', '.join(OFFLOADS)}")
         if engine["estimator"] != "svrg":
             own["anchor_batches"] = 1
         try:
@@ -202,6 +208,8 @@ def refuse_impossible(args: Any) -> None:
 def _refuse_with_shards(args: Any, zo: Settings) -> None:
     """What cannot go with weights in shards."""
     given = f"--zo_shard {zo.shard}"
+    if zo.offload != "none":
+        raise InputError(f"--zo_offload {zo.offload} excludes {given}: a shard of every weight is on each card already")
     check_torch()
     if processes(args) < 2:
         raise InputError(f"{given} needs several processes, which share the weights: start it by torchrun")

@@ -53,6 +53,10 @@ class StepInputs:
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> Tensors | None:
         """The tensors, on any device; None for a batch that only the model's own forward can put together."""
+        with self.mezo.plain():
+            return self._tensors_of(batch)
+
+    def _tensors_of(self, batch: Mapping[str, Any]) -> Tensors | None:
         layout = self.model.geometry.lay_out(batch, self.bucket)
         tensors: Tensors = layout.tensors()
         if not layout.images:

@@ -27,6 +27,7 @@ from llava.mezo.sharding.weights import ShardedWeights
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.zo.forwards import Forwards, Objective
 from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
+from llava.train.zo.offloading import offloads, to_host
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.settings import Settings, refuse_impossible
 from llava.train.zo.sharded_run import ShardedRun
@@ -43,6 +44,8 @@ class DivergedError(FloatingPointError):
 
 class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
     """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
+
+    _offloads: bool | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,9 +72,24 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
             self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
             start = self.starting_point
             sizes = None if start is None else start.sizes
-            self.optimizer = MeZO(_split_decay(groups, names, exempt), self.model, self.zo.config, sizes=sizes)
+            device = self.args.device if self._offloads_of(self.model) else None
+            if device is not None:
+                to_host(self.model)
+            split = _split_decay(groups, names, exempt)
+            self.optimizer = MeZO(split, self.model, self.zo.config, sizes=sizes, offload=device)
             self.optimizer.journal = self.open_journal()
         return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self._offloads_of(model):
+            super()._move_model_to_device(model, device)
+
+    def _offloads_of(self, model: nn.Module) -> bool:
+        """Decided once, before anything is moved."""
+        if self._offloads is None:
+            wanted = Settings.of(self.args).offload
+            self._offloads = offloads(wanted, model, self.args.device, self.args.train_batch_size)
+        return self._offloads
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
@@ -174,6 +192,7 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         report: dict[str, Any] = {"zo_kernel": kernel.name, "zo_eps": config.eps, "zo_seed": config.seed}
         report["zo_weight_storage"] = config.storage
         inputs = None if self._forwards is None else self._forwards[1].inputs
+        report["zo_offload"] = "cpu" if self._offloads else "none"
         if self.known_features is not None and inputs is not None:
             report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
         weights = self.mezo.weights
