@@ -39,7 +39,24 @@ _LANGUAGE: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "vocab_size": 152_064,
     },
+    "13b": {  # LLaMA's, as in LLaVA-1.5
+        "hidden_size": 5120,
+        "intermediate_size": 13_824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 40,
+        "vocab_size": 32_000,
+    },
+    "72b": {
+        "hidden_size": 8192,
+        "intermediate_size": 29_568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 152_064,
+    },
 }
+_TIED = ("tiny", "mid", "0.5b")
 _TOWER: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 128,
@@ -66,16 +83,16 @@ _TOWER: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     },
 }
-_TOWER["7b"] = _TOWER["0.5b"]
+_TOWER |= dict.fromkeys(("7b", "13b", "72b"), _TOWER["0.5b"])
 SHAPES = tuple(_LANGUAGE)
 
 
 def shape_config(shape: str) -> LlavaQwenConfig:
-    """The config of a LLaVA-OneVision of this shape; "0.5b" and "7b" are those that were published."""
+    """The config of a LLaVA-OneVision of this shape; "0.5b", "7b" and "72b" are those that were published."""
     tower = {"model_type": "siglip_vision_model", **_TOWER[shape]}
     settings: dict[str, Any] = dict(
         **_LANGUAGE[shape],
-        tie_word_embeddings=shape != "7b",
+        tie_word_embeddings=shape in _TIED,
         max_position_embeddings=32_768,
         attn_implementation="sdpa",
         mm_vision_tower="random-siglip",

@@ -1,7 +1,8 @@
 """How long work takes on a GPU, counted from its data sheet: what matrix products and bytes of memory cost.
 
-Matrix products reach `MATRIX_SHARE` of the sheet's rate, kernels that move bytes `BANDWIDTH_SHARE`. docs/performance.md
-has how far that was off on an H200: a twelfth at 7b, and half at 0.5b, whose products are too small for such a card.
+Matrix products reach `MATRIX_SHARE` of the sheet's rate, kernels that move bytes, and the bus, `BANDWIDTH_SHARE`.
+docs/performance.md has how far that was off on an H200: a twelfth at 7b, and half at 0.5b, whose products are too small
+for such a card. Nothing was measured over a bus.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Card:
     """Bytes a second."""
     lanes: float
     """Integer instructions a second: 64 a multiprocessor and clock."""
+    bus: float
+    """Bytes a second from the host: 16 lanes of PCIe 4.0 or 5.0."""
 
     def seconds(self, operations: float, moved: float) -> float:
         """Of products of so many operations that read so many bytes of weights, whichever takes longer."""
@@ -38,12 +41,16 @@ class Card:
         """Of reading and writing so many bytes."""
         return moved / (self.memory * BANDWIDTH_SHARE)
 
+    def fetching(self, moved: float) -> float:
+        """Of copying so many bytes from the host."""
+        return moved / (self.bus * BANDWIDTH_SHARE)
+
 
 CARDS = {
-    "rtx3090": Card("RTX 3090", 71e12, 936e9, 82 * 64 * 1.695e9),
-    "a100": Card("A100-80", 312e12, 2039e9, 108 * 64 * 1.41e9),
-    "h100": Card("H100 SXM", 989e12, 3350e9, 132 * 64 * 1.83e9),
-    "h200": Card("H200", 989e12, 4800e9, 132 * 64 * 1.83e9),
+    "rtx3090": Card("RTX 3090", 71e12, 936e9, 82 * 64 * 1.695e9, 31.5e9),
+    "a100": Card("A100-80", 312e12, 2039e9, 108 * 64 * 1.41e9, 31.5e9),
+    "h100": Card("H100 SXM", 989e12, 3350e9, 132 * 64 * 1.83e9, 63e9),
+    "h200": Card("H200", 989e12, 4800e9, 132 * 64 * 1.83e9, 63e9),
 }
 
 

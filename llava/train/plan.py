@@ -39,8 +39,11 @@ from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts
 GB = 1e9
 RESERVE = 1.0
 """GB that a card must have beyond what is counted: CUDA's context, workspaces of products, holes of the allocator."""
+HOST_MEMORY, HOST_RESERVE = 64.0, 4.0
+"""GB of the host, if it is not said, and what it must have beyond the weights: the system, Python, batches."""
 SHOTS = (1, 4, 8)
 LORA_RANK = 64
+OPT_VOCABULARY = 50_272
 WITHOUT, WITH = "", ", checkpointing"
 
 
@@ -54,7 +57,8 @@ class Row:
         vision: the same of the tower: once, if it is not trained.
         moved: bytes that the step itself reads and writes beside its forwards.
         trains: whether it changes weights.
-        note: what else is to know; of a method that is not there yet, that it is not.
+        note: what else is to know.
+        host: bytes of weights that lie in the host's memory, and cross the bus once a step.
     """
 
     name: str
@@ -64,25 +68,24 @@ class Row:
     moved: float = 0.0
     trains: bool = True
     note: str = ""
+    host: float = 0.0
 
     @property
     def total(self) -> float:
         """All bytes at the time when they are most."""
         return sum(self.bytes.values())
 
-    @property
-    def there(self) -> bool:
-        """Whether it can be done with this tree."""
-        return bool(self.bytes)
-
-    def fits(self, gpu_memory: float) -> bool:
-        """Whether a card of so many GB takes it."""
-        return self.there and self.total / GB + RESERVE <= gpu_memory
+    def fits(self, gpu_memory: float, host_memory: float = HOST_MEMORY) -> bool:
+        """Whether a card of so many GB takes it, and the host what it is to hold."""
+        on_host = not self.host or self.host / GB + HOST_RESERVE <= host_memory
+        return on_host and self.total / GB + RESERVE <= gpu_memory
 
     def seconds(self, of: Sizes, batch: Batch, card: Card) -> float:
         """Of a step on a card, counted."""
         operations = self.forwards * language_operations(of, batch) + self.vision * vision_operations(of, batch)
-        return card.seconds(operations, self.forwards * self.bytes["weights"]) + card.moving(self.moved)
+        weights = self.host or self.bytes["weights"]
+        computing = card.seconds(operations, self.forwards * weights) + card.moving(self.moved)
+        return max(computing, card.fetching(self.host))  # the next layer comes up meanwhile
 
 
 def config_of(model: str) -> Any:
@@ -170,7 +173,32 @@ def _mezo(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator
     yield Row("MeZO, LoRA", {"weights": whole + adapter, "copies": of_adapter, "activations": forward}, 2.0)
     quantised = _quantised(of) + adapter
     yield Row("MeZO, 4-bit with LoRA", {"weights": quantised, "copies": of_adapter, "activations": forward}, 2.0)
-    yield Row("MeZO, offloaded", note="not there yet")
+    yield offloaded(of, batch, parts)
+
+
+def offloaded(of: Sizes, batch: Batch, parts: frozenset[str]) -> Row:
+    """MeZO with `--zo_offload cpu`: two layers are on the card, and copies of a matrix; both forwards run at once.
+
+    `scripts/benchmark/offload.py` counts what the engine does: this is 5 to 12 % more from 7b on.
+    """
+    matrix = max((into * out for into, out in of.linears), default=largest(of, parts))
+    held = {"weights": 2.0 * HALF * of.layer, "copies": 2.0 * HALF * matrix}
+    held["activations"] = 2 * forward_bytes(of, batch)
+    vision = 2.0 if VISION_TOWER in parts else 1.0
+    return Row("MeZO, offloaded", held, 2.0, vision, 10.0 * of.trained(parts), host=float(HALF * of.weights))
+
+
+def largest_offloaded(gpu_memory: float, host_memory: float, batch: Batch) -> float:
+    """Weights of the largest decoder of OPT's proportions, 128 of width for each layer, that could be trained so."""
+    found = 0.0
+    for width in range(512, 32_768, 128):
+        layer = 12.0 * width**2
+        weights = layer * width / 128 + OPT_VOCABULARY * width
+        activations = 2 * batch.positions * 32 * width
+        on_card = HALF * (2 * layer + 2 * 4.0 * width**2) + activations
+        if HALF * weights / GB + HOST_RESERVE <= host_memory and on_card / GB + RESERVE <= gpu_memory:
+            found = weights
+    return found
 
 
 def _quantised(of: Sizes) -> float:
@@ -190,17 +218,20 @@ BEST_FIRST = (
     "MeZO, full",
     "MeZO, LoRA",
     "MeZO, 4-bit with LoRA",
+    "MeZO, offloaded",
 )
 """What we would take, by accuracy first (docs/choosing.md): backpropagation wherever it fits, then MeZO."""
 
 
-def choice(found: Sequence[Row], gpu_memory: float) -> Row | None:
+def choice(found: Sequence[Row], gpu_memory: float, host_memory: float = HOST_MEMORY) -> Row | None:
     """The first of `BEST_FIRST` that fits, or None."""
     by_name = {row.name: row for row in found}
-    return next((by_name[name] for name in BEST_FIRST if by_name[name].fits(gpu_memory)), None)
+    return next((by_name[name] for name in BEST_FIRST if by_name[name].fits(gpu_memory, host_memory)), None)
 
 
-def text(found: Sequence[Row], gpu_memory: float, seconds: Mapping[str, float]) -> str:
+def text(
+    found: Sequence[Row], gpu_memory: float, seconds: Mapping[str, float], host_memory: float = HOST_MEMORY
+) -> str:
     """The table, and the choice; `seconds` of a step by the name of a row, or none at all."""
     columns = ("weights", "gradients", "masters", "optimizer", "activations", "copies", "cache")
     lines = [f"| method | {' | '.join(columns)} | GB in all | fits {gpu_memory:g} GB | forwards a step |"]
@@ -208,11 +239,11 @@ def text(found: Sequence[Row], gpu_memory: float, seconds: Mapping[str, float]) 
     lines.append("|---" * (len(columns) + 5 + bool(seconds)) + "|")
     for row in found:
         cells = [f"{row.bytes[name] / GB:.2f}" if row.bytes.get(name) else "" for name in columns]
-        total, fits = (f"{row.total / GB:.2f}", "yes" if row.fits(gpu_memory) else "no") if row.there else ("", "")
-        forwards = f"{row.forwards:g}" if row.there else ""
-        time = [f"{seconds[row.name]:.2g}" if row.there else ""] if seconds else []
-        lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, forwards, *time, row.note])} |")
-    taken = choice(found, gpu_memory)
+        total, fits = f"{row.total / GB:.2f}", "yes" if row.fits(gpu_memory, host_memory) else "no"
+        time = [f"{seconds[row.name]:.2g}"] if seconds else []
+        note = row.note if not row.host else f"and {row.host / GB:.2f} GB of the host's {host_memory:g}"
+        lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, f'{row.forwards:g}', *time, note])} |")
+    taken = choice(found, gpu_memory, host_memory)
     lines += [
         "",
         f"We would take: {taken.name}" if taken else "Nothing that trains fits: take a smaller model or batch",
@@ -226,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Memory and time of every method, counted, and what we would take.")
     parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or one of {', '.join(SHAPES)}")
     parser.add_argument("--gpu-memory", type=float, required=True, metavar="GB", help="of the card, in 10^9 bytes")
+    parser.add_argument("--host-memory", type=float, default=HOST_MEMORY, metavar="GB", help="default: %(default)g")
     parser.add_argument("--gpu", choices=CARDS, help="also the time of a step on this one, from its data sheet")
     parser.add_argument("--tokens", type=int, default=1500, help="positions of a row, images among them")
     parser.add_argument("--batch", type=int, default=1, help="rows of a step")
@@ -240,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)
-    for name in ("gpu_memory", "tokens", "batch", "tiles", "supervised", "lora_r"):
+    for name in ("gpu_memory", "host_memory", "tokens", "batch", "tiles", "supervised", "lora_r"):
         if not getattr(options, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
     if options.model not in SHAPES and not Path(options.model).is_dir() and options.model.count("/") != 1:
@@ -249,8 +281,14 @@ def main(argv: list[str] | None = None) -> None:
     of = sizes(options.model)
     found = rows(of, batch, parse_parts(options.mm_tunable_parts), options.lora_r)
     card = CARDS.get(options.gpu)
-    seconds = {} if card is None else {row.name: row.seconds(of, batch, card) for row in found if row.there}
-    sys.stdout.write(text(found, options.gpu_memory, seconds))
+    seconds = {} if card is None else {row.name: row.seconds(of, batch, card) for row in found}
+    memory, host = options.gpu_memory, options.host_memory
+    sys.stdout.write(text(found, memory, seconds, host))
+    most = largest_offloaded(memory, host, batch) / 1e9
+    sys.stdout.write(
+        f"Offloaded, {memory:g} GB of the card and {host:g} GB of the host train a decoder of up to {most:.0f} billion "
+        "weights in bfloat16 (of OPT's proportions)\n"
+    )
 
 
 if __name__ == "__main__":
