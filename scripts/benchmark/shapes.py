@@ -1,4 +1,4 @@
-"""Models of four sizes with random weights, and a batch for them: what the benchmarks measure on."""
+"""Models of known sizes with random weights, and a batch for them: what the benchmarks measure on."""
 
 from __future__ import annotations
 
