@@ -31,7 +31,7 @@ from llava.mezo.measuring import (
     measure,
 )
 from llava.mezo.names import canonical_names, names_hash, numbered
-from llava.mezo.offload import OffloadedWeights
+from llava.mezo.offloading.weights import OffloadedWeights
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import check_same_weights
@@ -61,8 +61,9 @@ class MeZO(Optimizer):
     `ranks` are the processes that train together; by default those of torch.distributed's default group, once it is
     initialised, as `config.parallel` arranges them. `sizes`: of each parameter's noise, in the order of `names`; by
     default what `config.tensor_scales` makes of the weights as they are. `offload`: a device that forwards run on while
-    the model, which is on the host, stays there (`offload.py`); read its parameters within `exported` then. ValueError:
-    a parameter that is not in the model, is frozen, or cannot be trained; an offloaded one that is not on the host.
+    the model, which is on the host, stays there (`offloading/`); read its parameters within `exported` then.
+    ValueError: a parameter that is not in the model, is frozen, or cannot be trained; an offloaded one that is not on
+    the host.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ How a read becomes a perturbed one:
             TrainedWeights.perturbed      weight + scale * z into scratch memory (`trained.py`)
 
 `model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters. Where weights are
-offloaded (`offload.py`) all modules have stand-ins, since what is not perturbed has to be read from the device, too; a
+offloaded (`offloading/`) all modules have stand-ins, since what is not perturbed has to be read from the device, too; a
 list of parameters then has their shapes, dtypes and that device, without values.
 """
 
@@ -28,10 +28,10 @@ import torch
 from torch import nn
 
 from llava.mezo.algorithms.interface import Point
-from llava.mezo.cargo import Cargo
-from llava.mezo.host_reads import HostReads
 from llava.mezo.inference import evaluation_mode
-from llava.mezo.offload import OffloadedWeights
+from llava.mezo.offloading.cargo import Cargo
+from llava.mezo.offloading.host_reads import HostReads
+from llava.mezo.offloading.weights import OffloadedWeights
 from llava.mezo.passes import SIDE_BY_SIDE_ON, Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable

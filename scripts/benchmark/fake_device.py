@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llava.mezo import offload, trained
+from llava.mezo import trained
 from llava.mezo.kernels.interface import Aim, Part, Piece, Weight, laid_out
+from llava.mezo.offloading import weights as offload
 from llava.mezo.scratch import ScratchPool
 from llava.mezo.tables import PerturbedTable, Source
 from llava.mezo.updates import Update

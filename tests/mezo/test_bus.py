@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.mezo import bus
-from llava.mezo.bus import Bus
-from llava.mezo.host_memory import MappedFiles, free_bytes
+from llava.mezo.offloading import bus
+from llava.mezo.offloading.bus import Bus
+from llava.mezo.offloading.host_memory import MappedFiles, free_bytes
 
 ELEMENTS = 2**20
 

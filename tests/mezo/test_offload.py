@@ -15,7 +15,7 @@ from fake_cuda import fake_cuda, move, on_fake_cuda
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llava.mezo import MeZO, MeZOConfig, offload, passes
+from llava.mezo import MeZO, MeZOConfig, passes
 from llava.mezo.head import next_token_loss
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
@@ -274,7 +274,7 @@ def test_an_earlier_state_is_taken_up_again(storage: str) -> None:
 
 
 def test_weights_that_no_forward_reads_are_updated_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offload, "MOST_KEPT", 2)
+    monkeypatch.setattr("llava.mezo.offloading.weights.MOST_KEPT", 2)
     model, twin = built(), built()
     for one in (model, twin):
         one.unused = nn.ModuleList([nn.Linear(3, 3).to(torch.bfloat16)])  # type: ignore[assignment]

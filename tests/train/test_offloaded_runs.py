@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from llava.errors import InputError
-from llava.mezo.host_memory import MappedFiles
-from llava.mezo.offload import moves
+from llava.mezo.offloading.host_memory import MappedFiles
+from llava.mezo.offloading.weights import moves
 from llava.model import LlavaQwenForCausalLM
 from llava.model.own_settings import read_config
 from llava.train.flags.from_checkpoint import take_from_checkpoint

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.mezo.offload import OffloadedWeights, moves, placeholder
+from llava.mezo.offloading.weights import OffloadedWeights, moves, placeholder
 from llava.mezo.passes import Passes
 from llava.mezo.tables import PerturbedTable
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.mezo.bus import Bus
-from llava.mezo.cargo import Cargo, Piece, Slot, Slots
 from llava.mezo.config import KERNEL_DEVICES
 from llava.mezo.head import chunk_rows
 from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.kernels.interface import Kernel, Part, Weight, WeightTable
 from llava.mezo.kernels.interface import Piece as Elements
+from llava.mezo.offloading.bus import Bus
+from llava.mezo.offloading.cargo import Cargo, Piece, Slot, Slots
 from llava.mezo.scratch import Memory
 from llava.mezo.trained import Copies, TrainedWeights, anyone
 from llava.mezo.units import layers_of, owned_parameters

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llava.mezo.host_memory import MappedFiles, free_bytes
+from llava.mezo.offloading.host_memory import MappedFiles, free_bytes
 
 logger = logging.getLogger(__name__)
 
