@@ -62,15 +62,12 @@ def _exchanges(mean: Reduce, times: int, numbers: int, period: float) -> list[fl
 
     One exchange right after the other is faster by far: a process that has worked for long is woken up later.
     """
-    begin = torch.tensor([time.perf_counter() + period], dtype=torch.float64)  # one clock for all processes
-    distributed.broadcast(begin, 0)
-    found = []
-    for number in range(times):
-        due = begin.item() + number * 1.5 * period
+    found, due = [], mean([time.perf_counter()] * numbers)[0] + period  # one clock for all processes
+    for _ in range(times):
         while time.perf_counter() < due:
             pass
-        mean([0.0] * numbers)
-        found.append(time.perf_counter() - due)
+        begin, due = due, mean([time.perf_counter()] * numbers)[0] + period
+        found.append(time.perf_counter() - begin)
     return found
 
 
