@@ -63,6 +63,7 @@ OPTIONAL = {
     "datasets",
     "galore_torch",
     "lomo_optim",
+    "optuna",
 }
 
 

@@ -90,6 +90,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return model_args, data_args, training_args
 
 
+def flag_types() -> dict[str, Any]:
+    """All flags of a run, without their dashes, and what makes a value of each one's text: int, float or another."""
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
+    flags = {name[2:]: action.type for action in parser._actions for name in action.option_strings if name[:2] == "--"}
+    return {name: kind for name, kind in flags.items() if name != "help"}
+
+
 def build(values: Any, given: Collection[str]) -> TrainingArguments:
     """The training arguments, tried out by a dry run.
 

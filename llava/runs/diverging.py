@@ -1,0 +1,65 @@
+"""Whether a run with a journal diverges, while it still runs: projected gradients rise, and the loss does too."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.mezo.algorithms.course import Course
+from llava.mezo.errors import JournalError
+from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, RECORDS, Journal
+from llava.mezo.journal.records import applied_steps
+
+WINDOW = 25
+"""Steps that are looked at together."""
+RISE = 4.0
+"""Times the projected gradients of the first window: more, twice in a row, is a run that diverges."""
+
+
+def diverging(losses: Sequence[float], gradients: Sequence[float]) -> str | None:
+    """Why a run diverges, in a few words; None if it does not, or is too short to tell.
+
+    Args:
+        losses: one a step.
+        gradients: projected gradients, one a step; only their size counts.
+
+    Medians of windows are compared, since a single projected gradient has heavy tails. In the last two whole windows
+    both have to be above those of the first: gradients by `RISE`, which a run may also reach whose loss falls fast.
+    """
+    count = len(losses) // WINDOW
+    if count < 3:
+        return None
+    parts = [slice(number * WINDOW, (number + 1) * WINDOW) for number in (0, count - 2, count - 1)]
+    sizes = [statistics.median(abs(value) for value in gradients[part]) for part in parts]
+    means = [statistics.median(losses[part]) for part in parts]
+    if min(sizes[1:]) > RISE * sizes[0] and min(means[1:]) > means[0]:
+        return (
+            f"diverged by step {count * WINDOW}: projected gradients are {sizes[2] / max(sizes[0], 1e-300):.1f} times "
+            f"those of the first {WINDOW} steps (medians), the loss {means[2]:.3g} after {means[0]:.3g}"
+        )
+    return None
+
+
+def journal_bytes(run: Path) -> int:
+    """Size of the records of the journal in a run's folder; 0 without one."""
+    records = run / JOURNAL_FOLDER / RECORDS
+    return records.stat().st_size if records.exists() else 0
+
+
+def journal_diverges(run: Path) -> str | None:
+    """`diverging` of the journal in a run's folder, which may be in the middle of being written; None without one."""
+    folder = run / JOURNAL_FOLDER
+    if not (folder / HEADER).exists():
+        return None
+    try:
+        journal = Journal.read(folder)
+    except JournalError:
+        return None  # the run itself says what is wrong with it
+    losses, sizes = [], []
+    for record, proposal in applied_steps(journal.records, Course(journal.header)):
+        if proposal.terms:
+            losses.append(record.loss)
+            sizes.append(math.sqrt(sum(term.projected_grad**2 for term in proposal.terms) / len(proposal.terms)))
+    return diverging(losses, sizes)
