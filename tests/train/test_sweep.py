@@ -185,12 +185,16 @@ class TestSearch:
     """Of values, without runs."""
 
     def test_the_worse_are_stopped_at_the_same_point(self) -> None:
-        found = search.Search(parse_space("learning_rate=1|2|3"), None, True, halving=2, seed=0)
-        trials = [one[0] for one in (found.draw(), found.draw(), found.draw()) if one]
+        found = search.Search(parse_space("learning_rate=1|2|3|4"), None, True, halving=2, seed=0)
+        trials = [drawn[0] for drawn in iter(found.draw, None)]
         assert not found.report(trials[0], {0: 0.0, 10: 0.5, 20: 0.6})
-        assert found.report(trials[1], {10: 0.4})
-        assert not found.report(trials[2], {10: 0.7})
-        assert not found.report(trials[2], {10: 0.7}), "what was told is not told again"
+        assert not found.report(trials[1], {10: 0.4}), "one evaluation is not enough to tell"
+        assert found.report(trials[1], {10: 0.4, 20: 0.5})
+        assert not found.report(trials[2], {10: 0.4, 20: 0.7, 30: 0.1}), "nor is the third one that counts"
+        assert not found.report(trials[2], {10: 0.4, 20: 0.7, 30: 0.1}), "what was told is not told again"
+        found.give_up(trials[0], "diverged: later")
+        found.give_up(trials[2], "diverged: later")
+        assert not found.report(trials[3], {10: 0.4, 20: 0.55}), "of those that did not diverge it is the best"
 
     def test_no_values_are_tried_twice(self) -> None:
         found = search.Search(parse_space("learning_rate=1|2,zo_eps=3|4"), None, False, halving=0, seed=0)
@@ -227,7 +231,7 @@ class TestSearch:
 def test_what_diverges_is_stopped_and_what_fails_is_told(given: Any, stand_in: None, tmp_path: Path) -> None:
     main(given("learning_rate=0.5", ("--budget", "1", "--trials", "1")))
     assert outcomes(tmp_path) == ["diverged: the validation at step 1 was not finite"]
-    assert "No trial has finished." in (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "No trial has finished" in (tmp_path / "sweep" / "sweep.md").read_text()
 
 
 def test_a_journal_that_diverges_stops_its_trial(

@@ -88,12 +88,20 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--metric", choices=METRICS, required=True, help="accuracy: --eval_metric of the flags, or exact"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the sweep and its trials")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/sweep"), metavar="FOLDER", help="default: %(default)s"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, help="trials at a time, on as many cards as there are (default 1)"
     )
     parser.add_argument("--trials", type=int, help="most in all, those of earlier calls included (default: no limit)")
-    parser.add_argument("--halving", type=int, default=3, metavar="K", help="one in K goes on (default 3; 0: all do)")
+    parser.add_argument(
+        "--halving",
+        type=int,
+        default=3,
+        metavar="K",
+        help="one in K goes on at evaluations K, K^2, ... (default 3; 0: all do)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the values that are drawn (default 0)")
     parser.add_argument("--keep_models", action="store_true", help="keep the weights of trials that are over")
     parser.add_argument("--dry_run", action="store_true", help="list what would run, and start nothing")

@@ -60,7 +60,7 @@ def write_page(sweep: Sweep) -> Result | None:
     best = best_of(sweep, found)
     lines = ["# Sweep", ""]
     if best is None:
-        lines += ["No trial has finished.", ""]
+        lines += ["No trial has finished; `--halving 0` lets all of them go on to their end.", ""]
     else:
         words = sweep.words(best.values, sweep.folder / "best")
         command = trials.command_line(words)

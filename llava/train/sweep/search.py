@@ -1,9 +1,10 @@
 """The search of a sweep, by Optuna: which values come next, which trials are not worth going on with.
 
 Values are drawn by the tree-structured Parzen estimator (Bergstra et al. 2011), trials are stopped by asynchronous
-successive halving (Li et al. 2020, ASHA): at evaluations 1, k, k^2, ... a trial goes on if it is among the best 1/k of
-those that came as far. What is known lies in an Optuna journal in the sweep's folder, an entry an event, so that a
-sweep can be stopped at any time.
+successive halving (Li et al. 2020, ASHA): at evaluations k, k^2, ... a trial goes on if it is among the best 1/k of
+those that came as far. Optuna's pruner would compare with trials that diverged later as well: too high a rate often
+learns fastest, and would leave none. What is known lies in an Optuna journal in the sweep's folder, an entry an event,
+so that a sweep can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Search:
         if folder is not None:
             backend = importlib.import_module("optuna.storages.journal").JournalFileBackend
             storage = self.optuna.storages.JournalStorage(backend(str(folder / STORAGE_FILE)))
-        pruners = self.optuna.pruners
+        self.halving, self.sign = halving, 1 if greater_is_better else -1
         self.study = self.optuna.create_study(
             storage=storage,
             study_name=STUDY,
             load_if_exists=True,
             direction="maximize" if greater_is_better else "minimize",
-            pruner=pruners.SuccessiveHalvingPruner(1, halving) if halving else pruners.NopPruner(),
+            pruner=self.optuna.pruners.NopPruner(),
         )
 
     def draw(self) -> tuple[Any, dict[str, str]] | None:
@@ -112,8 +113,25 @@ class Search:
             if number in told or value is None:
                 continue
             trial.report(value, number)
-            stop = bool(trial.should_prune())
+            stop = stop or self._is_worse(trial.number, number, value)
         return stop
+
+    def _is_worse(self, own: int, evaluation: int, value: float) -> bool:
+        """Whether trial number `own` is not among the best 1/k at this evaluation, if that is one that counts."""
+        rung = self.halving
+        while 0 < rung < evaluation:
+            rung *= self.halving
+        if rung != evaluation:
+            return False
+        rivals = [
+            self.sign * trial.intermediate_values[evaluation]
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.number != own
+            and evaluation in trial.intermediate_values
+            and not str(trial.user_attrs.get(OUTCOME)).startswith(DIVERGED)
+        ]
+        ranked = sorted([*rivals, self.sign * value], reverse=True)
+        return self.sign * value < ranked[max(1, len(ranked) // self.halving) - 1]
 
     def finish(self, trial: Any, value: float) -> None:
         """The trial came to its end."""
