@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.mezo.durable import write_durably
-from llava.runs.style import COLOURS, PALE, empty_figure, whole_ticks
+from llava.runs.style import COLOURS, PALE, empty_figure, upper_limit, whole_ticks
 from llava.train.sweep import trial as trials
 from llava.train.sweep.settings import TRIALS, Sweep
 
@@ -28,6 +28,11 @@ class Result:
     value: float | None
     seconds: float
     points: dict[int, float | None]
+
+    @property
+    def last(self) -> float | None:
+        """The last point of its curve."""
+        return self.points[max(self.points)] if self.points else None
 
     @property
     def kind(self) -> str:
@@ -105,30 +110,38 @@ def _table(sweep: Sweep, found: Sequence[Result], best: Result | None) -> list[s
 
 
 def draw_map(sweep: Sweep, found: Sequence[Result], path: Path) -> None:
-    """Draw the finished trials as points over the first two parameters, coloured by value; the others as crosses."""
+    """Draw the trials over the first two parameters, bright where they are good; small ones were stopped on the way.
+
+    Those that diverged, failed or have not ended are crosses. With one parameter, the metric is drawn over its values.
+    """
     across, up = sweep.space[0], sweep.space[1] if len(sweep.space) > 1 else None
     figure, axes = empty_figure(height=4.6)
-    over = [one for one in found if one.value is not None]
-    places = {one.number: (_place(across, one), None if up is None else _place(up, one)) for one in found}
-    values = [float(one.value or 0.0) for one in over]
-    xs = [places[one.number][0] for one in over]
-    ys = values if up is None else [places[one.number][1] for one in over]
-    points = axes.scatter(xs, ys, c=values, cmap="cividis", s=140, edgecolors="black", zorder=3)
-    for x, y, value in zip(xs, ys, values, strict=True):
+    told = [
+        (one, one.value if one.value is not None else one.last) for one in found if one.kind in ("finished", "stopped")
+    ]
+    shown = [(one, value) for one, value in told if value is not None]
+    xs = [_place(across, one) for one, _ in shown]
+    ys = [value if up is None else _place(up, one) for one, value in shown]
+    ranked = sorted((value for _, value in shown), reverse=not sweep.greater_is_better)
+    ends = sorted((ranked[len(ranked) // 4], ranked[-1]))  # the worst quarter has one colour
+    look = {"cmap": "cividis" if sweep.greater_is_better else "cividis_r", "vmin": ends[0], "vmax": ends[1]}
+    sizes = [160 if one.value is not None else 50 for one, _ in shown]
+    points = axes.scatter(xs, ys, sizes, [value for _, value in shown], edgecolors="black", zorder=3, **look)
+    for x, y, (_, value) in zip(xs, ys, shown, strict=True):
         axes.annotate(f"{value:.3g}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize="small")
-    for number, kind in enumerate(("stopped", "diverged", "failed", "unfinished")):
-        rest = [one for one in found if one.kind == kind]
-        if rest and up is not None:
-            xy = zip(*(places[one.number] for one in rest), strict=True)
-            axes.scatter(*xy, marker="x+1."[number], s=60, color=COLOURS[1], label=kind, zorder=2)
+    if up is not None:
+        for marker, kind in zip("+1x", ("diverged", "failed", "unfinished"), strict=True):
+            rest = [(_place(across, one), _place(up, one)) for one in found if one.kind == kind]
+            if rest:
+                axes.scatter(*zip(*rest, strict=True), marker=marker, s=60, color=COLOURS[1], label=kind, zorder=2)
     _name_axis(axes, "x", across)
     if up is None:
         axes.set_ylabel(sweep.metric)
     else:
         _name_axis(axes, "y", up)
-        figure.colorbar(points, ax=axes, label=sweep.metric)
+        figure.colorbar(points, ax=axes, label=f"{sweep.metric} (small: when it was stopped)")
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=4, frameon=False)
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
     axes.margins(0.12)
     axes.grid(alpha=0.3)
     figure.savefig(path)
@@ -151,18 +164,26 @@ def _name_axis(axes: Any, which: str, parameter: Any) -> None:
 def draw_curves(sweep: Sweep, found: Sequence[Result], best: Result | None, path: Path) -> None:
     """Draw what trials were validated at: the best one dark, those that were given up with a cross at their end."""
     figure, axes = empty_figure()
-    for one in found:
-        points = [(step, value) for step, value in sorted(one.points.items()) if value is not None]
-        if not points:
-            continue
+    curves = [
+        (one, [(step, value) for step, value in sorted(one.points.items()) if value is not None]) for one in found
+    ]
+    curves = [(one, points) for one, points in curves if points]
+    cross: dict[str, Any] = {"color": COLOURS[1], "marker": "x", "linestyle": ""}
+    limit = None if sweep.greater_is_better else upper_limit([[value for _, value in points] for _, points in curves])
+    for one, points in curves:
         first = best is not None and one.number == best.number
         look: dict[str, Any] = {"color": COLOURS[0] if first else PALE, "linewidth": 2.2 if first else 1.2}
         look |= {"marker": "o", "markersize": 3, "zorder": 3 if first else 2}
         axes.plot(*zip(*points, strict=True), label=f"trial {one.number}, the best" if first else "_", **look)
         if one.kind in ("stopped", "diverged"):
-            axes.plot(*points[-1], color=COLOURS[1], marker="x", markersize=8, zorder=4)
+            step, value = points[-1]
+            axes.plot(step, value if limit is None else min(value, 0.985 * limit), **cross, markersize=8, zorder=4)
     axes.plot([], [], color=PALE, label="others")
-    axes.plot([], [], color=COLOURS[1], marker="x", linestyle="", label="stopped or diverged")
+    axes.plot(
+        [], [], label="stopped or diverged" + ("" if limit is None else "; at the top: above the picture"), **cross
+    )
+    if limit is not None:
+        axes.set_ylim(0.9 * min(value for _, points in curves for _, value in points), limit)
     axes.set(xlabel="optimizer step", ylabel=f"validation: {sweep.metric}")
     whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
