@@ -237,7 +237,7 @@ def test_what_diverges_is_stopped_and_what_fails_is_told(given: Any, stand_in: N
 def test_a_journal_that_diverges_stops_its_trial(
     given: Any, stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial.TrialRun, "diverges", lambda self: "diverged by step 75: so it is")
+    monkeypatch.setattr(trial.TrialRun, "diverges", lambda self, now=False: "diverged by step 75: so it is")
     main(given("learning_rate=0.125", ("--budget", "1", "--trials", "1")))
     assert outcomes(tmp_path) == ["diverged by step 75: so it is"]
     assert "diverged by step 75: so it is |" in (tmp_path / "sweep" / "sweep.md").read_text()

@@ -103,7 +103,7 @@ class Runner:
         if code is None:
             why = run.diverges() or _not_finite(points)
             if why is None and worse:
-                why = HALVED
+                why = run.diverges(now=True) or HALVED
             if why is not None:
                 run.stop(why)
             return

@@ -86,10 +86,10 @@ class TrialRun:
             self.process.wait()
         self.ended()
 
-    def diverges(self) -> str | None:
-        """Why the run diverges, by its journal, which is read again once it has grown by a window."""
+    def diverges(self, now: bool = False) -> str | None:
+        """Why the run diverges, by its journal, which is read again once it has grown by a window, or `now`."""
         size = journal_bytes(self.folder)
-        if size < self._read + SMALLEST_RECORD * WINDOW:
+        if size < self._read + SMALLEST_RECORD * WINDOW and not now:
             return None
         self._read = size
         return journal_diverges(self.folder)
