@@ -76,6 +76,19 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
+def held_alone(folder: Path, flag: str) -> Iterator[None]:
+    """Within it, no other process has `folder`, the value of `flag`. InputError: one has. The folder is made."""
+    try:
+        lock = FolderLock(folder)
+    except JournalError as error:
+        raise InputError(f"{flag} {folder}: another process works there, or it cannot be written to") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def refusing_full_disk(folder: Path) -> Iterator[None]:
     """Turns a full disk, which safetensors tells of in words alone, into an `InputError`."""
     try:

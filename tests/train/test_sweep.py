@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llava.errors import InputError
+from llava.runs import run_folder
 from llava.train.sweep import __main__ as sweep_command
 from llava.train.sweep import runner, search, trial
 from llava.train.sweep.space import Parameter, parse_space
@@ -248,19 +249,57 @@ def test_a_sweep_whose_trials_all_fail_ends(
 ) -> None:
     said = refused(given("learning_rate=0.21|0.22|0.23|0.24"), capsys)
     assert "3 trials failed one after the other" in said and "no memory is left" in said
-    assert len(outcomes(tmp_path)) == 3
+    assert (tmp_path / "sweep" / "sweep.md").read_text().count("| failed: exit code 1") == 3
 
 
-def test_an_unfinished_trial_goes_on_where_it_was(given: Any, stand_in: None, tmp_path: Path) -> None:
-    """The budget ends while it hangs after its second step; what it waits for is there the second time."""
-    words = given("learning_rate=0.125", ("--budget", "0.0004", "--trials", "1"))
-    main(words)
-    assert outcomes(tmp_path) == ["None"]
-    assert "unfinished" in (tmp_path / "sweep" / "sweep.md").read_text()
+def interrupt_after_two_steps(patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, once, when a trial hangs after its second step."""
+    read, pressed = trial.curve, []
+
+    def curve(folder: Path) -> dict[int, float | None]:
+        points = read(folder)
+        if len(points) == 2 and not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return points
+
+    patch.setattr(trial, "curve", curve)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_unfinished_trial_goes_on_where_it_was(
+    given: Any, stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """After Ctrl-C, and as after kill -9: nothing is taken down, and the trial's process is gone."""
+
+    def kill(self: runner.Runner) -> None:
+        for _, run in self._running.values():
+            run.process.kill()
+            run.process.wait()
+
+    words, folder = given("learning_rate=0.125", ("--budget", "1", "--trials", "1")), tmp_path / "sweep"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        interrupt_after_two_steps(patch)
+        if killed:
+            patch.setattr(runner.Runner, "_leave", kill)
+        main(words)
+    assert stop.value.code == 130 and outcomes(tmp_path) == ["None"]
+    assert "| unfinished |" in (folder / "sweep.md").read_text()
+    assert bool(trial.noted(folder / "trials" / "0000").get("pid")) == killed
     main(words)
     assert outcomes(tmp_path) == ["finished"]
-    log = (tmp_path / "sweep" / "trials" / "0000" / "log.txt").read_text().splitlines()
+    log = (folder / "trials" / "0000" / "log.txt").read_text().splitlines()
     assert log == ["began after step 0", "began after step 2"]
+
+
+def test_one_process_has_a_sweep(given: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_folder.held_alone(tmp_path / "sweep", "--output"):
+        assert "another process works there" in refused(given("learning_rate=1"), capsys)
+
+
+def test_a_budget_ends_and_leaves_what_runs(given: Any, stand_in: None, tmp_path: Path) -> None:
+    main(given("learning_rate=0.125", ("--budget", "1e-5", "--trials", "1")))
+    assert outcomes(tmp_path) == ["None"]
 
 
 @pytest.mark.slow

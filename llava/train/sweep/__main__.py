@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 from llava.errors import InputError, command
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import read_json
-from llava.runs.run_folder import check_writable
-from llava.train.sweep.page import PAGE, results, write_page
+from llava.runs.run_folder import check_writable, held_alone
+from llava.train.sweep.page import PAGE, Result, results, write_page
 from llava.train.sweep.runner import Runner
 from llava.train.sweep.search import STORAGE_FILE, Search, optuna
 from llava.train.sweep.settings import METRICS, TRIALS, Sweep
@@ -51,24 +51,32 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.write("\n".join(planned(sweep, options)) + "\n")
         return
     check_writable(options.output)
-    write_durably(options.output / SWEEP_FILE, json.dumps(sweep.described(), indent=2) + "\n")
-    deadline = time.monotonic() + 3600 * options.budget
-    search = Search(sweep.space, options.output, sweep.greater_is_better, options.halving, options.seed)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    stopped = False
-    try:
-        Runner(sweep, search, options.jobs, options.trials, options.keep_models).run(deadline)
-    except KeyboardInterrupt:
-        stopped = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        best = write_page(sweep)
+    with held_alone(options.output, "--output"):
+        stopped, best = search_on(sweep, options)
     if best is not None:
         words = command_line(sweep.words(best.values, options.output / "best"))
         sys.stdout.write(f"trial {best.number}: {sweep.metric} {best.value:.4f} ({options.output / PAGE})\n{words}\n")
     if stopped:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         sys.exit(EXIT_SIGNAL)
+
+
+def search_on(sweep: Sweep, options: argparse.Namespace) -> tuple[bool, Result | None]:
+    """Do trials until the budget is used up; returns whether a signal ended it, and the best trial so far."""
+    write_durably(options.output / SWEEP_FILE, json.dumps(sweep.described(), indent=2) + "\n")
+    deadline = time.monotonic() + 3600 * options.budget
+    search = Search(sweep.space, options.output, sweep.greater_is_better, options.halving, options.seed)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        Runner(sweep, search, options.jobs, options.trials, options.keep_models).run(deadline)
+        return False, write_page(sweep)
+    except KeyboardInterrupt:
+        return True, write_page(sweep)
+    except InputError:
+        write_page(sweep)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*signal_and_frame: Any) -> NoReturn:
