@@ -1,6 +1,6 @@
 """What a step costs with 2 to 4,096 workers on a network, by simulation, for docs/scaling.md.
 
-    python scripts/benchmark/scaling.py --output scaling --calibrate        (4 minutes on two CPU cores; without, 1)
+    python scripts/benchmark/scaling.py --output scaling --calibrate        (5 minutes on two CPU cores; without, 1)
 
 Writes scaling.json, scaling.md and scaling.png. The simulator (`network.py`, `coordinator.py`, `fleet.py`) knows
 workers of different speed, latency and bandwidth of links, and collectives as ring, tree or through a coordinator,
