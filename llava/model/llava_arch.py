@@ -23,6 +23,7 @@ from llava.model.layout import Geometry
 from llava.model.merge_plan import MergePlan
 from llava.model.merging import merge_entry
 from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.quantised import keep_layout
 from llava.model.splicing import SplicedBatch, cut_rows, modality_of_each, pad_rows, skip_positions, splice_rows
 from llava.model.vision_modules import LlavaMetaModel
 from llava.model.vocabulary import add_image_tokens
@@ -90,6 +91,7 @@ class LlavaMetaForCausalLM(_Base):
             )
         model, info = loaded
         loading.forget_renaming(model)
+        keep_layout(model)
         name = str(pretrained_model_name_or_path or model.config.name_or_path)
         loading.check_loaded(model, info, name, projector_needed=not elsewhere)
         return (model, info) if want_info else model

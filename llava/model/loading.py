@@ -16,6 +16,7 @@ from llava.model.configuration import HUB_ARGUMENTS
 from llava.model.hf import names
 from llava.model.multimodal_encoder.tower import loads_at_once
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
+from llava.model.quantised import keep_layout
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def load_plain(model_class: type[Any], name_or_path: str, **arguments: Any) -> A
         )
     _refuse_misfits(model, info, name_or_path)
     _refuse_missing(model, set(info["missing_keys"]), name_or_path)
+    keep_layout(model)
     return model
 
 

@@ -69,6 +69,17 @@ def is_quantised(model: nn.Module) -> bool:
     return bool(quantised_layers(model))
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Let layers in 4 bits stay as they were loaded.
+
+    On a CPU that computes in bfloat16 bitsandbytes lays codes out anew in the first forward in evaluation mode, and
+    rounds scales to bfloat16: another model from there on, which PEFT's DoRA and merging read as if it were the first.
+    """
+    for layer in quantised_layers(model).values():
+        if kind_of(layer) == FOUR:
+            layer.support_avx512bf16_for_cpu = False
+
+
 def ready_for_adapters(model: nn.Module) -> nn.Module:
     """The model, whose layers in 8 bits never give up their scales.
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -186,8 +185,6 @@ def test_killed_ranks_are_started_again(small_run: Flags, tmp_path: Path) -> Non
     launch_elastic(words, 2, 2, tmp_path / "log", pids)
     killed.join()
     assert len(list(pids.glob("killed.*"))) == 2
-    # by which of the two depends on what the other one was doing together with it
-    assert re.search("another process of this run has ended|Connection", (tmp_path / "log").read_text())
     assert_same_run(tmp_path / "whole", out)
     assert report_of(out)["changes"] == [] and "process_counts" not in report_of(out)
 

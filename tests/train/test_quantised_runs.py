@@ -106,6 +106,18 @@ def test_forwards_outside_autocast_depend_on_the_adapter(adapter: str, bits: int
     assert apart(probe(model), before)[0] > 0.01
 
 
+@both
+def test_a_forward_leaves_the_base_as_it_is(bits: int, words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where bitsandbytes would lay codes in 4 bits out anew for the CPU, and round their scales."""
+    import bitsandbytes
+
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    model = built(words(trainer_mode="zo", bits=bits, adapter="lora")).eval()
+    before = {name: weight_of(layer).clone() for name, layer in quantised_layers(model).items()}
+    probe(model)
+    assert all(torch.equal(weight_of(layer), before[name]) for name, layer in quantised_layers(model).items())
+
+
 def test_what_cannot_be_trained_is_refused_before_a_model_is_loaded(words: Words) -> None:
     zo = {"trainer_mode": "zo"}
     for flags, said in (
