@@ -38,6 +38,7 @@ MAY_IMPORT_MEZO = (
     "llava.train.going_on",
     "llava.train.train",
     "llava.train.advise",
+    "llava.train.sweep",
 )
 # Below everything, and with the engine since they travel with it.
 FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.inference")

@@ -7,8 +7,10 @@ is how it sits in a tree with another LLaVATrainer. Runs with transformers 4.40 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -32,6 +34,7 @@ ZO = {
     "zo_kernel": "torch",
     "zo_weight_storage": "native",
     "zo_max_bad_steps": 3,
+    "zo_on_divergence": "warn",
     "zo_cuda_graphs": "auto",
     "zo_graph_memory_gb": 4.0,
     "zo_journal": False,
@@ -453,6 +456,32 @@ def test_a_run_that_diverged_stops_with_its_last_good_weights(module: ModuleType
     saved = load_file(tmp_path / "bad" / "checkpoint-5" / "model.safetensors")
     assert same(bits(saved), bits(good.model.state_dict()))
     assert same(bits(model.state_dict()), bits(good.model.state_dict()))
+
+
+class Rising(Toy):
+    """Its loss, and so its slope, is 4 % larger in each forward."""
+
+    def forward(self, ids: torch.Tensor, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss = super().forward(ids, image, target)["loss"]
+        return {"loss": loss * 1.04 ** len(self.losses)}
+
+
+@pytest.mark.parametrize("what", ["warn", "stop", "off"])
+def test_a_run_tells_that_it_diverges(
+    what: str, module: ModuleType, mezo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    settings = {"max_steps": 100, "learning_rate": 1e-6, "zo_on_divergence": what, "zo_journal": True}
+    trainer = mezo(what, model=Rising(), **settings)
+    logging.getLogger("llava").propagate = True
+    with pytest.raises(module.DivergedError) if what == "stop" else nullcontext() as stopped:
+        trainer.train()
+    told = [message for message in caplog.messages if message.startswith("diverged by step 75: projected gradients")]
+    assert len(told) == (0 if what == "off" else 1)
+    assert trainer.state.global_step == (75 if what == "stop" else 100)
+    if stopped is not None:
+        assert str(stopped.value) == told[0]
+        assert "(half of it: 5e-07)" in told[0] and told[0].endswith(f"{tmp_path / what / 'mezo_journal'}:12")
 
 
 def test_single_bad_steps_do_not_stop_a_run(mezo: Make) -> None:

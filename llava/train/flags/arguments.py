@@ -20,7 +20,7 @@ from llava.mezo.ranks import PARALLEL
 from llava.model.adapter_kinds import ADAPTERS
 from llava.train.flags.renamed_flags import RenamedFlags
 from llava.train.parts.optimizers import OPTIMIZERS
-from llava.train.zo.settings import Settings
+from llava.train.zo.settings import ON_DIVERGENCE, Settings
 
 TRAINER_MODES = ("regular", "zo")
 STRATIFY = ("auto", "off")
@@ -286,6 +286,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_check_ranks_steps: int = flag(
         100, "MeZO: processes compare an eighth of their weights every so many steps, and stop if they differ; 0: never"
+    )
+    zo_on_divergence: str = flag(
+        "warn",
+        f"MeZO: what to do when projected gradients and loss rise together, {', '.join(ON_DIVERGENCE)}: from there on "
+        "each step does harm",
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from llava.mezo.durable import write_durably
+from llava.mezo.journal.diverging import WINDOW, journal_bytes, journal_diverges
 from llava.model.checkpoint_files import read_json, usable
-from llava.runs.diverging import WINDOW, journal_bytes, journal_diverges
 from llava.runs.validation import CURVE_FILE
 
 TRIAL_FILE, LOG_FILE, COMMAND_FILE = "trial.json", "log.txt", "command.txt"

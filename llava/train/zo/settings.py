@@ -21,6 +21,7 @@ from llava.train.zo.step_batches import Growth
 SHARDS = ("none", "fsdp")
 OFFLOADS = ("none", "cpu", "auto")
 """Where weights are: on the device of the run, or in the host's memory; "auto": there if they do not fit the device."""
+ON_DIVERGENCE = ("warn", "stop", "off")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Settings:
     """Whether each process has the whole model, or a shard of every weight, see `sharded_run.py`."""
     offload: str = "none"
     """Whether weights stay on the host: one of `OFFLOADS`."""
+    on_divergence: str = "warn"
 
     @classmethod
     def of(cls, args: Any) -> Settings:
@@ -55,6 +57,8 @@ class Settings:
         """
         own = {n: getattr(args, f"zo_{n}", d) for n, d in _defaults(cls) if n != "config"}
         engine = {n: getattr(args, flag_of(n), d) for n, d in _defaults(MeZOConfig)}
+        if own["on_divergence"] not in ON_DIVERGENCE:
+            raise InputError(f"--zo_on_divergence {own['on_divergence']}: allowed are {', '.join(ON_DIVERGENCE)}")
         if engine["estimator"] == "per_example":
             engine["num_directions"] = examples_of_a_step(args)
         for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):

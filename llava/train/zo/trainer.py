@@ -33,13 +33,14 @@ from llava.train.zo.settings import Settings, refuse_impossible
 from llava.train.zo.sharded_run import ShardedRun
 from llava.train.zo.step_batches import parts_of
 from llava.train.zo.step_inputs import KnownFeatures
+from llava.train.zo.watch import WatchDivergence
 from llava.train.zo.without_gradients import WithoutGradients
 
 logger = logging.getLogger(__name__)
 
 
 class DivergedError(FloatingPointError):
-    """The loss was not finite in `zo_max_bad_steps` steps in a row; the last good weights have been saved."""
+    """The run stopped because its loss was not finite, or its projected gradients rose; the weights have been saved."""
 
 
 class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
@@ -54,6 +55,9 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         self.args.max_grad_norm = 0.0  # there are no gradients to clip
         self.plan_batches(self.zo)
         self.add_callback(_StopWhenDiverged(self))
+        self.watch = WatchDivergence(self)
+        if self.zo.on_divergence != "off":
+            self.add_callback(self.watch)
         self.add_callback(SaveResumePoints(self))
         self.known_features: KnownFeatures | None = None
         """Features of images that were encoded before, for models that lay batches out."""
@@ -151,7 +155,7 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         """As `JournaledRun.train`.
 
         Raises:
-            DivergedError: it had to stop because the loss is not finite.
+            DivergedError: it had to stop because the loss is not finite, or as `--zo_on_divergence stop` says.
             InputError: also an objective of generated answers without a function for it.
         """
         if self.zo.objective not in ("loss", "accuracy") and self.objective is None:
@@ -164,6 +168,8 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
                 f"{self.args.output_dir}/checkpoint-{self.state.global_step}. "
                 "Lower --learning_rate or --zo_eps, or look at the data."
             )
+        if self.watch.why is not None and self.zo.on_divergence == "stop":
+            raise DivergedError(f"{self.watch.why}. {self.watch.way_out()}")
         return result
 
     def _forwards_of(self, model: nn.Module) -> Forwards:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.mezo.algorithms.course import Course
+from llava.mezo.algorithms.interface import Term
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, RECORDS, Journal
-from llava.mezo.journal.records import applied_steps
+from llava.mezo.journal.header import Header
+from llava.mezo.journal.records import Record, applied_steps
 
 WINDOW = 25
 """Steps that are looked at together."""
@@ -48,6 +50,21 @@ def journal_bytes(run: Path) -> int:
     return records.stat().st_size if records.exists() else 0
 
 
+def of_steps(header: Header, records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Losses and sizes of projected gradients of the steps that were applied, for `diverging`."""
+    losses, sizes = [], []
+    for record, proposal in applied_steps(records, Course(header)):
+        if proposal.terms:
+            losses.append(record.loss)
+            sizes.append(size_of(proposal.terms))
+    return losses, sizes
+
+
+def size_of(terms: Sequence[Term]) -> float:
+    """Root mean square of the projected gradients of a step."""
+    return math.sqrt(sum(term.projected_grad**2 for term in terms) / len(terms))
+
+
 def journal_diverges(run: Path) -> str | None:
     """`diverging` of the journal in a run's folder, which may be in the middle of being written; None without one."""
     folder = run / JOURNAL_FOLDER
@@ -57,9 +74,4 @@ def journal_diverges(run: Path) -> str | None:
         journal = Journal.read(folder)
     except JournalError:
         return None  # the run itself says what is wrong with it
-    losses, sizes = [], []
-    for record, proposal in applied_steps(journal.records, Course(journal.header)):
-        if proposal.terms:
-            losses.append(record.loss)
-            sizes.append(math.sqrt(sum(term.projected_grad**2 for term in proposal.terms) / len(proposal.terms)))
-    return diverging(losses, sizes)
+    return diverging(*of_steps(journal.header, journal.records))

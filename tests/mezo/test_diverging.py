@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
+from llava.mezo.journal.diverging import RISE, WINDOW, diverging, journal_bytes, journal_diverges
 from llava.mezo.journal.files import JOURNAL_FOLDER, Journal
 from llava.mezo.journal.fingerprint import fingerprint
-from llava.runs.diverging import RISE, WINDOW, diverging, journal_bytes, journal_diverges
 
 CALM = [1.0, -2.0, 0.5, 3.0, -1.5] * (WINDOW // 5)
 WILD = [value * 1.5 * RISE for value in CALM]
