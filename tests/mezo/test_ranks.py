@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gloo_ranks import on_ranks
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
@@ -155,16 +155,7 @@ def test_processes(count: int, tmp_path: Path) -> None:
     config = MeZOConfig(eps=EPS, num_directions=DIRECTIONS, parallel="both")
     alone: dict[int, Any] = {}
     train(config, None, alone)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llava.mezo"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=_process, args=(rank, count, port, tmp_path)) for rank in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+    on_ranks(count, [partial(_measured, tmp_path)])
     for rank in range(count):
         assert (tmp_path / f"{rank}.txt").read_text() == (
             f"after step 5 rank 1 of {count} has other weights than the rest (2.bias)"
@@ -172,10 +163,8 @@ def test_processes(count: int, tmp_path: Path) -> None:
         assert_same(torch.load(tmp_path / f"{rank}.pt"), alone[0])
 
 
-def _process(rank: int, count: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    place = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
+def _measured(folder: Path) -> None:
+    rank = torch.distributed.get_rank()
     config = MeZOConfig(eps=EPS, num_directions=DIRECTIONS, parallel="both")
     found: dict[int, Any] = {}
     train(config, Ranks.here(config.parallel, config.num_directions), found)
@@ -191,4 +180,3 @@ def _process(rank: int, count: int, port: int, folder: Path) -> None:
             check_same_weights(stored, 5, turn, optimizer.ranks, optimizer.device)
         except RanksDifferError as error:
             (folder / f"{rank}.txt").write_text(str(error).partition(", so")[0])
-    torch.distributed.destroy_process_group()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from gloo_ranks import on_ranks
 from torch import distributed, nn
 
 from llava.mezo import MeZO, MeZOConfig
@@ -200,32 +198,6 @@ def refusals() -> None:
     for settings in ({"storage": "fixed16"}, per_example, {"parallel": "directions"}):
         with pytest.raises(ValueError, match=r"not as fixed16|measure the same points"):
             MeZO(linear.parameters(), linear, MeZOConfig(**settings))
-
-
-def on_ranks(count: int, checks: list[Callable[[], None]]) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llava.mezo", "llava.mezo.kernels.torch_any", "llava.mezo.kernels.numpy_reference"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(rank, count, port, checks)) for rank in range(count)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(100)
-        if rank.exitcode != 0:
-            for other in ranks:
-                other.kill()
-    assert [rank.exitcode for rank in ranks] == [0] * count
-
-
-def _rank(rank: int, count: int, port: int, checks: list[Callable[[], None]]) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    for check in checks:
-        check()
-        distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def has_shards() -> bool:

@@ -15,33 +15,14 @@ from llava.train.advise import OWN_LOSS, Steadiness, eps_advice, learning_rate, 
 Flags = Callable[..., list[str]]
 
 
-@pytest.fixture()
-def words(flags: Flags, small_tower_folder: Path) -> Callable[..., list[str]]:
-    """A command line of zeroth-order training."""
-
-    def make(**changes: Any) -> list[str]:
-        settings = {
-            "vision_tower": small_tower_folder,
-            "trainer_mode": "zo",
-            "gradient_checkpointing": None,
-            "mm_tunable_parts": "mm_language_model",
-            "bf16": None,
-            "max_steps": 3,
-            "per_device_train_batch_size": 2,
-        }
-        return flags(**settings | changes)
-
-    return make
-
-
 @pytest.mark.slow
 def test_a_run_is_measured_and_nothing_is_left_behind(
-    words: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twice the same: directions and batches follow from the seeds."""
     found = []
     for name in ("a", "b"):
-        flags = words(output_dir=tmp_path / "run")
+        flags = small_run(per_device_train_batch_size=2, output_dir=tmp_path / "run")
         main([*flags, "--directions", "4", "--batches", "3", "--advice", str(tmp_path / name)])
         found.append(json.loads((tmp_path / name).read_text()))
     assert found[0] == found[1]
@@ -64,10 +45,10 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_loading(
-    changes: dict[str, Any], own: list[str], message: str, words: Flags, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], own: list[str], message: str, small_run: Flags, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([*words(**changes), *own])
+        main([*small_run(**changes), *own])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
