@@ -41,17 +41,17 @@ ZO2 = {
 }
 """GB of the card, as its README gives them (November 2026)."""
 SHAPES = (*list(opt.SHAPES)[1:], "0.5b", "7b", "13b", "72b")
-STEPS = 3
+STEPS = 5
 
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes of the third step, when the order of layers is known and an update waits.
+    """Bytes of the last of some steps, when the order of layers is known and an update waits.
 
     Attributes:
         weights: of the whole model, which the host holds.
         trained: of these.
-        peak: of the card.
+        peak: of the card, over all steps.
         layers: the most that the card holds of stored weights.
         up, down: across the bus in a step.
     """
