@@ -23,11 +23,13 @@ from llava.mezo.errors import JournalError
 from llava.mezo.journal import replay
 from llava.mezo.journal.files import Journal
 from llava.model import convert, merge
-from llava.train import plan
+from llava.train import advise, plan
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
+from llava.train.sweep import __main__ as sweep
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (ask, serve, check, prepare, accuracy, model_vqa, probe, convert, merge, plan)
+WITH_FLAGS_OF_TRAINING = (advise, sweep)
 FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*)")
 OF_OTHERS = {"--no-deps", "--no-binary", "--shots-data", "--max_split_size_mb"}
 """Of pip, and of what shared code is called for by one command alone."""
@@ -57,7 +59,7 @@ def test_every_flag_that_is_advised_exists() -> None:
     """In some command: `in_own_flags` sees to it that it is the running one's."""
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
     flags = set(parser._option_string_actions) | OF_OTHERS
-    for module in COMMANDS:
+    for module in (*COMMANDS, *WITH_FLAGS_OF_TRAINING):
         flags |= known(module)
     journal = importlib.import_module("llava.mezo.journal.replay")
     flags |= set(re.findall(r'add_argument\("(--[\w-]+)"', Path(str(journal.__file__)).read_text()))

@@ -139,14 +139,18 @@ def record(landscape: Landscape, steadiness: Steadiness, options: argparse.Names
     }
 
 
-def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m llava.train.advise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directions", type=int, default=25, help="random directions, at least 3")
     parser.add_argument("--batches", type=int, default=8, help="batches measured along each, at least 2")
     parser.add_argument("--advice", type=Path, metavar="FILE", help="also write what was found to this JSON file")
-    options, flags = parser.parse_known_args(argv)
+    return parser
+
+
+def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    options, flags = _parser().parse_known_args(argv)
     for name, least in (("directions", 3), ("batches", 2)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)} must be at least {least}")

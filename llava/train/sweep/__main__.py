@@ -86,6 +86,24 @@ def _interrupt(*signal_and_frame: Any) -> NoReturn:
 def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The sweep's own options, and the flags of train.py behind `--`. InputError for values out of range."""
     own, flags = (list(argv), []) if "--" not in argv else _split(argv)
+    options = _parser().parse_args(own)
+    if not (math.isfinite(options.budget) and options.budget > 0):
+        raise InputError(f"--budget {options.budget:g}: hours, above 0")
+    for name in ("jobs", "trials"):
+        given = getattr(options, name)
+        if given is not None and given < 1:
+            raise InputError(f"--{name} {given}: at least 1")
+    if options.halving < 0 or options.halving == 1:
+        raise InputError(f"--halving {options.halving}: 2 or more, or 0 to let all trials go on")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: at least 0")
+    if not flags:
+        raise InputError("the flags of train.py are missing: give them behind --")
+    options.output = options.output.absolute()
+    return options, flags
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.train.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,21 +131,7 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seed", type=int, default=0, help="of the values that are drawn (default 0)")
     parser.add_argument("--keep_models", action="store_true", help="keep the weights of trials that are over")
     parser.add_argument("--dry_run", action="store_true", help="list what would run, and start nothing")
-    options = parser.parse_args(own)
-    if not (math.isfinite(options.budget) and options.budget > 0):
-        raise InputError(f"--budget {options.budget:g}: hours, above 0")
-    for name in ("jobs", "trials"):
-        given = getattr(options, name)
-        if given is not None and given < 1:
-            raise InputError(f"--{name} {given}: at least 1")
-    if options.halving < 0 or options.halving == 1:
-        raise InputError(f"--halving {options.halving}: 2 or more, or 0 to let all trials go on")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: at least 0")
-    if not flags:
-        raise InputError("the flags of train.py are missing: give them behind --")
-    options.output = options.output.absolute()
-    return options, flags
+    return parser
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
