@@ -37,6 +37,16 @@ def _package_log_as_before() -> Iterator[None]:
     package.propagate = before[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _default_template_as_before_the_module() -> Iterator[None]:
+    """As below, of what fixtures of a module train."""
+    from llava import conversation
+
+    before = conversation.default_conversation
+    yield
+    conversation.default_conversation = before
+
+
 @pytest.fixture(autouse=True)
 def _default_template_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training sets the template of its process; tests share one."""
