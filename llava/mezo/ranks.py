@@ -45,9 +45,13 @@ class Ranks:
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
-        count = distributed.get_world_size()
+        return cls.of(distributed.get_rank(), distributed.get_world_size(), parallel, directions)
+
+    @classmethod
+    def of(cls, rank: int, count: int, parallel: str, directions: int) -> Ranks:
+        """Of a process among so many, otherwise as `here`."""
         ways = {"data": 1, "directions": count, "both": math.gcd(count, directions)}
-        return cls(distributed.get_rank(), count, ways[parallel])
+        return cls(rank, count, ways[parallel])
 
     @property
     def rows(self) -> int:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     options, train_flags = split_arguments(sys.argv[1:] if argv is None else argv)
     model_args, data_args, training_args = parse_arguments(train_flags)
     check_paths(model_args, data_args, training_args)
-    parts = check_records(data_args, training_args, options.num_gpus)
+    parts = check_records(data_args, training_args, training_args.data_processes_of(options.num_gpus))
     if options.eval_data and not Path(options.eval_data).is_file():
         raise InputError(f"--eval_data {options.eval_data}: no such file; set EVAL_DATA to a LLaVA JSON, or to nothing")
     folder = Path(training_args.output_dir)
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def outlook(options: argparse.Namespace, model_args: Any, args: Any, records: int) -> Sequence[str]:
     """What is known of the run before it starts; times are of the preset's own model."""
-    batch = expected_time.batch_of(args, options.num_gpus)
-    steps = expected_time.steps_of(args, records, options.num_gpus)
+    processes = args.data_processes_of(options.num_gpus)
+    batch, steps = expected_time.batch_of(args, processes), expected_time.steps_of(args, records, processes)
     own = expected_time.MODELS.get(options.preset, model_args.model_name_or_path)
     preset = options.preset if model_args.model_name_or_path == own else "custom"
     return expected_time.lines(preset, args.trainer_mode, steps, batch, records)

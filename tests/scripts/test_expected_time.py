@@ -40,7 +40,7 @@ def test_steps(more: dict[str, float], steps: int) -> None:
 
 def test_times_are_of_the_preset_s_own_model() -> None:
     options = SimpleNamespace(preset="7b", num_gpus=1)
-    args = SimpleNamespace(**SETTINGS, max_steps=7, trainer_mode="zo")
+    args = SimpleNamespace(**SETTINGS, max_steps=7, trainer_mode="zo", data_processes_of=int)
     for model, timed in (("lmms-lab/llava-onevision-qwen2-7b-si", True), ("playground/tiny", False)):
         said = run_and_evaluate.outlook(options, SimpleNamespace(model_name_or_path=model), args, 100)
         assert ("H200" in " ".join(said)) is timed

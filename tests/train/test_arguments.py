@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_own_flags_have_the_same_types_and_defaults(golden: Path, group: str) ->
         if name not in inherited:
             plain = types[case["type"].removeprefix("Optional[").removesuffix("]")]
             assert hints[name] == (plain | None if case["type"].startswith("Optional") else plain), case
+
+
+@pytest.mark.parametrize(("parallel", "directions", "rows"), [("data", 1, 4), ("directions", 2, 1), ("both", 2, 2)])
+def test_processes_with_records_of_their_own(
+    parallel: str, directions: int, rows: int, flags: Callable[..., list[str]]
+) -> None:
+    values = {"trainer_mode": "zo", "gradient_checkpointing": None}
+    args = parse_arguments(flags(**values, zo_parallel=parallel, zo_num_directions=directions))[2]
+    assert (args.data_processes_of(4), args.data_processes_of(1)) == (rows, 1)
+
+
+def test_more_processes_than_losses_are_refused(flags: Callable[..., list[str]]) -> None:
+    args = parse_arguments(flags(trainer_mode="zo", gradient_checkpointing=None, zo_parallel="directions"))[2]
+    with pytest.raises(InputError, match=r"3 processes cannot share out the 2 losses .*Raise --zo_num_directions"):
+        args.data_processes_of(3)
 
 
 def test_inherited_flags_are_accepted(golden: Path) -> None:

@@ -318,9 +318,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         """
         if self.begun is not None:
             return int(self.begun.processes)
-        if self.world_size == 1 or self.trainer_mode != "zo":
-            return int(self.world_size)
-        return Settings.of(self).ranks().rows
+        return self.data_processes_of(int(self.world_size))
+
+    def data_processes_of(self, processes: int) -> int:
+        """The same, of so many processes that begin a run."""
+        return Settings.of(self).ranks(processes).rows if self.trainer_mode == "zo" and processes > 1 else processes
 
     @property
     def journal_keeps_all(self) -> bool:

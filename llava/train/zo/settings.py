@@ -78,14 +78,19 @@ class Settings:
             raise InputError(text) from error
         return cls(config, **own)
 
-    def ranks(self) -> Ranks:
+    def ranks(self, count: int | None = None) -> Ranks:
         """This process's place among those of the run.
+
+        Args:
+            count: of the processes, where they are not there yet; then the first one's place.
 
         Raises:
             InputError: a step has less to share out than there are processes.
         """
         config = self.config
-        ranks, points = Ranks.here(config.parallel, config.num_directions), len(Course(config).points(0))
+        shared = config.parallel, config.num_directions
+        ranks = Ranks.here(*shared) if count is None else Ranks.of(0, count, *shared)
+        points = len(Course(config).points(0))
         if ranks.point_ways > points:
             raise InputError(
                 f"--zo_parallel {config.parallel}: {ranks.count} processes cannot share out the {points} losses that a "
