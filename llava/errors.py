@@ -11,9 +11,21 @@ from typing import Any
 
 from llava.mezo.errors import InputError
 
-__all__ = ["EXIT_BAD_INPUT", "InputError", "command", "command_with", "in_own_flags", "short"]
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_DIVERGED",
+    "EXIT_LOST",
+    "EXIT_SIGNAL",
+    "InputError",
+    "command",
+    "command_with",
+    "in_own_flags",
+    "short",
+]
 
 EXIT_BAD_INPUT = 2
+EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL = 3, 4, 130
+"""Of training: the loss, another process of the run, a signal that asked for the end."""
 LONGEST = 200
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -153,7 +153,8 @@ class MeZO(Optimizer):
         groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
         self.sizes = tuple(sizes)
         given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
-        self.flush()
+        if hasattr(self, "weights"):
+            self.flush()
         if self._offload is not None:
             self.weights: TrainedWeights = OffloadedWeights(*given, self._offload)
         elif self._turns is not None:
@@ -167,13 +168,15 @@ class MeZO(Optimizer):
 
     def flush(self) -> None:
         """The host's weights become what they should be, where they are offloaded; `exported` and others do it."""
-        weights = getattr(self, "weights", None)
-        if isinstance(weights, OffloadedWeights):
-            weights.flush()
+        self.weights.flush()
 
     def plain(self) -> AbstractContextManager[None]:
-        """Within it, a frozen part of the model runs on `device`, wherever the model is."""
-        return self.perturbation.plain()
+        """Within it, a frozen part of the model can run by itself on `device`, wherever its weights are.
+
+        With weights in shards as `current_weights`, unless a forward is running.
+        """
+        gathers = self.weights.sharded and not self.perturbation.is_attached
+        return self.current_weights() if gathers else self.perturbation.plain()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch.optim; ValueError once the parameters are numbered, or for values out of range."""
@@ -327,20 +330,12 @@ class MeZO(Optimizer):
 
         With weights in shards all processes enter and leave it together, and do nothing else together within.
         """
-        if isinstance(self.weights, ShardedWeights):
-            with self.perturbation.attached(), self.weights.unperturbed(), self.perturbation.at(0, 0.0):
-                yield
-            return
-        if not any(storage.state() for storage in self.storages.values()):
+        if not self.weights.sharded and not any(storage.state() for storage in self.storages.values()):
             with self.plain():
                 yield
             return
-        with self.perturbation.attached(), self.perturbation.at(0, 0.0):
+        with self.perturbation.attached(), self.weights.unperturbed(), self.perturbation.at(0, 0.0):
             yield
-
-    def gathered(self) -> AbstractContextManager[Any]:
-        """Within it, a forward of frozen modules can run: with weights in shards as in `current_weights`."""
-        return self.current_weights() if self.weights.sharded else nullcontext()
 
     @contextmanager
     def exported(self) -> Iterator[None]:
@@ -360,8 +355,7 @@ class MeZO(Optimizer):
 
     def release(self) -> None:
         """End training: all weights go back into the model's parameters, in the model's dtype."""
-        if isinstance(self.weights, OffloadedWeights):
-            self.weights.close()
+        self.weights.close()
         self._released = any(storage.state() for storage in self.storages.values())
         stuck = sum(storage.at_the_limit() for storage in self.storages.values())
         if stuck:

@@ -31,7 +31,6 @@ from llava.mezo.algorithms.interface import Point
 from llava.mezo.inference import evaluation_mode
 from llava.mezo.offloading.cargo import Cargo
 from llava.mezo.offloading.host_reads import HostReads
-from llava.mezo.offloading.weights import OffloadedWeights
 from llava.mezo.passes import SIDE_BY_SIDE_ON, Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
@@ -67,13 +66,12 @@ class Perturbation:
         self._keep = False
         self._warned = False
         self._arrange()  # refuses now what could not work later
-        self._reads_of_host = self._offloaded()
+        self._reads_of_host: HostReads | None = weights.host_reads(model, self.numbers, self._passes)
 
     def _arrange(self) -> None:
         """Find the units: which module's forward a weight is perturbed in, and with which others."""
         self._modules = list(self.model.modules())
-        offloaded = isinstance(self.weights, OffloadedWeights)
-        self._units = find_units(self.model, self.numbers, self._split, apart=offloaded)
+        self._units = find_units(self.model, self.numbers, self._split, apart=self.weights.apart)
         self._groups: dict[tuple[nn.Module, int], tuple[int, ...]] = {}
         self._units_of: dict[int, list[nn.Module]] = {}
         for module, unit in self._units.items():
@@ -93,17 +91,10 @@ class Perturbation:
                 f"{len(missing)} trained parameters (shapes {shapes}) are not in the model that is perturbed"
             )
 
-    def _offloaded(self) -> HostReads | None:
-        """What is read where weights are offloaded and no perturbed copy is wanted."""
-        if not isinstance(self.weights, OffloadedWeights):
-            return None
-        self.weights.arrange(self.model, self.numbers)
-        return HostReads(self.weights, self.numbers, self._passes)
-
     def use(self, weights: TrainedWeights) -> None:
         """Others in the place of these, of the same parameters."""
         self.weights = weights
-        self._reads_of_host = self._offloaded()
+        self._reads_of_host = weights.host_reads(self.model, self.numbers, self._passes)
 
     def _changed(self) -> bool:
         """Whether modules or parameters of the model are others than when the units were found."""
@@ -120,7 +111,7 @@ class Perturbation:
         self.weights.refresh()
         if self._changed():
             self._arrange()
-            self._reads_of_host = self._offloaded()
+            self._reads_of_host = self.weights.host_reads(self.model, self.numbers, self._passes)
         with ExitStack() as stack, torch.no_grad():
             stack.callback(self._stand_ins.clear)
             for module, kind in self._kinds_of_stand_ins():
@@ -130,10 +121,15 @@ class Perturbation:
             self._hooks = stack.enter_context(ExitStack())
             self._watched: set[nn.Module] = set()
             self._watch()
-            if isinstance(self.weights, OffloadedWeights):
-                self._watch_layers(self.weights)
+            if self._reads_of_host is not None:
+                self._watch_layers(self._reads_of_host.weights)
             stack.enter_context(evaluation_mode(self.model))
             yield self
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the stand-ins are installed."""
+        return bool(self._stand_ins)
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -267,7 +263,7 @@ class Perturbation:
         assert self._reads_of_host is not None
         return self._reads_of_host.buffer(buffer)
 
-    def _watch_layers(self, weights: OffloadedWeights) -> None:
+    def _watch_layers(self, weights: Any) -> None:
         """Have the weights of each layer come up for its forwards."""
         self._hooks.callback(weights.end_of_use)
         for module, block in weights.blocks.items():
@@ -277,12 +273,12 @@ class Perturbation:
             ):
                 self._hooks.callback(handle.remove)
 
-    def _come_up(self, weights: OffloadedWeights, block: Cargo, module: nn.Module, inputs: Any) -> None:
+    def _come_up(self, weights: Any, block: Cargo, module: nn.Module, inputs: Any) -> None:
         if self._passes.current is not None:  # forwards that run side by side wait for each other here
             self._passes.fetch(block, lambda points, memory: [weights.land(block)] * len(points))
         weights.enter(block)
 
-    def _may_go(self, weights: OffloadedWeights, block: Cargo, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _may_go(self, weights: Any, block: Cargo, module: nn.Module, inputs: Any, output: Any) -> None:
         weights.leave(block)
 
     def _watch(self) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava.mezo.lost_ranks import waiting_for_others
+from llava.mezo.messages import gathered, rank_and_count
 
 PARALLEL = ("data", "directions", "both")
 
@@ -42,10 +42,7 @@ class Ranks:
             parallel: one of `PARALLEL`.
             directions: of a step.
         """
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
-        return cls.of(distributed.get_rank(), distributed.get_world_size(), parallel, directions)
+        return cls.of(*rank_and_count(), parallel, directions)
 
     @classmethod
     def of(cls, rank: int, count: int, parallel: str, directions: int) -> Ranks:
@@ -91,11 +88,5 @@ class Ranks:
         """
         if self.count == 1:
             return [list(numbers)]
-        distributed = torch.distributed
-        if distributed.get_backend() == "gloo":
-            device = torch.device("cpu")
-        own = torch.tensor(numbers, dtype=torch.float64, device=device)
-        found = [torch.empty_like(own) for _ in range(self.count)]
-        with waiting_for_others():
-            distributed.all_gather(found, own)
+        found = gathered(torch.tensor(numbers, dtype=torch.float64), device)
         return [[float(x) for x in values.tolist()] for values in found]

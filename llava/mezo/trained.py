@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.kernels.choice import kernel_for
@@ -23,6 +24,7 @@ from llava.mezo.kernels.interface import (
     Weight,
     WeightTable,
 )
+from llava.mezo.passes import Passes
 from llava.mezo.scratch import Memory, ScratchPool
 from llava.mezo.updates import Update, as_float32
 from llava.mezo.weights import Storage
@@ -56,6 +58,8 @@ class TrainedWeights:
 
     sharded = False
     """Whether each process holds a part of every weight, see `sharding/`."""
+    apart = False
+    """Whether the modules of a layer are perturbed one by one, since its weights are on the device for a while only."""
     perturbs = True
     """Whether copies are made at the points that were aimed at, and not of the weights as they are."""
 
@@ -128,6 +132,24 @@ class TrainedWeights:
     def _of_classes(self, of_groups: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
         """Factors of noise, one a pair, of each class from those of each group."""
         return tuple(tuple(as_float32(factor * size) for factor in of_groups[group]) for group, size in self._classes)
+
+    def host_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> Any:
+        """The `HostReads` of a model whose weights are offloaded, for reads that want no copy; None of any other."""
+        return None
+
+    def unperturbed(self) -> AbstractContextManager[None]:
+        """Within it, copies at a scale of 0 have the bits of the weights."""
+        return nullcontext()
+
+    def flush(self) -> None:
+        """Let the storages be what they should be. Nothing waits where weights are updated at once."""
+
+    def close(self) -> None:
+        """Flush, and give back what belongs to training."""
+
+    def report(self) -> dict[str, Any]:
+        """What a run's report says of where the weights are."""
+        return {}
 
     def finish(self, point: int) -> None:
         """A forward at this point has ended. Nothing to do where no other process waits for this one."""

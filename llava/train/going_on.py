@@ -12,6 +12,7 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.mezo.journal.files import JOURNAL_FOLDER
+from llava.mezo.messages import exchanged, handed_out, leave, raising_together
 from llava.runs import run_folder, same_run
 from llava.runs.run_report import STATE_FILE
 from llava.samples.loading import data_files
@@ -19,7 +20,6 @@ from llava.train import launches
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.zo.resume_points import steps_done
 from llava.train.zo.shared_steps import Begun
-from llava.train.zo.together import exchanged, handed_out, leave, raising_together
 
 logger = logging.getLogger(__name__)
 

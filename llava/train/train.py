@@ -21,9 +21,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava import conversation
 from llava.compatibility import names_of
-from llava.errors import command
+from llava.errors import EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.lost_ranks import LostRankError
+from llava.mezo.messages import answer_within, raising_together
 from llava.mezo.sharding.whole import agreed
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
@@ -59,16 +60,11 @@ from llava.train.zo.disks import Disks
 from llava.train.zo.meeting import meet_anew
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.train.zo.settings import Settings
-from llava.train.zo.together import answer_within, raising_together
 from llava.utils import setup_logging
 
 __getattr__ = names_of("llava.train.train")  # started by `python -m`, this is __main__
 
 logger = logging.getLogger("llava.train.train")  # also where `python -m` calls it __main__
-
-EXIT_DIVERGED = 3
-EXIT_LOST = 4
-EXIT_SIGNAL = 130
 
 
 @command
@@ -125,11 +121,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     trainer.run_arguments = arguments
     if journaled:
         trainer.disks = disks  # type: ignore[attr-defined]
-    times, stop = StepTimes(done), StopOnSignal(save=not journaled)
-    planned = Settings.of(training_args).planned_rows(training_args) if training_args.trainer_mode == "zo" else None
-    shown = Outlook(len(trainer.train_dataset), planned), ProgressBar(done), LogLastStep()
-    for callback in (*shown, SaveArguments(arguments, folder / JOURNAL_FOLDER, disks.writes), times, stop):
-        trainer.add_callback(callback)
+    trainer.add_callback(SaveArguments(arguments, folder / JOURNAL_FOLDER, disks.writes))
+    times, stop = watched(trainer, done)
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -145,6 +138,21 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     with run_folder.refusing_full_disk(folder):
         finish(trainer, folder, model_args, times)
     leave_together(trainer)
+
+
+def watched(trainer: LLaVATrainer, done: int) -> tuple[StepTimes, StopOnSignal]:
+    """Callbacks for the person who waits; of them what is asked afterwards.
+
+    Args:
+        done: steps before the point that the run goes on from.
+    """
+    args: Any = trainer.args
+    zo = args.trainer_mode == "zo"
+    planned = Settings.of(args).planned_rows(args) if zo else None
+    times, stop = StepTimes(done), StopOnSignal(save=not (zo and args.zo_journal))
+    for callback in (Outlook(len(trainer.train_dataset), planned), ProgressBar(done), LogLastStep(), times, stop):
+        trainer.add_callback(callback)
+    return times, stop
 
 
 def curve_of(data_args: DataArguments, training_args: TrainingArguments, checkpoint: Path | None) -> Curve:

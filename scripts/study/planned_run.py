@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from settings import METRIC, PARTS, ROOT, STEPS, Task, model_of, rate
+
+from llava.train.slots import environment_of_slot
 
 SHORT = {
     "--learning_rate": "lr",
@@ -99,10 +100,4 @@ def environment_of(run: Run, folder: Path, options: argparse.Namespace, slot: in
         "NUM_GPUS": "1",
         "PYTHON": sys.executable,
     }
-    if torch.cuda.is_available():
-        usual = ",".join(map(str, range(torch.cuda.device_count())))
-        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or usual).split(",")
-        given["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
-    elif options.jobs > 1:
-        given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    return {**os.environ, **given}
+    return {**os.environ, **given, **environment_of_slot(slot, options.jobs)}

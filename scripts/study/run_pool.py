@@ -25,10 +25,9 @@ from planned_run import Run, environment_of, words_of
 from settings import METRIC, Task, model_of
 from tqdm.auto import tqdm
 
-from llava.errors import InputError
+from llava.errors import EXIT_DIVERGED, InputError
 from llava.runs.report import write
 
-EXIT_DIVERGED = 3
 DIVERGED_FILE = "diverged.json"
 POOL_FILE = "pool.json"
 LOG_TAIL = 1500  # characters of a failed run's log that are shown

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from statistics import mean, variance
-from typing import Any
 
 from pictures import plot_windows
 
@@ -56,6 +55,20 @@ def windows(journal: Journal) -> list[dict[str, float]]:
     return rows
 
 
+def windows_by_name(folders: list[Path]) -> dict[str, list[dict[str, float]]]:
+    """`windows` of the journals of some runs, by what these are called. InputError: one is too short, or has none."""
+    found = {}
+    for folder, name in names_of(folders).items():
+        try:
+            journal = Journal.read(folder / "mezo_journal")
+        except JournalError as error:
+            raise InputError(str(error)) from error
+        if len(journal.records) < 2 * WINDOWS:
+            raise InputError(f"{folder}: {len(journal.records)} steps, but at least {2 * WINDOWS} are needed")
+        found[name] = windows(journal)
+    return found
+
+
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     """A row for each window of each run."""
     lines = ["| run | to step | loss | rms of the projected gradient | signal's share % |", "|---|---|---|---|---|"]
@@ -81,15 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folders of MeZO runs")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="without suffix: .md and .png")
     options = parser.parse_args(argv)
-    found: dict[str, Any] = {}
-    for folder, name in names_of(options.runs).items():
-        try:
-            journal = Journal.read(folder / "mezo_journal")
-        except JournalError as error:
-            raise InputError(str(error)) from error
-        if len(journal.records) < 2 * WINDOWS:
-            raise InputError(f"{folder}: {len(journal.records)} steps, but at least {2 * WINDOWS} are needed")
-        found[name] = windows(journal)
+    found = windows_by_name(options.runs)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".md").write_text(table(found), encoding="utf-8")
     plot_windows(found, options.output.with_suffix(".png"))

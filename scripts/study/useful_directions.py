@@ -22,13 +22,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from signal_to_noise import WINDOWS, names_of, windows
+from signal_to_noise import windows_by_name
 
 from llava.errors import InputError, command
-from llava.mezo.errors import JournalError
-from llava.mezo.journal.files import Journal
 from llava.runs.style import empty_figure, line_style
 
 WAYS = ("one direction, a batch each", "directions on one batch", "directions, a batch each")
@@ -89,15 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not options.rank >= 1:
         raise InputError(f"--rank {options.rank}: at least 1")
-    found: dict[str, Any] = {}
-    for folder, name in names_of(options.runs).items():
-        try:
-            journal = Journal.read(folder / "mezo_journal")
-        except JournalError as error:
-            raise InputError(str(error)) from error
-        if len(journal.records) < 2 * WINDOWS:
-            raise InputError(f"{folder}: {len(journal.records)} steps, but at least {2 * WINDOWS} are needed")
-        found[name] = first_share(windows(journal))
+    found = {name: first_share(rows) for name, rows in windows_by_name(options.runs).items()}
     rows = {
         name: {"share": share, "error": error, **{way: half(way, share, options.rank) for way in WAYS}}
         for name, (share, error) in found.items()

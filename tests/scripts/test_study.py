@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -178,8 +179,8 @@ def test_real_presets_take_the_study_s_rate_and_tiles(options, task):
 
 
 def test_runs_share_the_gpus_that_may_be_used(options, task, monkeypatch):
-    monkeypatch.setattr(planned_run.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(planned_run.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7f")
     monkeypatch.setenv("NUM_GPUS", "8")
     run = planned_run.usual_run(options, "mezo", task)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
+PLAYGROUND = Path(__file__).parents[2] / "playground"
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -120,6 +121,27 @@ def run_flags(bases: dict[str, Path], tower_folder: Path, golden: Path) -> Calla
 def flags(run_flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
     """`run_flags` with an output folder of the test's own."""
     return functools.partial(run_flags, output_dir=tmp_path / "out")
+
+
+@pytest.fixture()
+def tiny_run(tmp_path: Path) -> Callable[..., list[str]]:
+    """Command line of a run of the tiny checkpoint in bfloat16, with changes by keyword; `out`: its folder's name."""
+
+    def make(out: str = "out", **flags: object) -> list[str]:
+        values = {
+            "model_name_or_path": PLAYGROUND / "tiny-llava-onevision",
+            "data_path": PLAYGROUND / "data" / "scan" / "val.json",
+            "image_folder": PLAYGROUND / "data" / "scan",
+            "output_dir": tmp_path / out,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "bf16": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        return [f"--{name}={value}" for name, value in (values | flags).items()]
+
+    return make
 
 
 @pytest.fixture()

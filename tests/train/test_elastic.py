@@ -23,8 +23,9 @@ import torch
 from launching import TRAIN, codes, launch_elastic, run_ranks, start_ranks, torchrun
 from safetensors.torch import load_file, save_file
 
+from llava.errors import EXIT_LOST
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
-from llava.train.train import EXIT_LOST, train
+from llava.train.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture_of_the_loss")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 
 from llava.errors import InputError
+from llava.mezo.offloading.cargo import moves
 from llava.mezo.offloading.host_memory import MappedFiles
-from llava.mezo.offloading.weights import moves
 from llava.model import LlavaQwenForCausalLM
 from llava.model.own_settings import read_config
 from llava.train.flags.from_checkpoint import take_from_checkpoint
@@ -32,27 +33,9 @@ ALL = "mm_mlp_adapter,mm_language_model,mm_vision_tower"
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> Words:
-    """Command line of three steps on the tiny checkpoint, with changes by keyword."""
-
-    def make(out: str = "out", **flags: object) -> list[str]:
-        values = {
-            "model_name_or_path": TINY,
-            "data_path": DATA / "val.json",
-            "image_folder": DATA,
-            "output_dir": tmp_path / out,
-            "mm_tunable_parts": "mm_language_model",
-            "trainer_mode": "zo",
-            "max_steps": 3,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "bf16": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-        return [f"--{name}={value}" for name, value in (values | flags).items()]
-
-    return make
+def words(tiny_run: Words) -> Words:
+    """Command line of three zeroth-order steps, with changes by keyword."""
+    return functools.partial(tiny_run, mm_tunable_parts="mm_language_model", trainer_mode="zo", max_steps=3)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

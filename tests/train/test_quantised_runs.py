@@ -41,27 +41,13 @@ both = pytest.mark.parametrize("bits", [4, 8])
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> Words:
-    """Command line of four steps on the tiny checkpoint, with changes by keyword."""
+def words(tiny_run: Words) -> Words:
+    """Command line of four steps, with changes by keyword."""
+    usual = {"mm_tunable_parts": "mm_mlp_adapter,mm_language_model", "attn_implementation": "sdpa", "max_steps": 4}
 
     def make(out: str = "out", **flags: object) -> list[str]:
-        values = {
-            "model_name_or_path": TINY,
-            "data_path": DATA / "val.json",
-            "image_folder": DATA,
-            "output_dir": tmp_path / out,
-            "mm_tunable_parts": "mm_mlp_adapter,mm_language_model",
-            "attn_implementation": "sdpa",
-            "max_steps": 4,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "bf16": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-        if flags.get("adapter") in ("lora", "dora"):
-            values["lora_r"] = 4
-        return [f"--{name}={value}" for name, value in (values | flags).items()]
+        rank = {"lora_r": 4} if flags.get("adapter") in ("lora", "dora") else {}
+        return tiny_run(out, **usual | rank | flags)
 
     return make
 

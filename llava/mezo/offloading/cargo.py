@@ -97,6 +97,16 @@ class Slot:
         return pairs
 
 
+def moves(parameter: torch.Tensor) -> bool:
+    """Whether it comes and goes: floating-point ones do; codes in 4 or 8 bits stay on the device."""
+    return parameter.is_floating_point() and not hasattr(parameter, "quant_state")
+
+
+def placeholder(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """One of this shape and dtype on the device, without memory."""
+    return torch.empty((), dtype=tensor.dtype, device=device).expand(tensor.shape)
+
+
 def _aligned(tensor: torch.Tensor) -> int:
     return -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
 

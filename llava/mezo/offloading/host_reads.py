@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.mezo.offloading.weights import OffloadedWeights, moves, placeholder
+from llava.mezo.offloading.cargo import moves, placeholder
 from llava.mezo.passes import Passes
 from llava.mezo.tables import PerturbedTable
 
 
 class HostReads:
-    """Reads of parameters that are not perturbed; also a `Source` of their tables."""
+    """Reads of parameters that are not perturbed; also a `Source` of their tables.
 
-    def __init__(self, weights: OffloadedWeights, numbers: dict[nn.Parameter, int], passes: Passes) -> None:
+    Args:
+        weights: an `OffloadedWeights`, which makes this.
+    """
+
+    def __init__(self, weights: Any, numbers: dict[nn.Parameter, int], passes: Passes) -> None:
         self.weights = weights
         self._trained = numbers
         self._passes = passes
@@ -68,7 +72,8 @@ class HostReads:
         """See `tables.Source`; looked up on the host."""
         parameter = self._parameters[number]
         self._settle(parameter)
-        return self.weights.bus.send(parameter.detach()[rows.cpu()])
+        found: torch.Tensor = self.weights.bus.send(parameter.detach()[rows.cpu()])
+        return found
 
     def span(self, number: int, first: int, last: int) -> torch.Tensor:
         """See `tables.Source`; copied for all forwards that run side by side at once."""
@@ -93,6 +98,6 @@ class HostReads:
     def _copy(self, parameter: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Slices in memory of their own, since the slot is for others, too."""
         slot = self.weights.land(self.weights.cargo_of(parameter, first, last))
-        copy = slot.values[parameter]["value"].clone()
+        copy: torch.Tensor = slot.values[parameter]["value"].clone()
         self.weights.slots.fill_ahead()
         return copy

@@ -22,7 +22,9 @@ from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.kernels.interface import Kernel, Part, Weight, WeightTable
 from llava.mezo.kernels.interface import Piece as Elements
 from llava.mezo.offloading.bus import Bus
-from llava.mezo.offloading.cargo import Cargo, Piece, Slot, Slots
+from llava.mezo.offloading.cargo import Cargo, Piece, Slot, Slots, moves, placeholder
+from llava.mezo.offloading.host_reads import HostReads
+from llava.mezo.passes import Passes
 from llava.mezo.scratch import Memory
 from llava.mezo.trained import Copies, TrainedWeights, anyone
 from llava.mezo.units import layers_of, owned_parameters
@@ -57,6 +59,12 @@ class OffloadedWeights(TrainedWeights):
         self._pinned = False
         self._arranged: tuple[nn.Module, dict[nn.Parameter, int]] | None = None
         super().__init__(storages, noise, kernel, groups, sizes)
+
+    apart = True
+
+    def host_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> HostReads:
+        self.arrange(model, numbers)
+        return HostReads(self, numbers, passes)
 
     def _build(self) -> None:
         super()._build()
@@ -326,16 +334,6 @@ class _Table:
             self.table.aim(aim)
             self._aim = aim
         return self.table
-
-
-def moves(parameter: torch.Tensor) -> bool:
-    """Whether it comes and goes: floating-point ones do; codes in 4 or 8 bits stay on the device."""
-    return parameter.is_floating_point() and not hasattr(parameter, "quant_state")
-
-
-def placeholder(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """One of this shape and dtype on the device, without memory."""
-    return torch.empty((), dtype=tensor.dtype, device=device).expand(tensor.shape)
 
 
 def _trained(cargo: Cargo) -> list[Any]:

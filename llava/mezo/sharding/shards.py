@@ -14,16 +14,10 @@ import torch
 from torch import nn
 
 from llava.mezo.errors import InputError
-from llava.mezo.ranks import Ranks
+from llava.mezo.messages import rank_and_count
 from llava.mezo.units import owned_parameters
 
 OLDEST_TORCH = (2, 6)
-
-
-def here() -> tuple[int, int]:
-    """This process's number among those that share the weights, and how many they are."""
-    ranks = Ranks.here()
-    return ranks.rank, ranks.count
 
 
 def check_torch(version: str = torch.__version__) -> None:
@@ -41,7 +35,7 @@ def is_sharded(tensor: Any) -> bool:
 
 def check_shards(parameters: Iterable[Any]) -> None:
     """ValueError: one is cut in another way than `shard_model` cuts it."""
-    rank, ranks = here()
+    rank, ranks = rank_and_count()
     for parameter in parameters:
         rows = borders(len(parameter), ranks)
         over_all = parameter.device_mesh.ndim == 1 and parameter.device_mesh.size() == ranks
@@ -72,7 +66,7 @@ def first_element(tensor: torch.Tensor) -> int:
     """Number in the whole tensor of the first element that this rank holds."""
     if not is_sharded(tensor):
         return 0
-    rank, ranks = here()
+    rank, ranks = rank_and_count()
     return borders(len(tensor), ranks)[rank] * tensor.shape[1:].numel()
 
 
@@ -89,7 +83,7 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
 
     if not torch.distributed.is_initialized():
         raise RuntimeError("shard_model needs torch.distributed's default group; start the processes by torchrun")
-    rank, ranks = here()
+    rank, ranks = rank_and_count()
     mesh = init_device_mesh(device.type, (ranks,))
     places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -124,6 +118,6 @@ def _same_rows(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """Of a whole weight what this rank holds of the parameter."""
     if not is_sharded(parameter):
         return whole
-    rank, ranks = here()
+    rank, ranks = rank_and_count()
     first, last = borders(len(parameter), ranks)[rank : rank + 2]
     return whole[first:last]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from llava.mezo.sharding.shards import here
+from llava.mezo.messages import rank_and_count
 
 Request = tuple[int, ...]
 """A kind and what it is of."""
@@ -62,7 +62,7 @@ class Turns:
     """The agreement of all ranks of torch.distributed's default group; all of them build it together."""
 
     def __init__(self) -> None:
-        self.rank, self.ranks = here()
+        self.rank, self.ranks = rank_and_count()
         self.group = host_group()
         self.taken = 0
         """Agreements so far."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -62,6 +63,9 @@ class ShardedWeights(TrainedWeights):
         """Bytes of weights on this rank."""
         parts = [storage.value for storage in self.storages] + [local_part(parameter) for parameter in self.frozen]
         return sum(part.numel() * part.element_size() for part in parts)
+
+    def report(self) -> dict[str, Any]:
+        return {"zo_shard": {"bytes_held": self.held, "bytes_received": self.received}}
 
     @contextmanager
     def unperturbed(self) -> Iterator[None]:

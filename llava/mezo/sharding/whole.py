@@ -12,6 +12,7 @@ import torch
 from torch import distributed, nn
 
 from llava.mezo.journal.fingerprint import combined, line
+from llava.mezo.messages import exchanged, handed_out, rank_and_count
 from llava.mezo.names import canonical_names
 from llava.mezo.sharding.shards import borders, is_sharded, local_part
 from llava.mezo.sharding.turns import host_group
@@ -20,7 +21,7 @@ from llava.mezo.units import owned_parameters
 
 def on_first_host(tensor: torch.Tensor) -> torch.Tensor | None:
     """A whole weight on the CPU of the first rank; None on the others. One that is not sharded stays where it is."""
-    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    rank, ranks = rank_and_count()
     if not is_sharded(tensor):
         return tensor.detach() if rank == 0 else None
     part, cuts = local_part(tensor).cpu(), borders(len(tensor), ranks)
@@ -60,19 +61,17 @@ def whole_on_first(model: nn.Module) -> Iterator[None]:
 
 def agreed(found: str | None, parameters: Iterable[torch.Tensor]) -> str | None:
     """What the first of the ranks with something has found about a model; this rank's where nothing is in shards."""
-    if not any(is_sharded(parameter) for parameter in parameters):
+    shards = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not shards:
         return found
-    everyone: list[str | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, found, group=host_group())
-    return next((one for one in everyone if one is not None), None)
+    everyone = exchanged((found or "").encode(), shards[0].device)
+    return next((one.decode() for one in everyone if one), None)
 
 
 def fingerprint_of_shards(parameters: Mapping[str, torch.Tensor]) -> str:
     """`fingerprint` of whole weights, a weight at a time; every rank gets it."""
-    lines = []
+    lines, device = [], torch.device("cpu")
     for name, parameter in parameters.items():
-        whole = on_first_host(parameter)
+        whole, device = on_first_host(parameter), parameter.device
         lines.append("" if whole is None else line((name, whole)))
-    found = [combined(lines)]
-    distributed.broadcast_object_list(found, 0, group=host_group())
-    return found[0]
+    return handed_out(combined(lines).encode(), 0, device).decode()

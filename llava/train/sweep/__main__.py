@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llava.errors import InputError, command
+from llava.errors import EXIT_SIGNAL, InputError, command
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_folder import check_writable, held_alone
@@ -31,7 +31,6 @@ from llava.train.sweep.search import STORAGE_FILE, Search, optuna
 from llava.train.sweep.settings import METRICS, TRIALS, Sweep
 from llava.train.sweep.space import FORMS
 from llava.train.sweep.trial import command_line
-from llava.train.train import EXIT_SIGNAL
 from llava.utils import setup_logging
 
 SWEEP_FILE = "sweep.json"

@@ -8,13 +8,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import EXIT_DIVERGED, InputError
 from llava.train.flags.parsing import parse_arguments
 from llava.train.sweep import trial as trials
 from llava.train.sweep.search import DIVERGED, NEVER_BEGUN, Search
 from llava.train.sweep.settings import TRIALS, Sweep
 from llava.train.sweep.trial import TrialRun
-from llava.train.train import EXIT_DIVERGED
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llava.mezo.durable import write_durably
 from llava.mezo.journal.diverging import WINDOW, journal_bytes, journal_diverges
 from llava.model.checkpoint_files import read_json, usable
 from llava.runs.validation import CURVE_FILE
+from llava.train.slots import environment_of_slot
 
 TRIAL_FILE, LOG_FILE, COMMAND_FILE = "trial.json", "log.txt", "command.txt"
 LOG_TAIL = 1500
@@ -54,7 +53,7 @@ class TrialRun:
         with (folder / LOG_FILE).open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *TRAIN, *words],
-                env=_environment(slot, jobs),
+                env=os.environ | environment_of_slot(slot, jobs),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its trials
@@ -142,18 +141,6 @@ def remove_weights(folder: Path) -> None:
 def command_line(words: Sequence[str]) -> str:
     """A run of train.py as it is typed."""
     return shlex.join(["python", *TRAIN, *words])
-
-
-def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Of several cards each slot has one; on a CPU the slots share the cores."""
-    given = dict(os.environ)
-    if torch.cuda.is_available():
-        usual = ",".join(map(str, range(torch.cuda.device_count())))
-        visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or usual).split(",")
-        given["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
-    elif jobs > 1:
-        given["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    return given
 
 
 def _end_with_parent() -> None:

@@ -22,11 +22,13 @@ import torch
 from llava.mezo.errors import InputError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, RECORDS, Journal
 from llava.mezo.journal.locking import LOCK
-from llava.train.zo.together import CHUNK, exchanged, handed_out, raising_together, rank_of_ranks
+from llava.mezo.messages import exchanged, handed_out, raising_together, rank_and_count
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+CHUNK = 2**26
+"""Bytes of a file that are under way at a time."""
 INCOMING = ".incoming"
 """What is on its way from another disk ends with it; it stands for nothing."""
 
@@ -62,7 +64,7 @@ class Disks:
         Raises:
             InputError: a rank can neither write there nor see what others write.
         """
-        rank, ranks = rank_of_ranks()
+        rank, ranks = rank_and_count()
         if ranks == 1:
             return cls(device=device)
         token = handed_out(os.urandom(8).hex().encode(), 0, device)

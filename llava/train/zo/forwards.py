@@ -75,10 +75,7 @@ class Forwards:
         if objective is not None:
             yield lambda: objective(network, inputs), None, True
             return
-        tensors = None
-        if self.inputs is not None and inputs.get("labels") is not None:
-            with self.mezo.gathered():
-                tensors = self.inputs(inputs)
+        tensors = self.inputs(inputs) if self.inputs is not None and inputs.get("labels") is not None else None
         if tensors is not None:
             yield self._laid_out_loss, tensors, False
             return

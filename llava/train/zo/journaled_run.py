@@ -31,6 +31,7 @@ from llava.mezo.errors import InputError
 from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import HEADER, PARENT, RECORDS, Journal
 from llava.mezo.journal.replay import Replay
+from llava.mezo.messages import raising_together
 from llava.mezo.names import parameters_by_name
 from llava.mezo.sharding.replay import replay_shards
 from llava.mezo.sharding.shards import write_into
@@ -41,7 +42,6 @@ from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
 from llava.train.zo.starting_point import StartingPoint, prepare
-from llava.train.zo.together import raising_together
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import nn
 
-from llava.mezo.offloading.weights import moves
+from llava.mezo.offloading.cargo import moves
 from llava.train.zo.sparse_loss import whole_model
 
 logger = logging.getLogger(__name__)

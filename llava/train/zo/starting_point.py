@@ -26,6 +26,7 @@ from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, PARENT, Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.replay import Replay
+from llava.mezo.messages import exchanged, raising_together
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.sharding.replay import replay_shards
 from llava.mezo.sharding.shards import has_values, is_sharded, write_into
@@ -35,7 +36,6 @@ from llava.mezo.tensor_sizes import tensor_sizes
 from llava.train.zo.disks import Disks
 from llava.train.zo.resume_points import branching_point, split
 from llava.train.zo.settings import Settings
-from llava.train.zo.together import exchanged, raising_together
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +110,7 @@ def prepare(
         logger.warning("%s has no journal: this run goes on without one, with checkpoints alone", folder.parent)
         return None
     shared = zo.shard != "none"
-    with raising_together(disks.device):
-        # a launcher may start a run again on one machine while it has not ended on another one
-        patience = END_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-        lock = FolderLock(folder, patience) if disks.is_owner else None
+    lock = _locked(folder, disks)
     main = lock is not None and disks.rank == 0
     try:
         base = _BaseFiles(model, folder / MODEL)
@@ -129,13 +126,10 @@ def prepare(
         stored = base.stored(base.trained)  # before a branch changes the weights
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
-        of_weights = fingerprint_of_shards if shared else fingerprint
-        mark = of_weights({name: p.detach() for name, p in base.trained.items()})
-        _check_same_weights(mark, base.name, disks)
         return StartingPoint(
             folder=folder,
             model=base.name,
-            fingerprint=mark,
+            fingerprint=_common_fingerprint(base, shared, disks),
             stored=stored,
             sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
             parent=journal,
@@ -146,6 +140,14 @@ def prepare(
         if lock is not None:
             lock.release()
         raise
+
+
+def _locked(folder: Path, disks: Disks) -> FolderLock | None:
+    """The lock of the journal's folder, of the rank that writes it."""
+    with raising_together(disks.device):
+        # a launcher may start a run again on one machine while it has not ended on another one
+        patience = END_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        return FolderLock(folder, patience) if disks.is_owner else None
 
 
 class _BaseFiles:
@@ -226,16 +228,23 @@ class _BaseFiles:
         return None
 
 
-def _check_same_weights(mark: str, model: str, disks: Disks) -> None:
-    """`InputError`, on every rank, that names the ranks whose weights before the first step are not the main ones."""
+def _common_fingerprint(base: _BaseFiles, shared: bool, disks: Disks) -> str:
+    """Of the trained weights before the first step, the same on all ranks.
+
+    Raises:
+        InputError: on every rank, with the ranks whose weights are not the main process's.
+    """
+    of_weights = fingerprint_of_shards if shared else fingerprint
+    mark = of_weights({name: p.detach() for name, p in base.trained.items()})
     found = [told.decode().split(" ", 1) for told in exchanged(f"{mark} {socket.gethostname()}".encode(), disks.device)]
     others = [f"rank {rank} ({host})" for rank, (theirs, host) in enumerate(found) if theirs != found[0][0]]
     if others:
         raise InputError(
             f"{', '.join(others)}: its copy of the base model has other weights (a fingerprint of "
-            f"{found[int(others[0].split()[1])][0][:16]}...) than that of rank 0, {model} ({found[0][0][:16]}...). "
+            f"{found[int(others[0].split()[1])][0][:16]}...) than that of rank 0, {base.name} ({found[0][0][:16]}...). "
             "Copy the model's files from there"
         )
+    return mark
 
 
 def _weights_folder(overlay: Path, model: str) -> Path | None:

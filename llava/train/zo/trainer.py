@@ -23,7 +23,6 @@ from transformers import TrainerCallback
 from llava.mezo import MeZO, no_decay_names
 from llava.mezo.errors import InputError
 from llava.mezo.kernels.choice import kernel_for
-from llava.mezo.sharding.weights import ShardedWeights
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.zo.forwards import Forwards, Objective
 from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
@@ -201,10 +200,7 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         report["zo_offload"] = "cpu" if self._offloads else "none"
         if self.known_features is not None and inputs is not None:
             report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
-        weights = self.mezo.weights
-        if isinstance(weights, ShardedWeights):
-            report["zo_shard"] = {"bytes_held": weights.held, "bytes_received": weights.received}
-        return report
+        return report | self.mezo.weights.report()
 
     @property
     def diverged(self) -> bool:
