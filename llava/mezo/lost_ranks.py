@@ -8,7 +8,11 @@ from contextlib import contextmanager
 import torch
 
 
-class LostRankError(RuntimeError):
+class RanksError(RuntimeError):
+    """A run of several processes cannot go on with all of them; what its journal has stays."""
+
+
+class LostRankError(RanksError):
     """Another process of the run has ended, or does not answer; no step is lost by it."""
 
 

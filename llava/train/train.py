@@ -5,8 +5,8 @@
 
 or `torchrun llava/train/train_mem.py` with the same flags (`llava.train.flags.arguments` has them all). An output
 folder that holds an unfinished run is resumed. At the end it holds the model with its card, trainer_state.json,
-loss.png and report.json. Exit codes: 2 wrong input, 3 the loss diverged, 4 another process of the run was lost, 130
-stopped by a signal (with a checkpoint).
+loss.png and report.json. Exit codes: 2 wrong input, 3 the loss diverged, 4 another process of the run was lost or has
+other weights, 130 stopped by a signal (with a checkpoint).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
-from llava.mezo.lost_ranks import LostRankError
+from llava.mezo.lost_ranks import RanksError
 from llava.mezo.messages import answer_within, raising_together
 from llava.mezo.sharding.whole import agreed
 from llava.model.loading import not_finite
@@ -76,7 +76,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
     """
     try:
         _train(attn_implementation, argv)
-    except LostRankError as error:
+    except RanksError as error:
         sys.stderr.write(f"error: {error}. What was done before is kept; the same command goes on from there\n")
         sys.exit(EXIT_LOST)
 

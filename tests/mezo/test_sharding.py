@@ -192,6 +192,13 @@ def refusals() -> None:
     fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(ValueError, match="fully_shard"):
         MeZO(linear.parameters(), linear, MeZOConfig())
+    torch.manual_seed(0)
+    linear = nn.Linear(4, 4).bfloat16()
+    if distributed.get_rank() == 1:
+        linear.bias.data[2] += 1
+    with pytest.raises(InputError, match="rank 1 of 2: its copy of the base model has another bias than the rest"):
+        shard_model(linear, torch.device("cpu"))
+    torch.manual_seed(0)
     linear = nn.Linear(4, 4).bfloat16()
     shard_model(linear, torch.device("cpu"))
     per_example = {"estimator": "per_example", "num_directions": 2}

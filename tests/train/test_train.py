@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava.errors import EXIT_LOST
 from llava.mezo.journal.files import Journal
+from llava.mezo.same_weights import RanksDifferError
 from llava.model.adapter_kinds import VIRTUAL_TOKENS
 from llava.train.train import train
 
@@ -99,6 +101,19 @@ def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> No
     expected = {"loss", "learning_rate", "epoch", "step"}
     expected |= {"projected_grad", "loss_plus", "loss_minus", "step_time"} if mode == "zo" else {"grad_norm"}
     assert set(logs[-1]) == expected
+
+
+def test_ranks_that_differ_end_with_one_line(
+    quick: Flags, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def differs(*given: object) -> None:
+        raise RanksDifferError("after step 5 rank 1 of 2 has other weights")
+
+    monkeypatch.setattr("llava.train.train._train", differs)
+    with pytest.raises(SystemExit) as stopped:
+        train(argv=quick())
+    assert stopped.value.code == EXIT_LOST
+    assert capsys.readouterr().err.startswith("error: after step 5 rank 1 of 2 has other weights. What was done")
 
 
 @pytest.mark.slow

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.mezo.checksums import first_difference
 from llava.mezo.errors import InputError
 from llava.mezo.messages import rank_and_count
+from llava.mezo.names import canonical_names
+from llava.mezo.ranks import Ranks
 from llava.mezo.units import owned_parameters
 
 OLDEST_TORCH = (2, 6)
@@ -75,7 +78,11 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
     """Replace every parameter by this rank's shard of it on `device`, one after the other; a shared one stays shared.
 
     All ranks call it, with equal models; torch.distributed's default group is that of the shards. Parameters that are
-    sharded already, are empty, or have no dimension stay as they are. RuntimeError without a process group.
+    sharded already, are empty, or have no dimension stay as they are.
+
+    Raises:
+        RuntimeError: there is no process group.
+        InputError: on every rank, the models are not equal: the shards would make a model that nobody has.
     """
     check_torch()
     from torch.distributed.device_mesh import init_device_mesh
@@ -90,6 +97,14 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
         for name, parameter in owned_parameters(module).items():
             if parameter.numel() and parameter.dim() and not is_sharded(parameter):
                 places.setdefault(parameter, []).append((module, name))
+    names = canonical_names(model)
+    differs = first_difference({names[p]: p.detach() for p in places}, Ranks.here(), device) if places else None
+    if differs is not None:
+        name, others = differs
+        raise InputError(
+            f"rank {', '.join(map(str, others))} of {ranks}: its copy of the base model has another {name} than the "
+            "rest. Copy the model's files from one machine to all"
+        )
     while places:  # the whole weight goes before the next one's shard is made
         parameter, owners = places.popitem()
         first, last = borders(len(parameter), ranks)[rank : rank + 2]
