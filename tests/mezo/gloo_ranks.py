@@ -35,5 +35,4 @@ def _rank(rank: int, count: int, port: int, checks: Sequence[Callable[[], None]]
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
     for check in checks:
         check()
-        distributed.barrier()
-    distributed.destroy_process_group()
+        distributed.barrier()  # the group is left to the process's end: torch 2.1 hangs now and then in destroying it
