@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from llava.mezo.algorithms.interface import Point
+from llava.mezo.config import LARGEST_SEED
+from llava.mezo.noise import direction_seed
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ MOST_PARTS = 50
 
 Along = Sequence[Probe]
 """Of several batches along one direction."""
+
+
+def probe_seed(seed: int, number: int) -> int:
+    """Of a direction that no step of a run with this seed takes."""
+    return direction_seed(~seed & LARGEST_SEED, number, 0)
 
 
 def probe_points(seed: int, eps: float) -> tuple[Point, ...]:
@@ -85,16 +92,13 @@ class Landscape:
         """|g_i|^2"""
         self.noise = self._estimate(lambda some: _square(some) - _signal(some))
         """|g_i|^2 - |g|^2"""
+        self.share = self._estimate(lambda some: _ratio(_signal(some), _square(some)))
+        """Of what a step follows, how much is signal."""
         self.trace = self._estimate(_trace)
         self.trace_of_square = self._estimate(_trace_of_square)
         self.best_rate = self._estimate(lambda some: _ratio(_signal(some), _along_steps(some)))
         """lr*"""
         self.effective_rank = self._estimate(lambda some: _ratio(_trace(some) ** 2, _trace_of_square(some)))
-
-    @property
-    def share(self) -> float:
-        """Of what a step follows, how much is signal."""
-        return _ratio(self.signal.value, self.square.value)
 
     @property
     def largest_eigenvalue(self) -> tuple[float, float]:

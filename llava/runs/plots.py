@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.runs.progress_panels import HEIGHT, Panel, Rows, progress_panels
 from llava.runs.style import (
     COLOURS,
     HATCHES,
@@ -42,11 +43,14 @@ def plot_loss(
     title: str = "Training loss",
     samples: int | None = None,
     validation: Mapping[str, Any] | None = None,
+    gradients: Rows = (),
+    probes: Rows = (),
 ) -> None:
     """Draw the logged loss and its moving average over the steps, each of so many `samples` where that is given.
 
     Args:
         validation: `Curve.report` of a run that was validated: the same axis where it is a loss, else one of its own.
+        gradients, probes: as for `progress_panels`, below the loss.
 
     Raises:
         InputError: no entry of the history has a loss.
@@ -55,14 +59,15 @@ def plot_loss(
     if not steps:
         raise InputError(f"{path}: the log has no loss to draw; log more often (--logging_steps)")
 
-    figure, axes = empty_figure()
+    figure, axes, lowest = _with_panels(progress_panels(gradients, probes))
     marker = "o" if len(steps) < MARKED_POINTS else ""
     axes.plot(steps, losses, color=PALE, linewidth=1, marker=marker, markersize=3, label="logged")
     if len(steps) > 4:
         places, averages = moving_average(steps, losses)
         label = f"mean of {len(steps) - len(places) + 1} logged values"
         axes.plot(places, averages, color=COLOURS[0], linewidth=2, label=label)
-    axes.set(xlabel=step_name(steps[-1], samples), ylabel="loss (cross entropy per token)", title=title)
+    axes.set(ylabel="loss (cross entropy per token)", title=title)
+    lowest.set_xlabel(step_name(steps[-1], samples))
     whole_ticks(axes.xaxis)
     if max(losses) > LARGEST_LINEAR:
         axes.set_yscale("log")
@@ -73,6 +78,18 @@ def plot_loss(
         lines = [*axes.get_lines(), *_draw_validation(axes, validation)]
         figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.savefig(path)
+
+
+def _with_panels(panels: Sequence[Panel]) -> tuple[Any, Any, Any]:
+    """Figure, axes above the panels, and the lowest axes."""
+    if not panels:
+        figure, axes = empty_figure()
+        return figure, axes, axes
+    ratios, height = [2.2, *[1.0] * len(panels)], 4.5 + HEIGHT * len(panels)
+    figure, (axes, *below) = empty_figure(height, rows=len(ratios), sharex=True, height_ratios=ratios)
+    for draw, on in zip(panels, below, strict=True):
+        draw(on)
+    return figure, axes, below[-1]
 
 
 def _draw_validation(axes: Any, validation: Mapping[str, Any]) -> list[Any]:

@@ -24,6 +24,7 @@ from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
 from llava.mezo.journal.locking import FolderLock
+from llava.mezo.progress import PROBES_FILE
 from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.runs.validation import CURVE_FILE
@@ -161,5 +162,5 @@ def _remove_run(folder: Path) -> None:
         except JournalError as error:
             raise InputError(f"--overwrite_output_dir True: {error}") from error
         shutil.rmtree(folder / JOURNAL_FOLDER)
-    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, CURVE_FILE):
+    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, CURVE_FILE, PROBES_FILE):
         (folder / name).unlink(missing_ok=True)

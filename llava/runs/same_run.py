@@ -40,7 +40,7 @@ WITHOUT_EFFECT = re.compile(
     | dataloader_multiprocessing_context | dataloader_in_order | ddp_.* | gradient_checkpointing.* |
     activation_checkpointing.* | torch_empty_cache_steps | use_cache | mm_feature_cache.* | zo_kernel |
     zo_journal_sync_steps | zo_cuda_graphs | zo_graph_memory_gb | zo_check_ranks_steps | zo_on_divergence | zo_shard |
-    zo_offload
+    zo_offload | zo_probe_steps
     """,
     re.VERBOSE,
 )

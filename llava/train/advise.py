@@ -26,9 +26,8 @@ import transformers
 
 from llava.errors import InputError, command
 from llava.mezo.algorithms.interface import Point
-from llava.mezo.curvature import Estimate, Landscape, probe_of, probe_points
+from llava.mezo.curvature import Estimate, Landscape, probe_of, probe_points, probe_seed
 from llava.mezo.durable import write_durably
-from llava.mezo.noise import direction_seed
 from llava.model.own_settings import read_config
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
@@ -78,7 +77,7 @@ def measured(trainer: Any, directions: int, batches: int) -> tuple[Landscape, St
     forwards, eps = trainer._forwards_of(trainer.model), trainer.zo.config.eps
     stream, probes, apart = _endless(trainer), [], []
     for number in range(directions):
-        seed = direction_seed(~trainer.zo.config.seed & (2**64 - 1), number, 0)
+        seed = probe_seed(trainer.zo.config.seed, number)
         taken = [next(stream) for _ in range(batches)]
         probes.append([probe_of(forwards.losses_at(probe_points(seed, eps), batch), eps) for batch in taken])
         slopes = []
@@ -100,12 +99,13 @@ def _endless(trainer: Any) -> Iterator[Any]:
 def text(landscape: Landscape, steadiness: Steadiness, args: Any) -> str:
     """What was found, and the advice."""
     rate, (low, high) = learning_rate(landscape), landscape.largest_eigenvalue
+    share = f"{100 * landscape.share.value:.0f} % of it is signal"
     curved = landscape.trace.is_positive and landscape.trace_of_square.is_positive
     rank = f"; effective rank {landscape.effective_rank.value:.2g}, largest eigenvalue {low:.2g} to {high:.2g}"
     lines = [
         f"loss                             {landscape.loss:.4f}",
         f"what a step gains by, |g|^2      {_shown(landscape.signal)}",
-        f"what it follows, |g_batch|^2     {_shown(landscape.square)}: {100 * landscape.share:.0f} % of it is signal",
+        f"what it follows, |g_batch|^2     {_shown(landscape.square)}: {share}",
         f"trace of the Hessian             {_shown(landscape.trace)}{rank if curved else '; no more can be told'}",
         f"slopes at half and twice eps     {100 * steadiness.at_half:.1f} % and {100 * steadiness.at_twice:.1f} % off",
         "",

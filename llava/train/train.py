@@ -25,6 +25,7 @@ from llava.errors import EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL, command
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.lost_ranks import RanksError
 from llava.mezo.messages import answer_within, raising_together
+from llava.mezo.progress import PROBES_FILE
 from llava.mezo.sharding.whole import agreed
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
@@ -95,7 +96,7 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     if again and run_is_finished(folder, training_args):
         return
     if journaled and (again or not training_args.overwrite_output_dir):
-        disks.level(folder, [CURVE_FILE])
+        disks.level(folder, [CURVE_FILE, PROBES_FILE])
     check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
@@ -268,6 +269,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
     if curve is not None:
         curve.weights_of_step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
     validation = None if curve is None else curve.report()
+    report = trainer.report()
     counts = trainer.run_arguments.get(PROCESSES, [])
     if losses:
         plot_loss(
@@ -276,6 +278,8 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             title=f"{'Loss' if curve else 'Training loss'} ({trainer.args.trainer_mode})",
             samples=samples_per_step(trainer.run_arguments),
             validation=validation,
+            gradients=report.get("projected_gradients", ()),
+            probes=report.get("probes", {}).get("windows", ()),
         )
     write_report(
         folder,
@@ -298,7 +302,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             **({} if validation is None else {"validation": validation}),
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **({PROCESSES: counts} if len(counts) > 1 else {}),
-            **trainer.report(),
+            **report,
         },
     )
     write_run_card(folder)

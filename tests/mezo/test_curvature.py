@@ -53,7 +53,7 @@ def test_gradient_and_hessian_are_found(case: tuple[Landscape, torch.Tensor, tor
         assert found.error < relative * right and found.is_positive
     low, high = landscape.largest_eigenvalue
     assert low < 9.0 < 1.1 * high
-    assert landscape.share == pytest.approx(landscape.signal.value / landscape.square.value)
+    assert landscape.share.value == pytest.approx(landscape.signal.value / landscape.square.value)
     assert landscape.loss == 0.0
 
 

@@ -135,6 +135,33 @@ def test_a_validation_without_a_finite_value_has_no_curve(tmp_path):
     assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
+def estimate(value, error=1.0):
+    return {"value": value, "error": error}
+
+
+def test_progress_is_drawn_below_the_loss(tmp_path, drawn):
+    gradients = [{"step": step, "rms": 10.0 + step} for step in (12, 37, 52)]
+    probes = [
+        {"steps": [25 * k, 25 * k + 20], "signal": estimate(5.0 - k), "trace": estimate(-90.0 * k, 40.0)}
+        for k in (0, 1)
+    ]
+    plot_loss(HISTORY, tmp_path / "loss.png", gradients=gradients, probes=probes)
+    ((figure, (loss, slopes, signal)),) = drawn
+    curvature = figure.axes[-1]
+    assert list(slopes.get_lines()[0].get_ydata()) == [22.0, 47.0, 62.0] and slopes.get_yscale() == "log"
+    for axes, values in ((signal, [5.0, 4.0]), (curvature, [0.0, -90.0])):
+        assert list(axes.containers[0].lines[0].get_xdata()) == [10.0, 35.0]
+        assert list(axes.containers[0].lines[0].get_ydata()) == values
+    assert (loss.get_xlabel(), signal.get_xlabel()) == ("", "optimizer step")
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+def test_a_single_window_of_gradients_is_no_curve(tmp_path, drawn):
+    plot_loss(HISTORY, tmp_path / "loss.png", gradients=[{"step": 12, "rms": 1.0}])
+    ((_, axes),) = drawn
+    assert axes.get_xlabel() == "optimizer step"
+
+
 def test_empty_history_is_named(tmp_path):
     with pytest.raises(InputError, match=r"loss\.png.*--logging_steps"):
         plot_loss([{"step": 1}], tmp_path / "loss.png")

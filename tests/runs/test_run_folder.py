@@ -33,7 +33,8 @@ def test_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
 
 def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 4)
-    (tmp_path / "trainer_state.json").write_text("{}")
+    for name in ("trainer_state.json", "probes.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(InputError, match=r"finished run.*--overwrite_output_dir.*For more steps.*--model_name_or_path"):
         prepare_output_dir(tmp_path, overwrite=False, journaled=False)

@@ -255,6 +255,8 @@ REFUSED = {
     "--trainer_mode zo --auto_find_batch_size True": ["--auto_find_batch_size", "--trainer_mode zo"],
     "--trainer_mode zo --save_only_model True": ["--save_only_model", "--zo_journal"],
     "--trainer_mode zo --zo_from_journal x --zo_journal False": ["--zo_from_journal", "--zo_journal True"],
+    "--trainer_mode zo --zo_probe_steps -1": ["--zo_probe_steps -1", "at least 0"],
+    "--trainer_mode zo --zo_probe_steps 5 --zo_objective accuracy": ["--zo_probe_steps 5", "--zo_objective accuracy"],
     "--deepspeed z.json": ["deepspeed"],
     "--max_steps 0": ["--max_steps 0", "nothing"],
     "--num_train_epochs 0": ["--num_train_epochs 0", "nothing"],

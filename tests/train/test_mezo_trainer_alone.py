@@ -40,6 +40,9 @@ ZO = {
     "zo_journal": False,
     "zo_estimator": "spsa",
     "zo_batch_growth": None,
+    "zo_objective": "loss",
+    "zo_anchor_steps": 5,
+    "zo_probe_steps": 0,
 }
 
 
@@ -490,3 +493,81 @@ def test_single_bad_steps_do_not_stop_a_run(mezo: Make) -> None:
     trainer = mezo(model=model, max_steps=6, zo_max_bad_steps=3)
     trainer.train()
     assert trainer.state.global_step == 6 and trainer.mezo.bad_steps == 0
+
+
+class Shaky(Records):
+    """Its pictures are drawn anew each time they are asked for, as an augmentation would."""
+
+    def __getitem__(self, index: Any) -> Any:
+        record = super().__getitem__(index)
+        return {**record, "image": record["image"] + 0.1 * torch.randn(3)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"zo_estimator": "svrg", "zo_anchor_steps": 2},
+        {"zo_estimator": "per_example", "dataloader_drop_last": True},
+        {"zo_estimator": "guided", "zo_num_directions": 3},
+        {"zo_batch_growth": "0:2,0.5:6"},
+    ],
+)
+def test_probes_change_no_bit_of_a_run(changes: dict[str, Any], mezo: Make, tmp_path: Path) -> None:
+    ends, counts = [], []
+    for name, every in (("with", 3), ("without", 0)):
+        settings = {"zo_probe_steps": every, "max_steps": 8, "zo_journal": True, **changes}
+        trainer = mezo(name, records=Shaky(make_records()), **settings)
+        trainer.train()
+        ends.append((tmp_path / name / "mezo_journal" / "records.bin").read_bytes())
+        assert len(ends[-1]) > 8 * 30 and ends[-1] == ends[0]
+        counts.append(len(trainer.model.losses))
+        assert trainer.report()["projected_gradients"][0]["rms"] > 0 and ("probes" in trainer.report()) == bool(every)
+    parts = 4 if "per_example" in changes.values() else 1
+    assert counts[0] - counts[1] == 3 * 6 * parts and not (tmp_path / "without" / "probes.json").exists()
+
+
+def test_probes_are_slope_and_curvature_of_drawn_batches(mezo: Make, tmp_path: Path) -> None:
+    """The same whether a batch is measured as a whole or in parts, and nothing but the loss's own along a direction."""
+    found = []
+    for name, changes in (("whole", {}), ("parts", {"zo_estimator": "per_example", "dataloader_drop_last": True})):
+        trainer = mezo(name, zo_probe_steps=4, learning_rate=0.0, zo_eps=1e-2, max_steps=5, **changes)
+        trainer.train()
+        found.append(trainer.probing.probes.found)
+    (first, second), (others, _) = ([*one.values()] for one in found)
+    for one, other in zip(first, others, strict=True):
+        assert (other.loss, other.slope) == pytest.approx((one.loss, one.slope), rel=1e-4)
+        assert other.curvature == pytest.approx(one.curvature, abs=0.05)
+    assert first[0].loss != first[1].loss and first[0].slope * first[1].slope != 0
+    assert {probe.slope for probe in first}.isdisjoint(probe.slope for probe in second)
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_probes_survive_a_run_that_is_killed(journal: bool, mezo: Make, tmp_path: Path) -> None:
+    """Just after a probe whose step was not recorded; without a journal the run goes on from an earlier checkpoint."""
+    settings = {"zo_probe_steps": 2, "max_steps": 8, "zo_journal": journal, "save_steps": 3}
+    settings["save_strategy"] = "no" if journal else "steps"  # with a journal all recorded steps go through the loop
+    mezo("whole", **settings).train()
+    stopped = mezo("stopped", **settings)
+
+    class Stops(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    stopped.add_callback(Stops())
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert list(stopped.probing.probes.found) == [0, 2, 4]
+    (file,) = (tmp_path / "stopped").glob("probes.json")
+    file.write_text(file.read_text().replace('"step": 4', '"step": 99'))  # what is taken again is not believed
+    resumed = mezo("stopped", **settings)
+    resumed.train(resume_from_checkpoint=True if journal else str(tmp_path / "stopped" / "checkpoint-3"))
+    files = [(tmp_path / name / "probes.json").read_bytes() for name in ("whole", "stopped")]
+    assert files[0] == files[1] and files[0].count(b'"step"') == 4
+    assert len(resumed.model.losses) == 2 * (4 if journal else 5) + 2 * 6, "something was measured again"
+
+
+def test_probes_of_a_count_are_refused(mezo: Make) -> None:
+    with pytest.raises(ValueError, match="--zo_probe_steps 5 excludes --zo_objective accuracy"):
+        mezo(zo_probe_steps=5, zo_objective="accuracy")

@@ -33,9 +33,11 @@ def logs_of(folder: Path) -> list[tuple[float, float, float]]:
 def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: Path) -> None:
     """Bit for bit: losses are means over both processes, of which each uses its own copy of the updated weights.
 
+    Probes, of which each process measures a batch, change nothing.
+
     Both runs see the same samples in a step, since the sampler orders them by processes times accumulated batches.
     """
-    launched_on_two(small_run(output_dir=tmp_path / "two"))
+    launched_on_two(small_run(output_dir=tmp_path / "two", zo_probe_steps=2))
     train(argv=small_run(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
 
     assert len(logs_of(tmp_path / "one")) == 3
@@ -43,6 +45,10 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
     assert two.keys() == one.keys()
     assert all(torch.equal(two[name], one[name]) for name in one)
+
+    probes = json.loads((tmp_path / "two" / "probes.json").read_text())["probes"]
+    assert [(one["step"], len(one["batches"])) for one in probes] == [(0, 2), (2, 2)]
+    assert probes[1]["batches"][0] != probes[1]["batches"][1]
 
     journals = [tmp_path / name / "mezo_journal" for name in ("two", "one")]
     assert len({(journal / "records.bin").read_bytes() for journal in journals}) == 1
@@ -60,7 +66,7 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     [
         ({"zo_batch_growth": "0:2"}, (1, 1)),
         ({"zo_estimator": "per_example", "dataloader_drop_last": True}, (1, 2)),
-        ({"zo_parallel": "directions", "group_by_modality_length": True}, (2, 2)),
+        ({"zo_parallel": "directions", "group_by_modality_length": True, "zo_probe_steps": 1}, (2, 2)),
         pytest.param({"zo_parallel": "both", "zo_num_directions": 4}, (2, 2), marks=pytest.mark.long),
         pytest.param({"zo_parallel": "directions", "zo_batch_growth": "0:2"}, (1, 1), marks=pytest.mark.long),
         pytest.param(

@@ -47,6 +47,8 @@ class Settings:
     offload: str = "none"
     """Whether weights stay on the host: one of `OFFLOADS`."""
     on_divergence: str = "warn"
+    probe_steps: int = 0
+    """After how many steps slope and curvature are measured, see `probing.py`; 0: never."""
 
     @classmethod
     def of(cls, args: Any) -> Settings:
@@ -64,6 +66,13 @@ class Settings:
         for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
             if own[name] is not None and own[name] < 1:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
+        if own["probe_steps"] < 0:
+            raise InputError(f"--zo_probe_steps {own['probe_steps']} must be at least 0 (never)")
+        if own["probe_steps"] and own["objective"] != "loss":
+            raise InputError(
+                f"--zo_probe_steps {own['probe_steps']} excludes --zo_objective {own['objective']}, a count, which has "
+                "no slope or curvature: leave one of them out"
+            )
         if own["shard"] not in SHARDS:
             raise InputError(f"--zo_shard {own['shard']} must be one of {', '.join(SHARDS)}")
         if own["offload"] not in OFFLOADS:

@@ -21,13 +21,18 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llava.mezo import MeZO, no_decay_names
+from llava.mezo.algorithms.course import Course
 from llava.mezo.errors import InputError
+from llava.mezo.journal.diverging import size_of
+from llava.mezo.journal.records import applied_steps
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.progress import rms_report
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.zo.forwards import Forwards, Objective
 from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
 from llava.train.zo.offloading import offloads, to_host
 from llava.train.zo.planned_batches import PlannedBatches
+from llava.train.zo.probing import ProbeNowAndThen
 from llava.train.zo.settings import Settings, refuse_impossible
 from llava.train.zo.sharded_run import ShardedRun
 from llava.train.zo.step_batches import parts_of
@@ -58,6 +63,9 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         if self.zo.on_divergence != "off":
             self.add_callback(self.watch)
         self.add_callback(SaveResumePoints(self))
+        self.probing = ProbeNowAndThen(self)
+        if self.zo.probe_steps:
+            self.add_callback(self.probing)
         self.known_features: KnownFeatures | None = None
         """Features of images that were encoded before, for models that lay batches out."""
         self.objective: Objective | None = None
@@ -200,7 +208,18 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         report["zo_offload"] = "cpu" if self._offloads else "none"
         if self.known_features is not None and inputs is not None:
             report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
+        report["projected_gradients"] = rms_report(self._sizes())
+        if self.zo.probe_steps:
+            report["probes"] = self.probing.report()
         return report | self.mezo.weights.report()
+
+    def _sizes(self) -> list[tuple[int, float]]:
+        """Steps, and sizes of their projected gradients: all of them from a journal, else those that were logged."""
+        if self.mezo.journal is None:
+            logged = [entry for entry in self.state.log_history if "projected_grad" in entry]
+            return [(int(entry["step"]), entry["projected_grad"]) for entry in logged]
+        steps = applied_steps(self.mezo.journal.records, Course(self.mezo.journal.header))
+        return [(record.step + 1, size_of(proposal.terms)) for record, proposal in steps if proposal.terms]
 
     @property
     def diverged(self) -> bool:

@@ -1,0 +1,79 @@
+"""Probes of the loss around the weights while a run trains, see `llava/mezo/progress.py`.
+
+A probe costs three forwards for each of two batches; where several processes train, each has one. A step that is in the
+journal has its probe on the disk already, since that comes first, so that all processes agree on which are due.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llava.mezo.curvature import Probe, probe_of, probe_points, probe_seed
+from llava.mezo.progress import PROBES_FILE, Probes
+from llava.train.zo import state as states
+from llava.train.zo.step_batches import parts_of
+
+BATCHES = 2
+"""At least, along each direction."""
+
+
+class ProbeNowAndThen(TrainerCallback):
+    """Probes before every `--zo_probe_steps`-th step, the first one included; nothing of a step is moved by it.
+
+    Args:
+        trainer: a MeZOTrainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.probes = Probes(Path(str(trainer.args.output_dir)) / PROBES_FILE)
+        self._first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up what was measured before the first step that is to be taken now."""
+        journal = self.trainer.mezo.journal
+        self._first = max(state.global_step, 0 if journal is None else len(journal.records))
+        if args.should_save:
+            self.probes.take_up(self._first)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure, unless the step is replayed."""
+        step = state.global_step
+        if step < self._first or step % self.trainer.zo.probe_steps:
+            return
+        before = states.random_states()  # loading a record may draw from them
+        try:
+            self.probes.found[step] = self._measured(step)
+        finally:
+            states.set_random_states(before)
+        if args.should_save:
+            self.probes.save()
+
+    def report(self) -> dict[str, Any]:
+        """What report.json says of it."""
+        return {
+            "every": self.trainer.zo.probe_steps,
+            "records_of_a_batch": self.trainer.args.train_batch_size,
+            "windows": self.probes.report(),
+        }
+
+    def _measured(self, step: int) -> list[Probe]:
+        mezo, eps = self.trainer.mezo, self.trainer.zo.config.eps
+        seed, ranks = probe_seed(self.trainer.zo.config.seed, step), mezo.ranks
+        draw = random.Random(f"{seed} {ranks.rank}")
+        own = [x for _ in range(-(-BATCHES // ranks.count)) for x in self._losses(seed, eps, draw)]
+        losses = [x for found in ranks.exchange(own, mezo.device) for x in found]
+        return [probe_of(losses[first : first + 3], eps) for first in range(0, len(losses), 3)]
+
+    def _losses(self, seed: int, eps: float, draw: random.Random) -> list[float]:
+        """Of as many records as a micro-batch has, drawn with replacement, at the points of a probe."""
+        trainer = self.trainer
+        forwards, data = trainer._forwards_of(trainer.model_wrapped), trainer.train_dataset
+        records = [data[draw.randrange(len(data))] for _ in range(trainer.args.train_batch_size)]
+        parts = parts_of(trainer.data_collator(records))
+        found = [[rows * loss for loss in forwards.losses_at(probe_points(seed, eps), part)] for part, rows in parts]
+        return [sum(of_point) / sum(rows for _, rows in parts) for of_point in zip(*found, strict=True)]
