@@ -3,8 +3,9 @@
     python -m llava.train.advise FLAGS --trainer_mode zo [--directions 25 --batches 8 --advice advice.json]
 
 FLAGS are those of `llava.train.train`, whose model, data and first batches are measured as a run would find them;
-nothing is trained or saved. What is measured: `llava/mezo/curvature.py`. What is made of it, and how far it can be
-relied on: docs/tuning.md. Takes as long as directions x batches x 1.5 steps of a run with one direction.
+nothing is trained or saved. What is measured: `llava/mezo/curvature.py`, and with `--eigenvalues K` the largest
+eigenvalues of the Hessian, by backpropagation. What is made of it, and how far it can be relied on: docs/tuning.md.
+Takes as long as directions x batches x 1.5 steps of a run with one direction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,6 +34,8 @@ from llava.model.own_settings import read_config
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
+from llava.train.hessian import Hessian
+from llava.train.lanczos import Extremes, extreme_eigenvalues
 from llava.train.train import build, make_trainer
 from llava.train.zo.settings import Settings
 from llava.utils import setup_logging
@@ -91,6 +95,12 @@ def measured(trainer: Any, directions: int, batches: int) -> tuple[Landscape, St
     return Landscape(probes), Steadiness(half, twice)
 
 
+def eigenvalues(trainer: Any, count: int, batches: int) -> Extremes:
+    """Of the Hessian of a trainer's first batches, after which its model is in float32."""
+    hessian = Hessian.of_run(trainer, list(islice(_endless(trainer), batches)))
+    return extreme_eigenvalues(hessian.times, hessian.random(trainer.args.seed), count)
+
+
 def _endless(trainer: Any) -> Iterator[Any]:
     while True:
         yield from trainer.get_train_dataloader()
@@ -145,13 +155,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--directions", type=int, default=25, help="random directions, at least 3")
     parser.add_argument("--batches", type=int, default=8, help="batches measured along each, at least 2")
+    parser.add_argument(
+        "--eigenvalues", type=int, default=0, metavar="K", help="also the K largest of the Hessian: by backpropagation"
+    )
     parser.add_argument("--advice", type=Path, metavar="FILE", help="also write what was found to this JSON file")
     return parser
 
 
 def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     options, flags = _parser().parse_known_args(argv)
-    for name, least in (("directions", 3), ("batches", 2)):
+    for name, least in (("directions", 3), ("batches", 2), ("eigenvalues", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)} must be at least {least}")
     return options, flags
@@ -173,17 +186,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = check_records(data_args, training_args, training_args.data_processes)
     if Settings.of(training_args).planned_rows(training_args) is not None:
         raise InputError("--zo_batch_growth, --zo_anchor_batches: give the batch to advise on instead")
+    moved = training_args.zo_offload != "none" or training_args.zo_shard != "none"
+    if options.eigenvalues and (training_args.bits == 8 or moved):
+        raise InputError(
+            "--eigenvalues excludes --bits 8, whose loss has steps, --zo_offload and --zo_shard: leave it or them out"
+        )
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as training_args.output_dir:  # a trainer makes the folder
         trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
         landscape, steadiness = measured(trainer, options.directions, options.batches)
+        seconds = time.perf_counter() - begin
+        extremes = eigenvalues(trainer, options.eigenvalues, options.batches) if options.eigenvalues else None
     forwards = options.directions * (3 * options.batches + 4)
     sys.stdout.write(f"{forwards} forwards of {training_args.per_device_train_batch_size} records, ")
-    sys.stdout.write(f"{time.perf_counter() - begin:.0f} s\n\n{text(landscape, steadiness, training_args)}")
+    sys.stdout.write(f"{seconds:.0f} s\n\n{text(landscape, steadiness, training_args)}")
+    if extremes is not None:
+        sys.stdout.write(f"Eigenvalues of the Hessian: {extremes} ({extremes.products} products)\n")
     if options.advice is not None:
         found = record(landscape, steadiness, options, training_args)
+        found["eigenvalues"] = extremes and asdict(extremes)
         write_durably(options.advice, (json.dumps(found, indent=2) + "\n").encode())
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
 from llava.data.prepare import SETS as PUBLIC_SETS
 from llava.errors import InputError
+from llava.mezo.durable import write_durably
 from llava.toy.demo import SETS, split_samples
 from llava.toy.records import write_split
 
@@ -147,6 +150,15 @@ def _draw(task: Task) -> None:
         write_split(part, split, task.name, samples)
     with contextlib.suppress(OSError):  # another script was faster
         part.rename(task.folder)
+
+
+def once(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result in the JSON file, made now unless it is there."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(file, json.dumps(make()) + "\n")
+    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return read
 
 
 def rate(options: argparse.Namespace, method: str, task: Task) -> str:

@@ -10,13 +10,11 @@ regularisation). A result that is there is not repeated. Writes without_training
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from settings import METRIC, Task, chosen_tasks, mean_and_spread, model_of, parsed, positive, study_parser
+from settings import METRIC, Task, chosen_tasks, mean_and_spread, model_of, once, parsed, positive, study_parser
 from tqdm import tqdm
 
 from llava.errors import command
@@ -24,7 +22,6 @@ from llava.eval.generation import Answerer, load_model
 from llava.eval.probe import Features, features_of, probe
 from llava.eval.scoring import evaluate
 from llava.eval.shots import draw
-from llava.mezo.durable import write_durably
 from llava.samples.loading import load_file
 
 PROBE = "linear probe"
@@ -84,17 +81,6 @@ def results(bench: Bench, tasks: list[Task]) -> Iterator[tuple[str, Task, int, C
                 )
 
 
-def once(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result in the file, made now unless it is there."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        found = make()
-        write_durably(file, json.dumps(found) + "\n")
-        tqdm.write(f"{file.stem}: {100 * found['accuracy']:.1f} %")
-    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return read
-
-
 def table(found: dict[str, dict[str, list[float]]], tasks: list[Task]) -> str:
     """Mean and standard deviation over the seeds, a row a method."""
     lines = ["| test accuracy % | " + " | ".join(task.name for task in tasks) + " |", "|---" * (1 + len(tasks)) + "|"]
@@ -119,6 +105,7 @@ def main() -> None:
     for name, task, seed, make in results(bench, tasks):
         stem = f"{task.name}-{name.replace(', ', '-').replace(' ', '_')}-s{seed}"
         result = once(options.output / "without_training" / f"{stem}.json", make)
+        tqdm.write(f"{stem}: {100 * result['accuracy']:.1f} %")
         found[name].setdefault(task.name, []).append(result["accuracy"])
     text = "# Without training\n\n" + table(found, tasks)
     (options.output / "without_training.md").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llava.errors import InputError
+from llava.train.hessian import Hessian
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "study"))
 
@@ -65,21 +66,13 @@ def test_the_picture_has_a_panel_a_way(tmp_path, figures_of):
     assert panels[1].get_lines()[0].get_ydata()[0] == pytest.approx(1.0)
 
 
-class _Quadratic(effective_rank.Gradients):
-    """L = sum of d_i w_i^2 / 2 - b w, where a batch is its vector b."""
-
-    def __init__(self, diagonal: torch.Tensor, batches: list[torch.Tensor]) -> None:
-        self.diagonal, self.batches = diagonal, batches  # type: ignore[assignment]
-        self.weights = [torch.zeros(len(diagonal), dtype=torch.float64)]
-
-    def of(self, batch):
-        return self.diagonal * self.weights[0] - batch
-
-
 def test_the_rank_of_a_quadratic_is_known():
-    diagonal = torch.tensor([4.0, 1.0, 1.0, 2.0], dtype=torch.float64)
-    batches = [torch.tensor([1.0, 0, 0, x], dtype=torch.float64) for x in (1.0, -1.0)]
-    found = effective_rank.measured(_Quadratic(diagonal, batches), probes=2)
+    """L = sum of d_i w_i^2 / 2 - b w, where a batch is its vector b."""
+    diagonal = torch.tensor([4.0, 1.0, 1.0, 2.0])
+    weight = torch.zeros(4, requires_grad=True)
+    batches = [torch.tensor([1.0, 0, 0, x]) for x in (1.0, -1.0)]
+    losses = [lambda b=b: (diagonal * weight.square() / 2 - b * weight).sum() for b in batches]
+    found = effective_rank.measured(Hessian([weight], losses), probes=2)
     assert found["trace"] == pytest.approx(8.0) and found["trace_error"] == pytest.approx(0.0, abs=1e-6)
     assert found["curvature"] == pytest.approx(3.0) and found["rank"] == pytest.approx(8 / 3)
     assert found["frobenius"] == pytest.approx(22**0.5)

@@ -23,13 +23,17 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
     found = []
     for name in ("a", "b"):
         flags = small_run(per_device_train_batch_size=2, output_dir=tmp_path / "run")
-        main([*flags, "--directions", "4", "--batches", "3", "--advice", str(tmp_path / name)])
+        own = ["--directions", "4", "--batches", "3", "--eigenvalues", "1", "--advice", str(tmp_path / name)]
+        main([*flags, *own])
         found.append(json.loads((tmp_path / name).read_text()))
     assert found[0] == found[1]
     assert found[0]["records_of_a_batch"] == 2 and found[0]["loss"] > 0
     assert found[0]["square"]["value"] > 0 and found[0]["slopes_off"]["half_eps"] >= 0
+    (largest,), lowest = found[0]["eigenvalues"]["largest"], found[0]["eigenvalues"]["lowest"]
+    assert largest["value"] > 0 > lowest["value"] and 0 <= largest["residual"] < largest["value"]
     shown = capsys.readouterr().out
     assert shown.startswith("52 forwards of 2 records, ") and "--learning_rate" in shown and "--zo_eps" in shown
+    assert f"Hessian: largest {largest['value']:.3g} ± " in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -39,6 +43,8 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
         ({"trainer_mode": "regular"}, [], "--trainer_mode regular"),
         ({}, ["--directions", "2"], "--directions 2 must be at least 3"),
         ({}, ["--batches", "1"], "--batches 1 must be at least 2"),
+        ({}, ["--eigenvalues", "-1"], "--eigenvalues -1 must be at least 0"),
+        ({"zo_offload": "cpu"}, ["--eigenvalues", "1"], "--eigenvalues excludes"),
         ({"zo_batch_growth": "0:2"}, [], "--zo_batch_growth"),
         ({"zo_eps": 0}, [], "--zo_eps 0"),
         ({"data_path": "none.json"}, [], "none.json"),
