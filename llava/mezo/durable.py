@@ -41,11 +41,15 @@ def write_durably(path: Path, data: bytes | str, sync: bool = True) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if not sync:
-        return
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk what was renamed in it."""
     with suppress(OSError):  # a folder cannot be opened everywhere
-        folder = os.open(path.parent, os.O_RDONLY)
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)

@@ -7,7 +7,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,15 @@ class ProgressBar(TrainerCallback):
     """Steps, time left, loss, learning rate and (MeZO) projected gradient on one line of the main process.
 
     Args:
-        done: steps that are not measured again; the time left is that of the others.
+        done: tells the steps that are not measured again; the time left is that of the others.
     """
 
-    def __init__(self, done: int = 0) -> None:
-        self.done = done
+    def __init__(self, done: Callable[[], int]) -> None:
+        self._tell_done = done
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.done = self._tell_done()
         if state.is_world_process_zero and not args.disable_tqdm:
             quiet = not sys.stderr.isatty()  # a log file wants a line now and then
             self.bar = tqdm(
@@ -124,16 +125,16 @@ class StepTimes(TrainerCallback):
     """Seconds of each optimizer step, data loading included; the median is robust against pauses for saving.
 
     Args:
-        done: steps before this start of the run, which are replayed, if anything, and not counted.
+        done: tells the steps before this start of the run, which are replayed, if anything, and not counted.
     """
 
-    def __init__(self, done: int = 0) -> None:
-        self.done = done
+    def __init__(self, done: Callable[[], int]) -> None:
+        self._tell_done = done
         self.seconds: list[float] = []
         self._last: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._last = time.perf_counter()
+        self.done, self._last = self._tell_done(), time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.perf_counter()

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,6 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
         checkpoint = start_of(folder, not disks.several) if journaled else newest_checkpoint(folder)
     arguments = header(model_args, data_args, training_args, checkpoint)
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
-    done = 0 if checkpoint is None else steps_done(folder, checkpoint)
 
     logger.info("loading the model %s", model_args.model_name_or_path)
     transformers.set_seed(training_args.seed)
@@ -123,7 +124,7 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     if journaled:
         trainer.disks = disks  # type: ignore[attr-defined]
     trainer.add_callback(SaveArguments(arguments, folder / JOURNAL_FOLDER, disks.writes))
-    times, stop = watched(trainer, done)
+    times, stop = watched(trainer, partial(steps_done, folder, checkpoint))
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -141,11 +142,11 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     leave_together(trainer)
 
 
-def watched(trainer: LLaVATrainer, done: int) -> tuple[StepTimes, StopOnSignal]:
+def watched(trainer: LLaVATrainer, done: Callable[[], int]) -> tuple[StepTimes, StopOnSignal]:
     """Callbacks for the person who waits; of them what is asked afterwards.
 
     Args:
-        done: steps before the point that the run goes on from.
+        done: tells the steps that are not taken again, whenever the run starts or goes back.
     """
     args: Any = trainer.args
     zo = args.trainer_mode == "zo"

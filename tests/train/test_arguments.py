@@ -112,6 +112,12 @@ REFUSED = {
         "--zo_journal_sync_steps 3",
         "--zo_journal True",
     ],
+    "--trainer_mode zo --zo_on_divergence halve --zo_journal False": ["--zo_on_divergence halve", "--zo_journal True"],
+    "--trainer_mode zo --zo_on_divergence halve --lr_scheduler_type reduce_lr_on_plateau": [
+        "--lr_scheduler_type reduce_lr_on_plateau",
+        "--zo_on_divergence halve",
+    ],
+    "--zo_on_divergence halve": ["--zo_on_divergence halve", "--trainer_mode zo"],
     "--zo_eps 1e-3": ["--zo_eps 0.001", "--trainer_mode zo"],
     "--zo_kernel triton": ["--zo_kernel triton", "--trainer_mode zo"],
     "--eval_strategy steps": ["--eval_strategy steps", "--eval_data_path FILE"],

@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_replayed_steps_take_no_time_of_a_step(clock: list[float]) -> None:
     """Two that are replayed in a millisecond each, then three of a second."""
-    times = callbacks.StepTimes(done=5)
+    times = callbacks.StepTimes(done=lambda: 5)
     times.on_train_begin(ARGS, state(3), TrainerControl())
     for step, seconds in ((4, 0.001), (5, 0.001), (6, 1.0), (7, 1.0), (8, 1.0)):
         clock[0] += seconds
@@ -43,7 +43,7 @@ def test_replayed_steps_take_no_time_of_a_step(clock: list[float]) -> None:
 
 
 def test_the_bar_begins_behind_the_replayed_steps() -> None:
-    shown = callbacks.ProgressBar(done=5)
+    shown = callbacks.ProgressBar(done=lambda: 5)
     shown.on_train_begin(ARGS, state(3), TrainerControl())
     assert shown.bar is not None and (shown.bar.initial, shown.bar.n) == (5, 5)
     for step in (4, 5, 6):

@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TRAIN, codes, launch_elastic, run_ranks, start_ranks, torchrun
+from launching import TRAIN, codes, launch_elastic, run_on, run_ranks, start_ranks, torchrun
 from safetensors.torch import load_file, save_file
 
 from llava.errors import EXIT_LOST
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
+from llava.mezo.journal.kept import kept_journals
 from llava.train.train import train
+from llava.train.zo import watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture_of_the_loss")]
 
@@ -156,6 +158,44 @@ def test_disks_of_two_new_machines_and_a_base_that_differs(
     changed = [small_run(output_dir=disk, max_steps=2) for disk in (disks[1], foreign)]
     assert codes(start_ranks(changed, log)) == [2, 2]
     assert f"{journal_of(foreign)} is not of the run that rank 0 has there" in log.read_text()
+
+
+def train_and_diverge(words: list[list[str]]) -> None:
+    """With the command line of this rank; at six steps the losses are called diverged, until the run has gone back."""
+    own = words[int(os.environ.get("RANK", 0))]
+    folder = journal_of(Path(own[own.index("--output_dir") + 1]))
+    why = "diverged by step 6"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "WINDOW", 2)
+        patch.setattr(
+            watch, "diverging", lambda losses, sizes: None if len(losses) != 6 or kept_journals(folder) else why
+        )
+        train(argv=own)
+
+
+@pytest.mark.long
+def test_machines_without_a_shared_disk_go_back_together(small_run: Flags, tmp_path: Path) -> None:
+    """And where one of them was lost before it did, its disk becomes as that of the other."""
+    run = functools.partial(small_run, zo_on_divergence="halve", learning_rate=1e-2)
+    train_and_diverge([run(output_dir=tmp_path / "whole", gradient_accumulation_steps=2)])
+    disks, log = [tmp_path / "a", tmp_path / "b"], tmp_path / "log"
+    words = [run(output_dir=disk) for disk in disks]
+    run_on(2, train_and_diverge, (words,), log)
+    (kept,) = kept_journals(journal_of(disks[0]))
+    whole = (journal_of(tmp_path / "whole") / RECORDS).read_bytes()
+    for disk in disks:
+        assert (journal_of(disk) / RECORDS).read_bytes() == whole
+        assert len(Journal.read(kept.inside(journal_of(disk))).records) == 6
+
+    for name in ("trainer_state.json", "report.json"):
+        (disks[0] / name).unlink()
+    shutil.copy(kept.inside(journal_of(disks[0])) / RECORDS, journal_of(disks[0]) / RECORDS)
+    shutil.rmtree(kept.inside(journal_of(disks[0])))
+    size = Journal.read(journal_of(disks[1])).header.record_bytes
+    os.truncate(journal_of(disks[1]) / RECORDS, (kept.back_to + 1) * size)
+    run_on(2, train_and_diverge, (words,), log)
+    for disk in disks:
+        assert (journal_of(disk) / RECORDS).read_bytes() == whole and kept_journals(journal_of(disk)) == [kept]
 
 
 @pytest.mark.long

@@ -123,6 +123,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("learning_rate=1e-3", {"eval_metric": "loss"}, "--metric accuracy excludes --eval_metric loss"),
         ("learning_rate=1e-3", {"eval_data_path": "none.json"}, "--eval_data_path none.json: no such file"),
         ("zo_rule=sgd|adamw", {}, "zo_rule"),
+        ("zo_on_divergence=stop|halve", {}, "--zo_on_divergence halve: a sweep ends trials"),
         ("learning_rate=1e-3", {"max_stepz": 4}, "unknown flag --max_stepz"),
     ],
 )

@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from llava.constants import IGNORE_INDEX
 from llava.eval import accuracy
 from llava.eval.generation import load_model
+from llava.mezo.journal import going_back
 from llava.mezo.journal.files import Journal
+from llava.mezo.journal.kept import Kept, kept_journals
 from llava.mezo.journal.replay import main as replay
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import train
 from llava.train.validation import Validation, validation_set
+from llava.train.zo import halved_run, watch
 
 ROOT = Path(__file__).parents[2]
 TINY, SCAN = ROOT / "playground" / "tiny-llava-onevision", ROOT / "playground" / "data" / "scan"
@@ -252,6 +255,31 @@ def test_a_killed_run_goes_on_with_its_curve(
     said = report_of(tmp_path / "out")
     assert (said["steps"], said["validation"]["weights_of_step"]) == (5, 2)
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5
+
+
+def test_a_run_that_goes_back_forgets_what_was_validated_since(
+    quick: Flags, shown: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reasons = iter(["diverged by step 6"])  # once alone
+    monkeypatch.setattr(watch, "WINDOW", 2)
+    monkeypatch.setattr(watch, "diverging", lambda losses, sizes: next(reasons, None) if len(losses) == 6 else None)
+    kept_then: list[list[int]] = []
+
+    def go_back(journal: Journal, step: int) -> Kept:
+        kept_then.append([one for one, _ in points(tmp_path / "out")])
+        return going_back.go_back(journal, step)
+
+    monkeypatch.setattr(halved_run, "go_back", go_back)
+    asked = shown({step: 1 / step for step in (2, 4, 6, 8)})
+    changes = {"trainer_mode": "zo", "max_steps": 8, "zo_on_divergence": "halve", "load_best_model_at_end": True}
+    train(argv=quick(**changes))
+    (kept,) = kept_journals(tmp_path / "out" / "mezo_journal")
+    assert kept_then == [[step for step in (2, 4) if step <= kept.back_to]]
+    assert asked == [2, 4, *(step for step in (2, 4, 6, 8) if step > kept.back_to)]  # what diverged is not validated
+    assert [step for step, _ in points(tmp_path / "out")] == [2, 4, 6, 8]
+    assert report_of(tmp_path / "out")["halvings"] == [{"after_step": 6, "back_to_step": kept.back_to}]
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, 9))
 
 
 def test_a_run_that_had_stopped_early_takes_no_further_step(quick: Flags, shown: Any, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     assert [name for name in new if not name.startswith(("llava/mezo/", "tests/mezo/"))] == [
         "docs/journal_format.md",
         *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "llava" / "train" / "zo").glob("*.py")),
+        "tests/train/test_halved_run.py",
         "tests/train/test_mezo_trainer_alone.py",
     ]
     for name in new:

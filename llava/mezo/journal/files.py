@@ -1,7 +1,8 @@
 """A run's journal on disk: its base model and these few bytes a step give back the weights of every step.
 
 The folder, `OUTPUT_DIR/mezo_journal`, holds header.json (`header.py`), records.bin (`records.py`) and, for a run that
-branched off from another one, the folder `parent` with that run's journal up to there.
+branched off from another one, the folder `parent` with that run's journal up to there. A run that went back to an
+earlier step keeps there what it had (`kept.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from llava.mezo.journal.header import (
     Parent,
     parse_header,
 )
+from llava.mezo.journal.kept import kept_journals
 from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.records import (
     Record,
@@ -74,6 +76,7 @@ class Journal:
         header_bytes, data = _contents(folder / HEADER, LARGEST_HEADER), _contents(folder / RECORDS)
         with _naming(folder):
             header = parse_header(header_bytes)
+            data = _that_count(folder, header, data)
             records, checksums = _decode_all(header, data, zlib.crc32(header_bytes))
         return cls(folder, header, records, checksums, len(data) - len(records) * header.record_bytes)
 
@@ -180,9 +183,10 @@ class Journal:
         try:
             if self.torn:
                 logger.warning("%s: the last record was cut off while it was written; it is left out", path)
-                os.truncate(path, len(self.records) * self.header.record_bytes)
                 self.torn = 0
             self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+            os.ftruncate(self._file, len(self.records) * self.header.record_bytes)
+            os.fsync(self._file)  # no record follows bytes that are to go
         except OSError as error:
             raise JournalError(f"{path} cannot be written to ({error.strerror})") from error
 
@@ -207,6 +211,14 @@ def _naming(folder: Path) -> Iterator[None]:
         yield
     except JournalError as error:
         raise JournalError(f"{folder}: {error}") from error
+
+
+def _that_count(folder: Path, header: Header, data: bytes) -> bytes:
+    """The records without those that the run has gone back behind, before it could cut them off."""
+    for kept in kept_journals(folder)[-1:]:
+        if data.startswith(_contents(kept.inside(folder) / RECORDS)):  # with another rate none would be the same
+            return data[: kept.back_to * header.record_bytes]
+    return data
 
 
 def _decode_all(header: Header, data: bytes, checksum: int) -> tuple[list[Record], list[int]]:
@@ -244,18 +256,18 @@ def _create(folder: Path, header: Header, parent: Journal | None, first: int) ->
     try:
         shutil.rmtree(folder / PARENT, ignore_errors=True)  # of a run that was killed right here
         if parent is not None:
-            header = replace(header, parent=_copy(parent, folder / PARENT, first))
+            header = replace(header, parent=copy_beginning(parent, folder / PARENT, first))
         write_durably(folder / RECORDS, b"")
         write_durably(folder / HEADER, header.to_bytes())
     except OSError as error:
         raise JournalError(f"{folder}: the journal cannot be made ({error.strerror})") from error
 
 
-def _copy(journal: Journal, folder: Path, count: int) -> Parent:
-    """The first `count` records of a journal, and its parents, as another one."""
+def copy_beginning(journal: Journal, folder: Path, count: int) -> Parent:
+    """The first `count` records of a journal, and its parents, as another one in a new folder."""
     folder.mkdir()
     if journal.parent is not None:
-        _copy(journal.parent, folder / PARENT, len(journal.parent.records))
+        copy_beginning(journal.parent, folder / PARENT, len(journal.parent.records))
     write_durably(folder / RECORDS, (journal.folder / RECORDS).read_bytes()[: count * journal.header.record_bytes])
     write_durably(folder / HEADER, (journal.folder / HEADER).read_bytes())
     return Parent(count, journal.checksums[count])

@@ -290,7 +290,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_on_divergence: str = flag(
         "warn",
         f"MeZO: what to do when projected gradients and loss rise together, {', '.join(ON_DIVERGENCE)}: from there on "
-        "each step does harm",
+        "each step does harm; halve goes back to the best step by the journal, and on with half the rate",
     )
     zo_probe_steps: int = flag(
         0,

@@ -10,7 +10,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.model.own_settings import read_config
 from llava.runs.validation import LOSS
-from llava.train.flags.parsing import parse_arguments
+from llava.train.flags.parsing import Arguments, parse_arguments
 from llava.train.flags.preflight import check_paths, check_records, check_validation
 from llava.train.parts.tunable import VISION_TOWER, parse_parts
 from llava.train.sweep.space import Parameter, parse_space
@@ -66,7 +66,7 @@ class Sweep:
     def _settled(self, names: set[str]) -> Sweep:
         """With what the flags say, all values of the space tried out on the flags' own parser."""
         first = {one.name: one.ends()[0] for one in self.space}
-        model_args, data_args, training_args = parse_arguments(self.words(first, self.folder))
+        model_args, data_args, training_args = self._parsed(first)
         if (training_args.eval_metric == LOSS) != (self.metric == LOSS):
             raise InputError(
                 f"--metric {self.metric} excludes --eval_metric {training_args.eval_metric}: leave out the latter, or "
@@ -77,12 +77,19 @@ class Sweep:
         check_validation(data_args, training_args)
         for one in self.space:
             for value in one.ends()[1:]:
-                parse_arguments(self.words({**first, one.name: value}, self.folder))
+                self._parsed({**first, one.name: value})
         flags = self.flags
         if "mm_feature_cache" not in names and self._sees(model_args) and not self._trains_vision(model_args):
             flags = (*flags, "--mm_feature_cache", str(self.folder / FEATURES))
         best = bool(training_args.load_best_model_at_end)
         return Sweep(self.space, flags, training_args.eval_metric, self.folder, best)
+
+    def _parsed(self, values: Mapping[str, str]) -> Arguments:
+        """The flags of a trial."""
+        arguments = parse_arguments(self.words(values, self.folder))
+        if arguments[2].zo_on_divergence == "halve":
+            raise InputError("--zo_on_divergence halve: a sweep ends trials that diverge itself; leave it out")
+        return arguments
 
     def _sees(self, model_args: Any) -> bool:
         """Whether the model has a vision tower."""

@@ -2,8 +2,9 @@
 
 The ranks of one machine, or of all machines with a shared disk, see one OUTPUT_DIR; a machine without one has its own.
 The lowest rank of a disk is its owner: it writes the journal there, the same records as the main process. When a run
-begins or goes on, the disk with the most records gives the others what they lack, so that a machine that joins late,
-or comes back after a while, is as well off as those that were there, and a run outlives any of its disks but the last.
+begins or goes on, the disk with the most records (of those that went back most often) gives the others what they lack,
+so that a machine that joins late, or comes back after a while, is as well off as those that were there, and a run
+outlives any of its disks but the last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from llava.mezo.errors import InputError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, RECORDS, Journal
+from llava.mezo.journal.kept import kept_journals
 from llava.mezo.journal.locking import LOCK
 from llava.mezo.messages import exchanged, handed_out, raising_together, rank_and_count
 
@@ -82,7 +84,7 @@ class Disks:
         return cls(rank, tuple(int(owner) for owner in exchanged(str(min(seen)).encode(), device)), device)
 
     def level(self, output_dir: Path, beside: Sequence[str] = ()) -> None:
-        """Bring every disk's journal in `output_dir` to the state of the one with the most records.
+        """Bring every disk's journal in `output_dir` to the state of the one that is furthest.
 
         Args:
             beside: names of files in `output_dir` that belong to it.
@@ -95,14 +97,15 @@ class Disks:
         journal = output_dir / JOURNAL_FOLDER
         with raising_together(self.device):
             have = len(Journal.read(journal).records) if self.is_owner and (journal / HEADER).exists() else -1
-        counts = [int(count) for count in exchanged(str(have).encode(), self.device)]
+        times = len(kept_journals(journal)) if have >= 0 else 0
+        counts = [json.loads(told) for told in exchanged(json.dumps([times, have]).encode(), self.device)]
         most = max(counts)
-        if most < 0:
+        if most[1] < 0:
             return
         source = counts.index(most)
-        self._check_alike(journal, source, have)
+        self._check_alike(journal, source, have, most[0])
         if self.rank == source and counts.count(most) < len(set(self.owners)):
-            logger.info("the journal, %d steps, goes to the machines that have fewer of them", most)
+            logger.info("the journal, %d steps, goes to the machines that have fewer of them", most[1])
         if self.is_owner and self.rank != source and journal.is_dir():
             for left in journal.glob("resume-*"):
                 shutil.rmtree(left)  # of another time; those of the source come with the rest
@@ -148,17 +151,20 @@ class Disks:
                 writer.flush()
                 os.fsync(writer.fileno())
 
-    def _check_alike(self, journal: Path, source: int, have: int) -> None:
-        """`InputError` where a journal here is no beginning of that of `source`."""
-        header = (journal / HEADER).read_bytes() if self.rank == source else b""
-        records = (journal / RECORDS).read_bytes() if self.rank == source else b""
-        header, records = (handed_out(data, source, self.device) for data in (header, records))
+    def _check_alike(self, journal: Path, source: int, have: int, times: int) -> None:
+        """`InputError` where a journal here is no beginning of that of `source`, or of one that it has gone back in."""
+        there, gives = [journal] * (1 + times), self.rank == source
+        if gives:
+            there[1:] = [kept.inside(journal) for kept in kept_journals(journal)]
+        files = [journal / HEADER, *(folder / RECORDS for folder in there)]
+        header, *ways = [handed_out(file.read_bytes() if gives else b"", source, self.device) for file in files]
         with raising_together(self.device):
             if have < 0:
                 return
             mine = Journal.read(journal)
             size = have * mine.header.record_bytes
-            if (journal / HEADER).read_bytes() != header or (journal / RECORDS).read_bytes()[:size] != records[:size]:
+            own = (journal / RECORDS).read_bytes()[:size]
+            if (journal / HEADER).read_bytes() != header or not any(records[:size] == own for records in ways):
                 raise InputError(
                     f"{journal} is not of the run that rank {source} has there, with more steps: remove it, or give "
                     "each of them an --output_dir of its own run"

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from torch.optim import Optimizer
@@ -30,10 +31,8 @@ from llava.mezo import MeZO
 from llava.mezo.errors import InputError
 from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import HEADER, PARENT, RECORDS, Journal
-from llava.mezo.journal.replay import Replay
 from llava.mezo.messages import raising_together
 from llava.mezo.names import parameters_by_name
-from llava.mezo.sharding.replay import replay_shards
 from llava.mezo.sharding.shards import write_into
 from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
@@ -41,7 +40,7 @@ from llava.train.zo.disks import Disks
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
 from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
 from llava.train.zo.settings import Settings
-from llava.train.zo.starting_point import StartingPoint, prepare
+from llava.train.zo.starting_point import StartingPoint, prepare, take_steps
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +240,7 @@ class JournaledRun(transformers.Trainer):
     def load_best_step(self) -> None:
         """The weights of the best evaluation into the model, by `metric_for_best_model`; the first of equal ones."""
         assert self.starting_point is not None
-        args, folder = self.args, self.starting_point.folder
+        args = self.args
         key = "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
         found = [(entry[key], entry["step"]) for entry in self.state.log_history if key in entry]
         if not found:
@@ -249,19 +248,18 @@ class JournaledRun(transformers.Trainer):
             return
         best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
-        parameters = parameters_by_name(self.model)
-        journal = Journal.read(folder)
-        base = BaseModel(self.starting_point.weights or folder / MODEL, journal)
         self.loaded_step = int(step)
-        if self.mezo.weights.sharded:
-            for name in {name: None for one in journal.chain() for name in one.header.names}:
-                write_into(parameters[name], base.read(name))
-            replay_shards(parameters, journal, self.loaded_step, self.zo.config.kernel)
-            return
-        device = next(iter(parameters.values())).device
-        replay = Replay(journal, lambda name: base.read(name).to(device), self.zo.config.kernel)
-        replay.advance(self.loaded_step)
-        replay.copy_into(parameters)
+        take_steps(parameters_by_name(self.model), self.load_base(), self.loaded_step, self.zo.config.kernel)
+
+    @torch.no_grad()
+    def load_base(self) -> Journal:
+        """The weights before the first step into the model; the run's journal."""
+        assert self.starting_point is not None
+        journal, parameters = Journal.read(self.starting_point.folder), parameters_by_name(self.model)
+        base = BaseModel(self.starting_point.weights or journal.folder / MODEL, journal)
+        for name in dict.fromkeys(name for one in journal.chain() for name in one.header.names):
+            write_into(parameters[name], base.read(name))
+        return journal
 
 
 class SaveResumePoints(TrainerCallback):

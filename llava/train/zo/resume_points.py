@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -108,6 +109,15 @@ def newest_checkpoint(folder: Path, most: int | None = None) -> Path | None:
     return max((found for found in complete if most is None or found[0] <= most), default=(0, None))[1]
 
 
+def discard_after(step: int, output_dir: Path) -> None:
+    """Remove checkpoints and resume points of later steps; what is left of one by a kill counts no more."""
+    checkpoints = [path for path in output_dir.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
+    for point in [*checkpoints, *resume_points(output_dir / JOURNAL_FOLDER)]:
+        if steps_of(point) > step:
+            (point / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            shutil.rmtree(point)
+
+
 def full_checkpoint(output_dir: Path, most: int) -> Path | None:
     """The newest checkpoint-N, of at most `most` steps, from which a run with a journal can go on; or None."""
     found = newest_checkpoint(output_dir, most)
@@ -128,7 +138,7 @@ def steps_of(point: Path | None) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def steps_done(output_dir: Path, point: Path) -> int:
+def steps_done(output_dir: Path, point: Path | None) -> int:
     """Steps that a run which goes on from `point` does not take again: those in its journal, if it has one."""
     try:
         return len(Journal.read(output_dir / JOURNAL_FOLDER).records)

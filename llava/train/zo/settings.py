@@ -21,7 +21,7 @@ from llava.train.zo.step_batches import Growth
 SHARDS = ("none", "fsdp")
 OFFLOADS = ("none", "cpu", "auto")
 """Where weights are: on the device of the run, or in the host's memory; "auto": there if they do not fit the device."""
-ON_DIVERGENCE = ("warn", "stop", "off")
+ON_DIVERGENCE = ("warn", "stop", "halve", "off")
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ def refuse_impossible(args: Any) -> None:
         )
     if zo.from_journal is not None and not zo.journal:
         raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
+    if zo.on_divergence == "halve":
+        _refuse_with_halving(args, zo)
     if zo.shard != "none":
         _refuse_with_shards(args, zo)
     _refuse_batches(args, zo)
@@ -221,6 +223,17 @@ def refuse_impossible(args: Any) -> None:
                 f"--{name} excludes --trainer_mode zo: zeroth-order steps perturb the weights module by "
                 "module. Leave it out"
             )
+
+
+def _refuse_with_halving(args: Any, zo: Settings) -> None:
+    """What cannot go with a run that goes back and halves its rate."""
+    if not zo.journal:
+        raise InputError("--zo_on_divergence halve needs --zo_journal True: the run goes back by its journal")
+    if args.lr_scheduler_type == "reduce_lr_on_plateau":
+        raise InputError(
+            "--lr_scheduler_type reduce_lr_on_plateau excludes --zo_on_divergence halve: both lower the rate. Give a "
+            "schedule that is a function of the step, or warn, stop or off"
+        )
 
 
 def _refuse_with_shards(args: Any, zo: Settings) -> None:

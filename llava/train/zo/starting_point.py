@@ -260,10 +260,15 @@ def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int
     unknown = [name for name in journal.header.names if name not in parameters]
     if unknown:
         raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
+    take_steps(parameters, journal, steps, kernel)
+    return journal, steps
+
+
+def take_steps(parameters: Parameters, journal: Journal, steps: int, kernel: str) -> None:
+    """Let a model's parameters, which are those before the journal's first step, become those after so many."""
     if any(is_sharded(parameter) for parameter in parameters.values()):
         replay_shards(parameters, journal, steps, kernel)
-        return journal, steps
+        return
     replay = Replay(journal, lambda name: parameters[name].detach().clone(), kernel)
     replay.advance(steps)
     replay.copy_into(parameters)
-    return journal, steps

@@ -2,9 +2,9 @@
 
 Three methods of the Trainer are MeZO: `create_optimizer` gives a `llava.mezo.MeZO`, `training_step` runs the forwards
 of a micro-batch and hands their losses to it, `log` shows what a zeroth-order step has in place of a gradient norm.
-Around them stand, each in a file of its own, what a run with a journal saves and resumes from (`JournaledRun`), which
-records a step has (`PlannedBatches`), and what needs no gradients (`WithoutGradients`). The loop, the scheduler and
-checkpoints stay transformers' own.
+Around them stand, each in a file of its own, what a run with a journal saves and resumes from (`JournaledRun`), when it
+goes back (`HalvedRun`), which records a step has (`PlannedBatches`), and what needs no gradients (`WithoutGradients`).
+The loop, the scheduler and checkpoints stay transformers' own.
 
 Runs with transformers 4.40 (where `training_step` has no third argument) to 5.x.
 """
@@ -29,7 +29,8 @@ from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.progress import rms_report
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.zo.forwards import Forwards, Objective
-from llava.train.zo.journaled_run import JournaledRun, SaveResumePoints
+from llava.train.zo.halved_run import HalvedRun
+from llava.train.zo.journaled_run import SaveResumePoints
 from llava.train.zo.offloading import offloads, to_host
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.probing import ProbeNowAndThen
@@ -47,7 +48,7 @@ class DivergedError(FloatingPointError):
     """The run stopped because its loss was not finite, or its projected gradients rose; the weights have been saved."""
 
 
-class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
+class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
     """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
 
     _offloads: bool | None = None
@@ -109,7 +110,9 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
             The mean loss of these forwards over the number of micro-batches in a step, as the loop expects.
         """
         replayed = self.mezo.journal is not None and self.state.global_step < len(self.mezo.journal.records)
-        if self._log_time is None and not replayed:
+        if replayed:
+            self._log_time = None
+        elif self._log_time is None:
             self._log_time, self._log_step = time.perf_counter(), self.state.global_step
         forwards, parts = self._forwards_of(model), parts_of(inputs)
         losses = [rows * forwards.accumulate(self.state.global_step, part, rows) for part, rows in parts]
@@ -159,10 +162,10 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         return self._forwards_of(self.model_wrapped).loss(batch)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `JournaledRun.train`.
+        """As `HalvedRun.train`.
 
         Raises:
-            DivergedError: it had to stop because the loss is not finite, or as `--zo_on_divergence stop` says.
+            DivergedError: it had to stop because the loss is not finite, or as `--zo_on_divergence` says.
             InputError: also an objective of generated answers without a function for it.
         """
         if self.zo.objective not in ("loss", "accuracy") and self.objective is None:
@@ -170,12 +173,11 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         result = super().train(*args, **kwargs)
         if self.diverged:
             raise DivergedError(
-                f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
-                f"{self.zo.config.max_bad_steps}); none of them was applied and the last good weights are in "
+                f"{self.why_diverged}; none of them was applied and the last good weights are in "
                 f"{self.args.output_dir}/checkpoint-{self.state.global_step}. "
                 "Lower --learning_rate or --zo_eps, or look at the data."
             )
-        if self.watch.why is not None and self.zo.on_divergence == "stop":
+        if self.watch.why is not None and self.zo.on_divergence != "warn":
             raise DivergedError(f"{self.watch.why}. {self.watch.way_out()}")
         return result
 
@@ -211,6 +213,8 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
         report["projected_gradients"] = rms_report(self._sizes())
         if self.zo.probe_steps:
             report["probes"] = self.probing.report()
+        if self.gone_back:
+            report["halvings"] = [{"after_step": kept.steps, "back_to_step": kept.back_to} for kept in self.gone_back]
         return report | self.mezo.weights.report()
 
     def _sizes(self) -> list[tuple[int, float]]:
@@ -220,6 +224,16 @@ class MeZOTrainer(JournaledRun, ShardedRun, PlannedBatches, WithoutGradients, LL
             return [(int(entry["step"]), entry["projected_grad"]) for entry in logged]
         steps = applied_steps(self.mezo.journal.records, Course(self.mezo.journal.header))
         return [(record.step + 1, size_of(proposal.terms)) for record, proposal in steps if proposal.terms]
+
+    @property
+    def why_diverged(self) -> str | None:
+        """As the base class, or because losses are not finite."""
+        if not self.diverged:
+            return super().why_diverged
+        return (
+            f"the loss was not finite in the last {self.mezo.bad_steps} steps (--zo_max_bad_steps "
+            f"{self.zo.config.max_bad_steps})"
+        )
 
     @property
     def diverged(self) -> bool:

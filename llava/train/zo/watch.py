@@ -28,6 +28,10 @@ class WatchDivergence(TrainerCallback):
         self._sizes: list[float] = []
         self._begun = False
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Also once the run has gone back."""
+        self.why, self._losses, self._sizes, self._begun = None, [], [], False
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an applied or a refused step, measured now or taken from the journal."""
         mezo = self.trainer.mezo
@@ -42,23 +46,26 @@ class WatchDivergence(TrainerCallback):
         self._sizes.append(size_of(result.terms))
         if self.why is None and len(self._losses) % WINDOW == 0:
             self.why = diverging(self._losses, self._sizes)
-            if self.why is not None:
+            if self.why is not None and not self.trainer.may_halve:
                 logger.warning("%s. %s", self.why, self.way_out())
-        if self.why is not None and self.trainer.zo.on_divergence == "stop":
+        if self.why is not None and self.trainer.zo.on_divergence != "warn":
             control.should_save = control.should_training_stop = True
 
     def way_out(self) -> str:
         """What to do about it."""
-        lower = f"Lower --learning_rate (half of it: {self.trainer.args.learning_rate / 2:g})"
+        rate = self.trainer.args.learning_rate / 2 ** len(self.trainer.gone_back)
+        lower = f"Lower --learning_rate (half of it: {rate / 2:g})"
+        if self.trainer.gone_back:
+            lower = f"It was halved {len(self.trainer.gone_back)} times and was {rate:g}. {lower}"
         if self.trainer.starting_point is None:
             return f"{lower} and start again"
         return (
             f"{lower}: in a new --output_dir, from the step where the loss was lowest, with --zo_from_journal "
-            f"{self.trainer.starting_point.folder}:{self._lowest()}"
+            f"{self.trainer.starting_point.folder}:{self.lowest()}"
         )
 
-    def _lowest(self) -> int:
-        """Steps before the middle of the windows with the lowest loss."""
+    def lowest(self) -> int:
+        """Steps before the middle of the windows with the lowest loss; 0 before the end of the first one."""
         starts = range(0, len(self._losses) - WINDOW + 1, WINDOW)
-        best = min(starts, key=lambda start: statistics.median(self._losses[start : start + WINDOW]))
-        return best + WINDOW // 2
+        middles = {start + WINDOW // 2: statistics.median(self._losses[start : start + WINDOW]) for start in starts}
+        return min(middles, key=lambda step: middles[step], default=0)
