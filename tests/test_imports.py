@@ -35,6 +35,7 @@ MAY_IMPORT_MEZO = (
     "llava.runs",
     "llava.train.zo",
     "llava.train.flags.arguments",
+    "llava.train.found_rate",
     "llava.train.going_on",
     "llava.train.train",
     "llava.train.advise",

@@ -113,6 +113,26 @@ def _draw_validation(axes: Any, validation: Mapping[str, Any]) -> list[Any]:
     return lines
 
 
+def plot_range_test(found: Mapping[str, Any], path: str | Path) -> None:
+    """Draw the loss over the rate that grew, with the rate that broke it and the one that is made of it.
+
+    Args:
+        found: `RangeTest.report`.
+    """
+    figure, axes = empty_figure()
+    marks = [(mark["rate"], mark["loss"]) for mark in found["marks"] if mark["loss"] is not None]
+    axes.plot(*zip(*marks, strict=True), color=COLOURS[0], marker="o", markersize=4, label="loss of the same records")
+    axes.axhline(found["start"], color=PALE, label="before the first step")
+    for name, label, line in (("breaking_rate", "breaks at", "--"), ("learning_rate", "for a run", "-")):
+        if found[name] is not None:
+            axes.axvline(found[name], color=COLOURS[1], linestyle=line, label=f"{label} {found[name]:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss (cross entropy per token)", xscale="log", title="Range test")
+    axes.set_ylim(0, 2 * found["start"])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
 def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
     """Draw the accuracy (a share) of each entry over its step."""
     figure, axes = empty_figure()

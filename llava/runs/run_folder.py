@@ -30,6 +30,8 @@ from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.runs.validation import CURVE_FILE
 
 LOSS_PICTURE = "loss.png"
+RATE_FILE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
+"""Of a run that found its rate."""
 
 
 def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
@@ -162,5 +164,5 @@ def _remove_run(folder: Path) -> None:
         except JournalError as error:
             raise InputError(f"--overwrite_output_dir True: {error}") from error
         shutil.rmtree(folder / JOURNAL_FOLDER)
-    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, CURVE_FILE, PROBES_FILE):
+    for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, RATE_FILE, RATE_PICTURE, CURVE_FILE, PROBES_FILE):
         (folder / name).unlink(missing_ok=True)

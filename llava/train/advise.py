@@ -1,11 +1,12 @@
-"""A learning rate and an eps before a run, from forwards alone.
+"""A learning rate, and with MeZO an eps and a batch, before a run.
 
-    python -m llava.train.advise FLAGS --trainer_mode zo [--directions 25 --batches 8 --advice advice.json]
+    python -m llava.train.advise FLAGS [--directions 25 --batches 8 --advice advice.json]
 
-FLAGS are those of `llava.train.train`, whose model, data and first batches are measured as a run would find them;
-nothing is trained or saved. What is measured: `llava/mezo/curvature.py`, and with `--eigenvalues K` the largest
-eigenvalues of the Hessian, by backpropagation. What is made of it, and how far it can be relied on: docs/tuning.md.
-Takes as long as directions x batches x 1.5 steps of a run with one direction.
+FLAGS are those of `llava.train.train`, whose model and data are measured as a run would find them; nothing is saved.
+The rate is that of a short run which grows it until it breaks (`llava/train/range_test.py`), at most 360 steps. With
+`--trainer_mode zo` the loss around the weights is measured before, as `llava/mezo/curvature.py` has it, which takes as
+long as directions x batches x 1.5 steps; with `--eigenvalues K` the largest eigenvalues of the Hessian are, by
+backpropagation. How far all of it can be relied on: docs/tuning.md.
 """
 
 from __future__ import annotations
@@ -17,34 +18,33 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-import transformers
 
 from llava.errors import InputError, command
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.curvature import Estimate, Landscape, probe_of, probe_points, probe_seed
 from llava.mezo.durable import write_durably
 from llava.model.own_settings import read_config
+from llava.runs.plots import plot_range_test
+from llava.train.flags.arguments import TrainingArguments
 from llava.train.flags.from_checkpoint import take_from_checkpoint
+from llava.train.flags.learning_rate import refuse_untested
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
 from llava.train.hessian import Hessian
 from llava.train.lanczos import Extremes, extreme_eigenvalues
-from llava.train.train import build, make_trainer
-from llava.train.zo.settings import Settings
+from llava.train.range_test import RangeTest, run_range_test, settings_of
+from llava.train.train import trainer_of
 from llava.utils import setup_logging
 
 logger = logging.getLogger("llava.train.advise")
 
-OWN_LOSS = 0.014
-"""Nats by which a step at a good rate lowers the loss of its own batch beyond what it lowers that of others: the rate
-is this over |g_i|^2 - |g|^2. From the best rates of three drawn tasks, docs/tuning.md."""
 TOLERABLE = 0.1
 """Difference between slopes at two sizes of eps, as a share of their size."""
 
@@ -55,15 +55,6 @@ class Steadiness:
 
     at_half: float
     at_twice: float
-
-
-def learning_rate(landscape: Landscape) -> Estimate | None:
-    """The rate of plain MeZO with batches as they were measured; None where their noise could not be."""
-    noise = landscape.noise
-    if not noise.is_positive:
-        return None
-    rate = OWN_LOSS / noise.value
-    return Estimate(rate, rate * noise.error / noise.value)
 
 
 def eps_advice(eps: float, found: Steadiness) -> str:
@@ -106,9 +97,26 @@ def _endless(trainer: Any) -> Iterator[Any]:
         yield from trainer.get_train_dataloader()
 
 
-def text(landscape: Landscape, steadiness: Steadiness, args: Any) -> str:
-    """What was found, and the advice."""
-    rate, (low, high) = learning_rate(landscape), landscape.largest_eigenvalue
+def noise_scale(landscape: Landscape, rows: int) -> float | None:
+    """Records of a batch whose noise is as large as the signal: fewer waste steps, more waste forwards.
+
+    The simple noise scale of McCandlish et al. 2018 (section 2.2), by squares along random directions; None where the
+    signal is within its error.
+
+    Args:
+        rows: of the batches that were measured.
+    """
+    if not landscape.signal.is_positive:
+        return None
+    return rows * max(0.0, landscape.noise.value) / landscape.signal.value
+
+
+def told_landscape(landscape: Landscape, steadiness: Steadiness, args: TrainingArguments) -> str:
+    """What was found around the weights, and what it says of the batch and of eps."""
+    rows = args.per_device_train_batch_size
+    scale = noise_scale(landscape, rows)
+    batch = "not known: the signal is within its error" if scale is None else f"{max(1.0, scale):.2g}"
+    low, high = landscape.largest_eigenvalue
     share = f"{100 * landscape.share.value:.0f} % of it is signal"
     curved = landscape.trace.is_positive and landscape.trace_of_square.is_positive
     rank = f"; effective rank {landscape.effective_rank.value:.2g}, largest eigenvalue {low:.2g} to {high:.2g}"
@@ -118,33 +126,60 @@ def text(landscape: Landscape, steadiness: Steadiness, args: Any) -> str:
         f"what it follows, |g_batch|^2     {_shown(landscape.square)}: {share}",
         f"trace of the Hessian             {_shown(landscape.trace)}{rank if curved else '; no more can be told'}",
         f"slopes at half and twice eps     {100 * steadiness.at_half:.1f} % and {100 * steadiness.at_twice:.1f} % off",
-        "",
+        f"--zo_eps                         {eps_advice(args.zo_eps, steadiness)}",
+        f"records a step, noise as signal  {batch} (measured with {rows})",
     ]
-    if rate is None:
-        lines.append("--learning_rate: the noise of a batch could not be measured; give more --directions or --batches")
-    else:
-        lines.append(f"--learning_rate {rate.value:.1g} (from {rate.value / 2:.1g} to {2 * rate.value:.1g})")
-    lines.append(f"--zo_eps: {eps_advice(args.zo_eps, steadiness)}")
-    lines.append("The rate is for --zo_rule sgd at a constant rate, and goes with the batch. Try half and twice of it.")
     return "\n".join(lines) + "\n"
+
+
+def told_rate(found: RangeTest) -> str:
+    """What a range test says."""
+    if found.rate is None:
+        return (
+            f"--learning_rate                  not found: the loss, {found.start:.4f} at the start, did not break "
+            "after it was well. Give another --learning_rate to look around\n"
+        )
+    return (
+        f"--learning_rate                  {found.rate:.1g}, from {found.rate / 2:.1g} to {2 * found.rate:.1g}: a rate "
+        f"that grows breaks a run at {found.breaking_rate:.2g}\n"
+    )
+
+
+def around(
+    make: Callable[[TrainingArguments], Any], args: TrainingArguments, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measures around the weights what the flags ask for, says it, and returns it for programs."""
+    zo = args.trainer_mode == "zo"
+    record: dict[str, Any] = {}
+    if not zo and not options.eigenvalues:
+        return record
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(settings_of(args, folder))
+        if zo:
+            landscape, steadiness = measured(trainer, options.directions, options.batches)
+            record |= landscape_record(landscape, steadiness, options)
+            record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
+            sys.stdout.write(told_landscape(landscape, steadiness, args))
+        if options.eigenvalues:
+            extremes = eigenvalues(trainer, options.eigenvalues, options.batches)
+            record["eigenvalues"] = asdict(extremes)
+            sys.stdout.write(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)\n")
+    return record
 
 
 def _shown(found: Estimate) -> str:
     return f"{found.value:.3g} ± {found.error:.2g}"
 
 
-def record(landscape: Landscape, steadiness: Steadiness, options: argparse.Namespace, args: Any) -> dict[str, Any]:
-    """All of it for programs."""
-    rate = learning_rate(landscape)
+def landscape_record(landscape: Landscape, steadiness: Steadiness, options: argparse.Namespace) -> dict[str, Any]:
+    """What was found around the weights, for programs."""
     names = ("signal", "square", "noise", "trace", "trace_of_square", "best_rate", "effective_rank")
-    estimates = {name: getattr(landscape, name) for name in names} | {"learning_rate": rate}
+    estimates = {name: getattr(landscape, name) for name in names}
     return {
         "directions": options.directions,
         "batches": options.batches,
-        "records_of_a_batch": args.per_device_train_batch_size,
-        "zo_eps": args.zo_eps,
         "loss": landscape.loss,
-        **{name: found and {"value": found.value, "error": found.error} for name, found in estimates.items()},
+        **{name: {"value": found.value, "error": found.error} for name, found in estimates.items()},
         "slopes_off": {"half_eps": steadiness.at_half, "twice_eps": steadiness.at_twice},
     }
 
@@ -176,38 +211,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     options, flags = _options(argv)
     model_args, data_args, training_args = parse_arguments(flags)
-    if training_args.trainer_mode != "zo":
-        raise InputError(
-            f"--trainer_mode {training_args.trainer_mode}: advice is for zo; what backpropagation wants is not told by "
-            "a few steps' curvature (docs/tuning.md)"
-        )
+    refuse_untested(training_args, "advice")
     check_paths(model_args, data_args, training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     parts = check_records(data_args, training_args, training_args.data_processes)
-    if Settings.of(training_args).planned_rows(training_args) is not None:
-        raise InputError("--zo_batch_growth, --zo_anchor_batches: give the batch to advise on instead")
     moved = training_args.zo_offload != "none" or training_args.zo_shard != "none"
     if options.eigenvalues and (training_args.bits == 8 or moved):
         raise InputError(
             "--eigenvalues excludes --bits 8, whose loss has steps, --zo_offload and --zo_shard: leave it or them out"
         )
-    transformers.set_seed(training_args.seed)
-    model, tokenizer = build(model_args, data_args, training_args)
+    make = partial(trainer_of, model_args, data_args, parts)
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as training_args.output_dir:  # a trainer makes the folder
-        trainer = make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
-        landscape, steadiness = measured(trainer, options.directions, options.batches)
-        seconds = time.perf_counter() - begin
-        extremes = eigenvalues(trainer, options.eigenvalues, options.batches) if options.eigenvalues else None
-    forwards = options.directions * (3 * options.batches + 4)
-    sys.stdout.write(f"{forwards} forwards of {training_args.per_device_train_batch_size} records, ")
-    sys.stdout.write(f"{seconds:.0f} s\n\n{text(landscape, steadiness, training_args)}")
-    if extremes is not None:
-        sys.stdout.write(f"Eigenvalues of the Hessian: {extremes} ({extremes.products} products)\n")
+    record: dict[str, Any] = {
+        "records_of_a_batch": training_args.per_device_train_batch_size,
+        "zo_eps": training_args.zo_eps,
+    }
+    record |= around(make, training_args, options)
+    found = run_range_test(make, training_args, str(model_args.version))
+    record["range_test"] = found.report()
+    sys.stdout.write(f"{told_rate(found)}({time.perf_counter() - begin:.0f} s)\n")
     if options.advice is not None:
-        found = record(landscape, steadiness, options, training_args)
-        found["eigenvalues"] = extremes and asdict(extremes)
-        write_durably(options.advice, (json.dumps(found, indent=2) + "\n").encode())
+        plot_range_test(record["range_test"], options.advice.with_suffix(".png"))
+        write_durably(options.advice, (json.dumps(record, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

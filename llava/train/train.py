@@ -11,6 +11,7 @@ other weights, 130 stopped by a signal (with a checkpoint).
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from llava.mezo.lost_ranks import RanksError
 from llava.mezo.messages import answer_within, raising_together
 from llava.mezo.progress import PROBES_FILE
 from llava.mezo.sharding.whole import agreed
+from llava.model.checkpoint_files import read_json
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
 from llava.model.quantised_scales import train_scales
@@ -47,6 +49,7 @@ from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_gathering, check_paths, check_records, check_validation
 from llava.train.flags.renamed_flags import checkpointing_options
+from llava.train.found_rate import found_rate
 from llava.train.going_on import goes_on_after_restart, header, run_is_finished
 from llava.train.launches import PROCESSES
 from llava.train.llava_trainer import LLaVATrainer
@@ -112,6 +115,9 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:
         checkpoint = start_of(folder, not disks.several) if journaled else newest_checkpoint(folder)
+    if training_args.finds_learning_rate:
+        make = functools.partial(trainer_of, model_args, data_args, parts)
+        training_args.learning_rate = found_rate(folder, make, training_args, str(model_args.version))
     arguments = header(model_args, data_args, training_args, checkpoint)
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
 
@@ -244,6 +250,15 @@ def make_trainer(
     return trainer
 
 
+def trainer_of(
+    model_args: ModelArguments, data_args: DataArguments, parts: Parts, training_args: TrainingArguments
+) -> LLaVATrainer:
+    """A trainer with a model of its own, to try something out."""
+    transformers.set_seed(training_args.seed)
+    model, tokenizer = build(model_args, data_args, training_args)
+    return make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
+
+
 def trainer_class(mode: str) -> type[LLaVATrainer]:
     """The trainer of a `--trainer_mode`."""
     if mode == "zo":
@@ -301,6 +316,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "records": len(trainer.train_dataset),
             "skipped_samples": trainer.train_dataset.skipped,
             **({} if validation is None else {"validation": validation}),
+            **({"range_test": read_json(folder / run_folder.RATE_FILE)} if trainer.args.finds_learning_rate else {}),
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **({PROCESSES: counts} if len(counts) > 1 else {}),
             **report,

@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 
 from llava.mezo.curvature import Landscape, Probe
-from llava.train.advise import OWN_LOSS, Steadiness, eps_advice, learning_rate, main
+from llava.train import range_test
+from llava.train.advise import Steadiness, eps_advice, main, noise_scale
 
 Flags = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range test of at most 36 steps."""
+    monkeypatch.setattr(range_test, "STEPS_OF_DECADE", 6)
+    monkeypatch.setattr(range_test, "EVERY", 2)
 
 
 @pytest.mark.slow
@@ -23,24 +31,35 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
     found = []
     for name in ("a", "b"):
         flags = small_run(per_device_train_batch_size=2, output_dir=tmp_path / "run")
-        own = ["--directions", "4", "--batches", "3", "--eigenvalues", "1", "--advice", str(tmp_path / name)]
-        main([*flags, *own])
-        found.append(json.loads((tmp_path / name).read_text()))
+        file = tmp_path / f"{name}.json"
+        main([*flags, "--directions", "4", "--batches", "3", "--eigenvalues", "1", "--advice", str(file)])
+        found.append(json.loads(file.read_text()))
     assert found[0] == found[1]
     assert found[0]["records_of_a_batch"] == 2 and found[0]["loss"] > 0
     assert found[0]["square"]["value"] > 0 and found[0]["slopes_off"]["half_eps"] >= 0
     (largest,), lowest = found[0]["eigenvalues"]["largest"], found[0]["eigenvalues"]["lowest"]
     assert largest["value"] > 0 > lowest["value"] and 0 <= largest["residual"] < largest["value"]
     shown = capsys.readouterr().out
-    assert shown.startswith("52 forwards of 2 records, ") and "--learning_rate" in shown and "--zo_eps" in shown
-    assert f"Hessian: largest {largest['value']:.3g} ± " in shown
+    assert "--learning_rate " in shown and "--zo_eps " in shown and (tmp_path / "a.png").exists()
+    assert f"Hessian       largest {largest['value']:.3g} ± " in shown
+    assert found[0]["range_test"]["learning_rate"] == range_test.SHARE * found[0]["range_test"]["breaking_rate"]
     assert not (tmp_path / "run").exists()
+
+
+def test_regular_mode_has_a_range_test_alone(
+    small_run: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*small_run(trainer_mode="regular"), "--advice", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    rate = found["range_test"]["learning_rate"]
+    assert 1e-3 < rate < 1e-1 and "square" not in found
+    assert f"--learning_rate                  {rate:.1g}, from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "own", "message"),
     [
-        ({"trainer_mode": "regular"}, [], "--trainer_mode regular"),
+        ({"trainer_mode": "regular", "optim": "sgd"}, [], "--optim sgd excludes advice"),
         ({}, ["--directions", "2"], "--directions 2 must be at least 3"),
         ({}, ["--batches", "1"], "--batches 1 must be at least 2"),
         ({}, ["--eigenvalues", "-1"], "--eigenvalues -1 must be at least 0"),
@@ -58,18 +77,12 @@ def test_what_cannot_be_measured_is_refused_before_loading(
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_the_rate_goes_with_the_noise_of_a_batch() -> None:
+def test_batch_whose_noise_is_its_signal() -> None:
     """Slopes +-(1 + d) and +-(1 - d) have the signal 1 - d^2 and the noise 2 d^2."""
     signs = [1, -1] * 8
-    noisy, calm = (
-        Landscape([[Probe(1.0, s * (1 + d), 0.0), Probe(1.0, s * (1 - d), 0.0)] for s in signs]) for d in (0.9, 0.1)
-    )
-    rate = learning_rate(noisy)
-    assert rate is not None and rate.value == pytest.approx(OWN_LOSS / 1.62)
-    steady = learning_rate(calm)
-    assert steady is not None and steady.value == pytest.approx(OWN_LOSS / 0.02)
-    wild = Landscape([[Probe(1.0, s, 0.0), Probe(1.0, s, 0.0)] for s in (0.0, 0.0, 9.0)])
-    assert learning_rate(wild) is None
+    probes = [[Probe(1.0, s * 1.5, 0.0), Probe(1.0, s * 0.5, 0.0)] for s in signs]
+    assert noise_scale(Landscape(probes), 6) == pytest.approx(6 * 0.5 / 0.75)
+    assert noise_scale(Landscape([[Probe(1.0, 1.0, 0.0), Probe(1.0, s * 1.0, 0.0)] for s in signs]), 6) is None
 
 
 def test_eps_that_is_too_small_or_too_large() -> None:

@@ -299,6 +299,8 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 
+    finds_learning_rate: ClassVar[bool] = False
+    """`--learning_rate auto`."""
     begun: ClassVar[Any] = None
     """A `Begun`, where a run goes on with another number of processes than it was begun with."""
 

@@ -38,6 +38,7 @@ from llava.train.flags.arguments import (
 )
 from llava.train.flags.dry_run import dry_run
 from llava.train.flags.effects import check_effects, shown
+from llava.train.flags.learning_rate import number_or_auto, settle_learning_rate
 from llava.train.flags.optimizers import check_optimizer
 from llava.train.flags.ranges import check_numbers
 from llava.train.flags.validation_flags import check_validation_flags, settle_validation
@@ -67,12 +68,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
     options = {name: action.dest for action in parser._actions for name in action.option_strings}
+    parser._option_string_actions["--learning_rate"].type = number_or_auto
     given = {options[name] for name in _names(options, argv)}
     values, strays = parser.parse_known_args(argv)
     if strays:
         place = len(argv) - 1 - argv[::-1].index(strays[-1])
         flag = next((word for word in reversed(argv[:place]) if word.split("=", 1)[0] in options), "the command")
         raise InputError(f"{flag}: what is {strays[-1]!r} behind it?")
+    finds_rate = settle_learning_rate(values)
     check_run(values, given)
     check_effects(values, given)
     _adjust(values, given)
@@ -85,6 +88,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     # The trainer sees the run's arguments alone, and saving depends on what is tuned.
     for name in ("mm_tunable_parts", "tune_mm_mlp_adapter"):
         setattr(training_args, name, getattr(model_args, name))
+    training_args.finds_learning_rate = finds_rate  # type: ignore[misc]
     data_args.seed = training_args.seed
     hand_on(model_args, data_args)
     return model_args, data_args, training_args

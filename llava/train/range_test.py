@@ -1,0 +1,146 @@
+"""The rate at which a run breaks, from one short run in which it grows by the same factor every step.
+
+The learning rate range test of Smith 2017 (section 3.3). The loss of the same records is measured on the way: it falls,
+and from some rate on what it had gained is lost again. A run of thousands of steps breaks at lower rates than
+one of a few dozen: the rate for it is `SHARE` of that one (docs/tuning.md says what that was fitted to and checked on).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Subset
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from llava.runs.validation import LOSS, Curve
+from llava.train.flags.arguments import TrainingArguments
+from llava.train.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+STEPS_OF_DECADE = 60
+"""In which the rate grows tenfold."""
+DECADES = 3
+"""Below and above the rate in the middle."""
+EVERY = 10
+"""Steps between two measurements."""
+RECORDS = 64
+"""Of the training set, whose loss is measured."""
+LOST, LEAST, LASTING = 0.25, 0.05, 3
+"""A run is broken whose loss has risen, at so many marks in a row, by more than the first share of what it had gained
+and by more than the second one of what it began with."""
+SHARE = 1 / 25
+"""Of the rate that breaks a run."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The loss after steps whose rates grew up to this one."""
+
+    rate: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What was found.
+
+    Attributes:
+        start: loss before the first step.
+        marks: with rates that grow.
+    """
+
+    start: float
+    marks: Sequence[Mark]
+
+    @property
+    def breaking_rate(self) -> float | None:
+        """Of the first of `LASTING` marks that are broken; None if there are none after a good one."""
+        losses = [mark.loss for mark in self.marks]
+        smooth = [statistics.median(losses[max(0, k - 1) : k + 2]) for k in range(len(losses))]
+        lowest = self.start
+        for number, loss in enumerate(smooth):
+            risen = min(smooth[number : number + LASTING]) - lowest
+            if risen > max(LOST * (self.start - lowest), LEAST * self.start):
+                return self.marks[number].rate if number else None
+            lowest = min(lowest, loss)
+        return None
+
+    @property
+    def rate(self) -> float | None:
+        """For a run."""
+        return None if self.breaking_rate is None else SHARE * self.breaking_rate
+
+    def report(self) -> dict[str, Any]:
+        """For programs."""
+        marks = [{"rate": mark.rate, "loss": mark.loss if math.isfinite(mark.loss) else None} for mark in self.marks]
+        return {"start": self.start, "marks": marks, "breaking_rate": self.breaking_rate, "learning_rate": self.rate}
+
+
+def settings_of(training_args: TrainingArguments, folder: str) -> TrainingArguments:
+    """Those of a run, for a trainer with which something is tried out and which keeps nothing outside of `folder`."""
+    changed = copy.copy(training_args)
+    changed.output_dir = folder
+    changed.max_steps = 2 * DECADES * STEPS_OF_DECADE
+    changed.save_strategy = changed.eval_strategy = IntervalStrategy.NO
+    changed.load_best_model_at_end, changed.report_to = False, []
+    changed.zo_journal, changed.zo_on_divergence, changed.zo_probe_steps = False, "off", 0
+    return changed
+
+
+def run_range_test(
+    make: Callable[[TrainingArguments], Any], training_args: TrainingArguments, version: str
+) -> RangeTest:
+    """Train until it breaks, from `DECADES` below the flags' rate to as many above it.
+
+    Args:
+        make: gives a run's trainer, whose weights are lost.
+        training_args: of the run.
+        version: name of the conversation template.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(settings_of(training_args, folder))
+        growing = _GrowingRate(trainer, version)
+        trainer.add_callback(growing)
+        try:
+            trainer.train()
+        except FloatingPointError:
+            growing.marks.append(Mark(growing.rate, math.inf))
+    return RangeTest(growing.start, growing.marks)
+
+
+class _GrowingRate(TrainerCallback):
+    def __init__(self, trainer: Any, version: str) -> None:
+        data = trainer.train_dataset
+        # drawn, since records that are evenly apart may be of one kind
+        some: Any = Subset(data, random.Random(0).sample(range(len(data)), min(RECORDS, len(data))))
+        self.trainer = trainer
+        self.validation = Validation(Curve(LOSS, "", ()), some, trainer.data_collator, version)
+        self.rate = self.start = math.nan
+        self.marks: list[Mark] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start = self.validation.measure(self.trainer)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        growth: float = 10 ** (state.global_step / STEPS_OF_DECADE - DECADES)
+        self.rate = args.learning_rate * growth
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * growth
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % EVERY:
+            return
+        self.marks.append(Mark(self.rate, self.validation.measure(self.trainer)))
+        logger.info("rate %.2g: loss %.4f (%.4f at the start)", self.rate, self.marks[-1].loss, self.start)
+        if not self.marks[-1].loss < 2 * self.start:
+            control.should_training_stop = True

@@ -1,0 +1,110 @@
+"""A learning rate by a run that grows it until it breaks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.errors import InputError
+from llava.train import found_rate, range_test
+from llava.train.flags.parsing import parse_arguments
+from llava.train.range_test import SHARE, Mark, RangeTest
+from llava.train.train import train
+
+Flags = Callable[..., list[str]]
+
+
+@pytest.mark.parametrize(
+    ("losses", "broken"),
+    [
+        ([2.0, 1.9, 1.5, 1.0, 1.1, 1.6, 2.5, 9.0], 5),  # a quarter of the gain is lost at 1.25
+        ([2.0, 1.5, 1.0, 9.0, 1.0, 1.0, 3.0, math.inf], 6),  # once is no break
+        ([2.0, 1.9, 1.5, 1.0, 0.9], None),
+        ([2.05, 2.0, 2.05, 2.0, 2.05, 2.5, 9.0], 5),  # no gain, and noise
+        ([3.0, 3.0, 3.0, 3.0], None),  # from the first rate on
+        ([2.0, 1.9, math.inf], 2),
+    ],
+)
+def test_where_a_run_breaks(losses: list[float], broken: int | None) -> None:
+    found = RangeTest(2.0, [Mark(10.0**k, loss) for k, loss in enumerate(losses)])
+    assert found.breaking_rate == (None if broken is None else 10.0**broken)
+    assert found.rate == (None if broken is None else SHARE * 10.0**broken)
+
+
+@pytest.fixture()
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of at most 72 steps."""
+    monkeypatch.setattr(range_test, "STEPS_OF_DECADE", 12)
+    monkeypatch.setattr(range_test, "EVERY", 3)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "mezo_journal/records.bin")}
+
+
+def test_a_run_finds_its_rate_once(
+    small_run: Flags, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the bits of one that is given the rate, and one that goes on does not look for it again."""
+    auto = small_run(learning_rate="auto", output_dir=tmp_path / "auto")
+    train(argv=[*auto, "--max_steps", "2"])
+    found = json.loads((tmp_path / "auto" / "learning_rate.json").read_text())
+    rates = [mark["rate"] for mark in found["marks"]]
+    assert rates[1] / rates[0] == pytest.approx(10 ** (3 / 12)) and rates[0] == pytest.approx(5e-8 * 10 ** (2 / 12))
+    assert 5e-5 < found["learning_rate"] < 5e-3 and found["marks"][-1]["loss"] > found["start"]
+    report = json.loads((tmp_path / "auto" / "report.json").read_text())
+    assert report["range_test"] == found and (tmp_path / "auto" / "learning_rate.png").stat().st_size > 10_000
+
+    train(argv=small_run(learning_rate=found["learning_rate"], output_dir=tmp_path / "given", max_steps=2))
+    assert files(tmp_path / "auto") == files(tmp_path / "given")
+
+    monkeypatch.setattr("llava.train.train.trainer_of", lambda *args: pytest.fail("looked for again"))
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "learning_rate.json").write_text(json.dumps(found))
+    train(argv=small_run(learning_rate="auto", output_dir=tmp_path / "again", max_steps=2))
+    assert files(tmp_path / "again") == files(tmp_path / "auto")
+
+
+def test_no_rate_is_found(small_run: Flags, tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A random model that AdamW does not break."""
+    with pytest.raises(SystemExit):
+        train(argv=small_run(learning_rate="auto", trainer_mode="regular", output_dir=tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "--learning_rate auto: between 5e-08 and 0.05 no rate was found" in said and "give a number" in said
+    assert not (tmp_path / "run" / "learning_rate.json").exists()
+
+
+def test_a_file_that_is_no_rate(tmp_path: Path, small_run: Flags) -> None:
+    (tmp_path / "learning_rate.json").write_text("{}")
+    args = parse_arguments(small_run(learning_rate="auto"))[2]
+    with pytest.raises(InputError, match=r"learning_rate\.json"):
+        found_rate.found_rate(tmp_path, lambda _: None, args, "plain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": "fast"}, "'fast' is neither a number nor auto"),
+        ({"zo_rule": "normalized"}, "--zo_rule normalized excludes --learning_rate auto"),
+        ({"zo_batch_growth": "0:2"}, "--zo_batch_growth excludes --learning_rate auto"),
+        ({"zo_estimator": "svrg"}, "--zo_estimator svrg excludes --learning_rate auto"),
+        ({"trainer_mode": "regular", "optim": "sgd"}, "--optim sgd excludes --learning_rate auto"),
+        ({"trainer_mode": "regular", "mm_vision_tower_lr": 1e-6}, "--mm_vision_tower_lr excludes --learning_rate auto"),
+    ],
+)
+def test_what_no_rate_is_found_for(changes: dict[str, Any], message: str, small_run: Flags) -> None:
+    with pytest.raises(InputError) as raised:
+        parse_arguments(small_run(**{"learning_rate": "auto"} | changes))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(("mode", "rate"), [("zo", 3e-5), ("regular", 3e-4)])
+def test_it_is_looked_for_around_the_usual_rate(mode: str, rate: float, small_run: Flags) -> None:
+    args = parse_arguments(small_run(learning_rate="auto", trainer_mode=mode, adapter="pissa"))[2]
+    assert args.finds_learning_rate and args.learning_rate == rate
+    assert not parse_arguments(small_run(trainer_mode=mode))[2].finds_learning_rate
