@@ -166,6 +166,12 @@ def in_common(commands: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(["bash", "-c", text], capture_output=True, text=True, env={**os.environ, **environment})
 
 
+def test_threads_do_not_spin_for_long() -> None:
+    """Unless the user says so."""
+    assert in_common("printenv GOMP_SPINCOUNT", GOMP_SPINCOUNT="").stdout == "10000\n"
+    assert in_common("printenv GOMP_SPINCOUNT", GOMP_SPINCOUNT="7").stdout == "7\n"
+
+
 def test_another_checkout_s_code_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava" / "__init__.py").write_text("raise SystemExit('the wrong checkout')")
