@@ -27,7 +27,7 @@ def progress_panels(gradients: Rows, probes: Rows) -> list[Panel]:
     panels: list[Panel] = []
     if len(gradients) > 1:
         panels.append(partial(_draw_gradients, gradients))
-    if probes:
+    if len(probes) > 1:
         panels.append(partial(_draw_probes, probes))
     return panels
 

@@ -37,7 +37,7 @@ def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, ada
         "trained": (report["mm_tunable_parts"] or "all but the vision tower") + scales,
         "adapter": adapter,
         "trained parameters": f"{report['trainable_parameters']:,}",
-        "learning rate": f"{flags['learning_rate']:g}, {flags['lr_scheduler_type']}",
+        "learning rate": f"{flags['learning_rate']:g}, {flags['lr_scheduler_type']}{_halved(report)}",
         "eps": f"{report['zo_eps']:g}" if zo else None,
         "estimator, rule": f"{flags['zo_estimator']}, {flags['zo_rule']}" if zo else None,
         "batch": f"{batch} = {sizes[0]} a device x {sizes[1]} accumulated x {sizes[2]} processes",
@@ -57,6 +57,12 @@ def _beginning(flags: Mapping[str, Any]) -> str | None:
         return None
     folder, _, step = given.rpartition(":")
     return f"step {step} of the journal of `{Path(folder).resolve().parent.name}`"
+
+
+def _halved(report: Mapping[str, Any]) -> str:
+    """How often the run went back and halved its rate."""
+    times = len(report.get("halvings", ()))
+    return f", halved {times} times" if times else ""
 
 
 def _chosen(report: Mapping[str, Any]) -> str | None:

@@ -156,8 +156,9 @@ def test_progress_is_drawn_below_the_loss(tmp_path, drawn):
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
 
 
-def test_a_single_window_of_gradients_is_no_curve(tmp_path, drawn):
-    plot_loss(HISTORY, tmp_path / "loss.png", gradients=[{"step": 12, "rms": 1.0}])
+def test_a_single_window_is_no_curve(tmp_path, drawn):
+    probe = {"steps": [0, 20], "signal": {"value": 5.0, "error": 1.0}, "trace": {"value": -90.0, "error": 40.0}}
+    plot_loss(HISTORY, tmp_path / "loss.png", gradients=[{"step": 12, "rms": 1.0}], probes=[probe])
     ((_, axes),) = drawn
     assert axes.get_xlabel() == "optimizer step"
 

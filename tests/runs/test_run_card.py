@@ -18,3 +18,8 @@ def test_a_run_from_a_journal_says_which() -> None:
     begun = {"zo_from_journal": "runs/first/mezo_journal:40"}
     assert run_card._beginning(begun) == "step 40 of the journal of `first`"
     assert run_card._beginning({"zo_from_journal": None}) is None
+
+
+def test_a_rate_that_was_halved_is_not_shown_alone() -> None:
+    assert run_card._halved({"halvings": [{"after_step": 50, "back_to_step": 12}] * 2}) == ", halved 2 times"
+    assert run_card._halved({}) == ""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ from llava.errors import EXIT_LOST
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
 from llava.mezo.journal.kept import kept_journals
 from llava.train.train import train
-from llava.train.zo import watch
+from llava.train.zo import disks, watch
+from llava.train.zo.disks import Disks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture_of_the_loss")]
 
@@ -196,6 +198,20 @@ def test_machines_without_a_shared_disk_go_back_together(small_run: Flags, tmp_p
     run_on(2, train_and_diverge, (words,), log)
     for disk in disks:
         assert (journal_of(disk) / RECORDS).read_bytes() == whole and kept_journals(journal_of(disk)) == [kept]
+
+
+def test_records_come_before_what_was_gone_back_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that had the latter alone, with records of before, would be taken for the one that is furthest."""
+    for name in (HEADER, RECORDS, "diverged-1-at-4-back-to-2"):
+        (journal_of(tmp_path) / name).mkdir(parents=True)
+    monkeypatch.setattr(Journal, "read", lambda _: SimpleNamespace(records=[None] * 2))
+    monkeypatch.setattr(disks, "exchanged", lambda told, _: [told, b"[0, 3]"])
+    monkeypatch.setattr(disks, "handed_out", lambda data, *_: data)
+    monkeypatch.setattr(Disks, "_check_alike", lambda *_: None)
+    copied: list[str] = []
+    monkeypatch.setattr(Disks, "copy", lambda self, folder, names, source: copied.extend(names))
+    Disks(0, (0, 1)).level(tmp_path)
+    assert copied == [RECORDS, "diverged-1-at-4-back-to-2", HEADER]
 
 
 @pytest.mark.long

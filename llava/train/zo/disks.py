@@ -109,7 +109,8 @@ class Disks:
         if self.is_owner and self.rank != source and journal.is_dir():
             for left in journal.glob("resume-*"):
                 shutil.rmtree(left)  # of another time; those of the source come with the rest
-        names = sorted(path.name for path in journal.iterdir()) if self.rank == source else []
+        # records before what was gone back in (diverged-N): with that alone, older ones would count as newer ones
+        names = sorted((path.name for path in journal.iterdir()), reverse=True) if self.rank == source else []
         names = [n for n in names if n not in (LOCK, HEADER) and not n.endswith((INCOMING, ".partial"))]
         self.copy(journal, json.loads(handed_out(json.dumps([*names, HEADER]).encode(), source, self.device)), source)
         self.copy(output_dir, beside, source)
