@@ -39,6 +39,7 @@ from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
 from llava.train.hessian import Hessian
 from llava.train.lanczos import Extremes, extreme_eigenvalues
+from llava.train.memory import free_memory
 from llava.train.range_test import RangeTest, run_range_test, settings_of
 from llava.train.train import trainer_of
 from llava.utils import setup_logging
@@ -161,6 +162,8 @@ def around(
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
             sys.stdout.write(told_landscape(landscape, steadiness, args))
         if options.eigenvalues:
+            if zo:
+                trainer.mezo.release()  # weights may be stored elsewhere
             extremes = eigenvalues(trainer, options.eigenvalues, options.batches)
             record["eigenvalues"] = asdict(extremes)
             sys.stdout.write(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)\n")
@@ -227,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "zo_eps": training_args.zo_eps,
     }
     record |= around(make, training_args, options)
+    free_memory()
     found = run_range_test(make, training_args, str(model_args.version))
     record["range_test"] = found.report()
     sys.stdout.write(f"{told_rate(found)}({time.perf_counter() - begin:.0f} s)\n")

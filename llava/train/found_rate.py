@@ -1,57 +1,65 @@
-"""OUTPUT_DIR/learning_rate.json: the rate that a run found before its first step, for its report and for going on."""
+"""The rate that a run finds before its first step, kept in OUTPUT_DIR/learning_rate.json for its report."""
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
-from llava.mezo.messages import handed_out
+from llava.mezo.messages import handed_out, raising_together
 from llava.model.checkpoint_files import usable
+from llava.runs import same_run
 from llava.runs.plots import plot_range_test
 from llava.runs.run_folder import RATE_FILE, RATE_PICTURE
 from llava.train.flags.arguments import TrainingArguments
-from llava.train.range_test import DECADES, run_range_test
+from llava.train.memory import free_memory
+from llava.train.range_test import DECADES, STEPS_OF_DECADE, run_range_test
 
 logger = logging.getLogger(__name__)
 
 
 def found_rate(
-    folder: Path, make: Callable[[TrainingArguments], Any], training_args: TrainingArguments, version: str
+    folder: Path,
+    checkpoint: Path | None,
+    make: Callable[[TrainingArguments], Any],
+    training_args: TrainingArguments,
+    version: str,
 ) -> float:
-    """The rate in `folder`, or the one that a test finds, which is then kept there: on all ranks that of the main one.
+    """The rate of the run that goes on, or the one that a test finds, which is then kept in `folder`.
 
     Args:
+        checkpoint: the point that the run goes on from, as the main process sees it.
         make, training_args, version: as for `run_range_test`.
 
     Raises:
-        InputError: the test finds none, or the file is damaged.
+        InputError: the test finds none, or the flags beside the checkpoint are damaged.
     """
-    main, file = training_args.process_index == 0, folder / RATE_FILE
-    kept = handed_out(file.read_bytes() if main and file.exists() else b"", 0, training_args.device)
-    if not kept:
-        logger.info("looking for a learning rate (--learning_rate auto) from %g on", training_args.learning_rate)
-        report = run_range_test(make, training_args, version).report()
-        gc.collect()  # the model that was tried: its trainer refers to itself
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if report["learning_rate"] is None:
-            raise InputError(why_none(report, training_args.learning_rate))
-        kept = (json.dumps(report, indent=2) + "\n").encode()
-        if main:
-            plot_range_test(report, folder / RATE_PICTURE)
-            write_durably(file, kept)
-    with usable(str(file)):
-        rate = float(json.loads(kept)["learning_rate"])
-    logger.info("--learning_rate %.2g, as %s has it", rate, file)
-    return rate
+    main, known = training_args.process_index == 0, b""
+    with raising_together(training_args.device), usable(f"the flags beside {checkpoint}"):
+        earlier = None if checkpoint is None or not main else same_run.earlier_arguments(checkpoint)
+        if earlier is not None:
+            known = repr(float(earlier["learning_rate"])).encode()
+    known = handed_out(known, 0, training_args.device)
+    if known:
+        logger.info("--learning_rate %s, which this run has had", known.decode())
+        return float(known)
+    logger.info(
+        "looking for a learning rate (--learning_rate auto) around %g, in at most %d steps",
+        *(training_args.learning_rate, 2 * DECADES * STEPS_OF_DECADE),
+    )
+    report = run_range_test(make, training_args, version).report()
+    free_memory()
+    if report["learning_rate"] is None:
+        raise InputError(why_none(report, training_args.learning_rate))
+    if main:
+        plot_range_test(report, folder / RATE_PICTURE)
+        write_durably(folder / RATE_FILE, json.dumps(report, indent=2) + "\n")
+    logger.info("--learning_rate %.2g, as %s has it", report["learning_rate"], folder / RATE_FILE)
+    return float(report["learning_rate"])
 
 
 def why_none(report: dict[str, Any], middle: float) -> str:

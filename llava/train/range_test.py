@@ -44,7 +44,7 @@ SHARE = 1 / 25
 
 @dataclass(frozen=True)
 class Mark:
-    """The loss after steps whose rates grew up to this one."""
+    """The loss after steps whose rates grew up to this one; infinite where it is no number."""
 
     rate: float
     loss: float
@@ -92,7 +92,10 @@ def settings_of(training_args: TrainingArguments, folder: str) -> TrainingArgume
     changed.output_dir = folder
     changed.max_steps = 2 * DECADES * STEPS_OF_DECADE
     changed.save_strategy = changed.eval_strategy = IntervalStrategy.NO
-    changed.load_best_model_at_end, changed.report_to = False, []
+    # a measurement takes no more memory than a step
+    changed.per_device_eval_batch_size = min(changed.per_device_eval_batch_size, changed.per_device_train_batch_size)
+    changed.eval_on_start = changed.load_best_model_at_end = False
+    changed.report_to = []
     changed.zo_journal, changed.zo_on_divergence, changed.zo_probe_steps = False, "off", 0
     return changed
 
@@ -138,9 +141,11 @@ class _GrowingRate(TrainerCallback):
             group["lr"] = group["initial_lr"] * growth
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = False  # also where it has diverged
         if state.global_step % EVERY:
             return
-        self.marks.append(Mark(self.rate, self.validation.measure(self.trainer)))
-        logger.info("rate %.2g: loss %.4f (%.4f at the start)", self.rate, self.marks[-1].loss, self.start)
-        if not self.marks[-1].loss < 2 * self.start:
+        loss = self.validation.measure(self.trainer)
+        self.marks.append(Mark(self.rate, loss if math.isfinite(loss) else math.inf))
+        logger.info("rate %.2g: loss %.4f (%.4f at the start)", self.rate, loss, self.start)
+        if self.marks[-1].loss >= 2 * self.start:
             control.should_training_stop = True

@@ -11,7 +11,7 @@ other weights, 130 stopped by a signal (with a checkpoint).
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
 import sys
 from collections.abc import Callable
@@ -116,8 +116,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     if checkpoint is None:
         checkpoint = start_of(folder, not disks.several) if journaled else newest_checkpoint(folder)
     if training_args.finds_learning_rate:
-        make = functools.partial(trainer_of, model_args, data_args, parts)
-        training_args.learning_rate = found_rate(folder, make, training_args, str(model_args.version))
+        make = partial(trainer_of, model_args, data_args, parts)
+        training_args.learning_rate = found_rate(folder, checkpoint, make, training_args, str(model_args.version))
     arguments = header(model_args, data_args, training_args, checkpoint)
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
 
@@ -254,6 +254,7 @@ def trainer_of(
     model_args: ModelArguments, data_args: DataArguments, parts: Parts, training_args: TrainingArguments
 ) -> LLaVATrainer:
     """A trainer with a model of its own, to try something out."""
+    model_args, data_args = copy.copy(model_args), copy.copy(data_args)  # building settles some of them
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)
     return make_trainer(model, tokenizer, model_args, data_args, training_args, parts)
@@ -286,7 +287,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
         curve.weights_of_step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
     validation = None if curve is None else curve.report()
     report = trainer.report()
-    counts = trainer.run_arguments.get(PROCESSES, [])
+    counts, tested = trainer.run_arguments.get(PROCESSES, []), folder / run_folder.RATE_FILE
     if losses:
         plot_loss(
             history,
@@ -316,7 +317,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
             "records": len(trainer.train_dataset),
             "skipped_samples": trainer.train_dataset.skipped,
             **({} if validation is None else {"validation": validation}),
-            **({"range_test": read_json(folder / run_folder.RATE_FILE)} if trainer.args.finds_learning_rate else {}),
+            **({"range_test": read_json(tested)} if trainer.args.finds_learning_rate and tested.exists() else {}),
             same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
             **({PROCESSES: counts} if len(counts) > 1 else {}),
             **report,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from llava.mezo.curvature import Landscape, Probe
-from llava.train import range_test
+from llava.train import advise, range_test
 from llava.train.advise import Steadiness, eps_advice, main, noise_scale
+from llava.train.range_test import RangeTest
+from llava.train.train import trainer_of
 
 Flags = Callable[..., list[str]]
 
@@ -54,6 +57,29 @@ def test_regular_mode_has_a_range_test_alone(
     rate = found["range_test"]["learning_rate"]
     assert 1e-3 < rate < 1e-1 and "square" not in found
     assert f"--learning_rate                  {rate:.1g}, from" in capsys.readouterr().out
+
+
+def test_weights_that_are_stored_elsewhere_have_eigenvalues(
+    small_run: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the model that was measured is gone when that of the range test comes."""
+    models = []
+
+    def make(*args: Any) -> Any:
+        trainer = trainer_of(*args)
+        models.append(weakref.ref(trainer.model))
+        return trainer
+
+    def grown(*args: Any) -> RangeTest:
+        assert models[0]() is None
+        return RangeTest(1.0, [])
+
+    monkeypatch.setattr(advise, "trainer_of", make)
+    monkeypatch.setattr(advise, "run_range_test", grown)
+    flags = small_run(bf16=True, zo_weight_storage="fp32", output_dir=tmp_path / "run")
+    main([*flags, "--directions", "3", "--batches", "2", "--eigenvalues", "1"])
+    said = capsys.readouterr().out
+    assert "eigenvalues of the Hessian       largest" in said and "nan" not in said
 
 
 @pytest.mark.parametrize(

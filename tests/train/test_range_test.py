@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llava.errors import InputError
 from llava.train import found_rate, range_test
 from llava.train.flags.parsing import parse_arguments
-from llava.train.range_test import SHARE, Mark, RangeTest
+from llava.train.range_test import SHARE, Mark, RangeTest, settings_of
 from llava.train.train import train
+from llava.train.zo.trainer import MeZOTrainer
 
 Flags = Callable[..., list[str]]
 
@@ -50,7 +52,12 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_run_finds_its_rate_once(
     small_run: Flags, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the bits of one that is given the rate, and one that goes on does not look for it again."""
+    """It has the bits of one that is given the rate, and goes on without looking for it again.
+
+    What a run that did not take a step left there is not taken: it may have had other flags.
+    """
+    (tmp_path / "auto").mkdir()
+    (tmp_path / "auto" / "learning_rate.json").write_text('{"learning_rate": 1.0}')
     auto = small_run(learning_rate="auto", output_dir=tmp_path / "auto")
     train(argv=[*auto, "--max_steps", "2"])
     found = json.loads((tmp_path / "auto" / "learning_rate.json").read_text())
@@ -64,10 +71,10 @@ def test_a_run_finds_its_rate_once(
     assert files(tmp_path / "auto") == files(tmp_path / "given")
 
     monkeypatch.setattr("llava.train.train.trainer_of", lambda *args: pytest.fail("looked for again"))
-    (tmp_path / "again").mkdir()
-    (tmp_path / "again" / "learning_rate.json").write_text(json.dumps(found))
-    train(argv=small_run(learning_rate="auto", output_dir=tmp_path / "again", max_steps=2))
-    assert files(tmp_path / "again") == files(tmp_path / "auto")
+    (tmp_path / "auto" / "trainer_state.json").unlink()
+    train(argv=[*auto, "--max_steps", "2"])
+    assert files(tmp_path / "auto") == files(tmp_path / "given")
+    assert json.loads((tmp_path / "auto" / "report.json").read_text())["range_test"] == found
 
 
 def test_no_rate_is_found(small_run: Flags, tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,11 +86,29 @@ def test_no_rate_is_found(small_run: Flags, tmp_path: Path, short: None, capsys:
     assert not (tmp_path / "run" / "learning_rate.json").exists()
 
 
-def test_a_file_that_is_no_rate(tmp_path: Path, small_run: Flags) -> None:
-    (tmp_path / "learning_rate.json").write_text("{}")
+def test_flags_without_a_rate(tmp_path: Path, small_run: Flags) -> None:
+    (tmp_path / "training_args.json").write_text("{}")
     args = parse_arguments(small_run(learning_rate="auto"))[2]
-    with pytest.raises(InputError, match=r"learning_rate\.json"):
-        found_rate.found_rate(tmp_path, lambda _: None, args, "plain")
+    with pytest.raises(InputError, match=r"the flags beside .* cannot be used"):
+        found_rate.found_rate(tmp_path, tmp_path, lambda _: None, args, "plain")
+
+
+@pytest.mark.parametrize("steps", [8, 9])
+def test_a_run_that_is_no_number_any_more_is_broken(
+    steps: int, small_run: Flags, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is measured, or where it ends the run, whose weights are not saved then."""
+
+    def loss(self: Any, batch: Any) -> torch.Tensor:
+        return torch.tensor(math.nan if self.state.global_step == 9 else 2.0)
+
+    monkeypatch.setattr(MeZOTrainer, "validation_loss", loss)
+    monkeypatch.setattr(MeZOTrainer, "diverged", property(lambda self: self.state.global_step == steps < 9))
+    monkeypatch.setattr(MeZOTrainer, "_save_checkpoint", lambda *args: pytest.fail("saved"))
+    train(argv=small_run(learning_rate="auto", output_dir=tmp_path, max_steps=2))
+    found = json.loads((tmp_path / "learning_rate.json").read_text())
+    assert [mark["loss"] for mark in found["marks"]] == [2.0, 2.0, None]
+    assert found["breaking_rate"] == found["marks"][2]["rate"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +118,11 @@ def test_a_file_that_is_no_rate(tmp_path: Path, small_run: Flags) -> None:
         ({"zo_rule": "normalized"}, "--zo_rule normalized excludes --learning_rate auto"),
         ({"zo_batch_growth": "0:2"}, "--zo_batch_growth excludes --learning_rate auto"),
         ({"zo_estimator": "svrg"}, "--zo_estimator svrg excludes --learning_rate auto"),
+        ({"zo_estimator": "fzoo"}, "--zo_estimator fzoo excludes --learning_rate auto"),
+        ({"zo_objective": "accuracy"}, "--zo_objective accuracy excludes --learning_rate auto"),
+        ({"zo_from_journal": "run/mezo_journal:3"}, "--zo_from_journal excludes --learning_rate auto"),
+        ({"trainer_mode": "regular", "fsdp": "full_shard"}, "--fsdp excludes --learning_rate auto"),
+        ({"trainer_mode": "regular", "cycle_blocks": 3}, "--cycle_blocks excludes --learning_rate auto"),
         ({"trainer_mode": "regular", "optim": "sgd"}, "--optim sgd excludes --learning_rate auto"),
         ({"trainer_mode": "regular", "mm_vision_tower_lr": 1e-6}, "--mm_vision_tower_lr excludes --learning_rate auto"),
     ],
@@ -101,6 +131,15 @@ def test_what_no_rate_is_found_for(changes: dict[str, Any], message: str, small_
     with pytest.raises(InputError) as raised:
         parse_arguments(small_run(**{"learning_rate": "auto"} | changes))
     assert message in str(raised.value)
+
+
+def test_what_a_test_has_in_place_of_the_run_s_flags(small_run: Flags) -> None:
+    """It takes no more memory than a step, and has no records to evaluate on."""
+    evaluated = {"eval_data_path": "some.json", "eval_on_start": True, "per_device_train_batch_size": 2}
+    args = parse_arguments(small_run(learning_rate="auto", **evaluated))[2]
+    own = settings_of(args, "folder")
+    assert (args.eval_batch_size, own.eval_batch_size) == (8, 2)
+    assert (args.eval_on_start, own.eval_on_start) == (True, False)
 
 
 @pytest.mark.parametrize(("mode", "rate"), [("zo", 3e-5), ("regular", 3e-4)])

@@ -47,19 +47,21 @@ def refuse_untested(values: Any, what: str) -> None:
         what: the flag or command that they exclude.
     """
     zo = values.trainer_mode == "zo"
-    if zo and values.zo_rule != "sgd":
-        raise InputError(f"--zo_rule {values.zo_rule} excludes {what}, which knows what breaks sgd: give a number")
-    if zo and (values.zo_batch_growth or values.zo_estimator == "svrg"):
-        flag = "--zo_batch_growth" if values.zo_batch_growth else "--zo_estimator svrg"
-        raise InputError(f"{flag} excludes {what}, which is for batches of one size: give a number")
     optim = "adafactor" if values.adafactor else str(getattr(values.optim, "value", values.optim))
-    if not zo and not optim.startswith("adamw"):
-        raise InputError(f"--optim {optim} excludes {what}, which was tried with AdamW alone: give a number")
-    if values.deepspeed:
-        raise InputError(f"--deepspeed excludes {what}, which makes the model twice: give a number")
-    for name in OF_PARTS:
-        if getattr(values, name) is not None:
-            raise InputError(f"--{name} excludes {what}, which is for all parts: leave it out")
+    of_mode = {
+        f"--zo_rule {values.zo_rule}": values.zo_rule != "sgd",
+        f"--zo_estimator {values.zo_estimator}": values.zo_estimator in ("fzoo", "svrg"),
+        f"--zo_objective {values.zo_objective}": values.zo_objective != "loss",
+        "--zo_batch_growth": values.zo_batch_growth,
+        "--zo_from_journal": values.zo_from_journal,
+    }
+    if not zo:
+        of_mode = {f"--optim {optim}": not optim.startswith("adamw"), "--cycle_blocks": values.cycle_blocks}
+    engines = {"--deepspeed": values.deepspeed, "--fsdp": values.fsdp}
+    of_parts = {f"--{name}": getattr(values, name) is not None for name in OF_PARTS}
+    for flag, there in (of_mode | engines | of_parts).items():
+        if there:
+            raise InputError(f"{flag} excludes {what}, which knows nothing of such runs: leave one of them out")
 
 
 def usual_rate(values: Any) -> float:
