@@ -39,6 +39,7 @@ MAY_IMPORT_MEZO = (
     "llava.train.going_on",
     "llava.train.train",
     "llava.train.advise",
+    "llava.train.surroundings",
     "llava.train.sweep",
 )
 # Below everything, and with the engine since they travel with it.

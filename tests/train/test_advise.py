@@ -12,8 +12,9 @@ import pytest
 
 from llava.mezo.curvature import Landscape, Probe
 from llava.train import advise, range_test
-from llava.train.advise import Steadiness, eps_advice, main, noise_scale
+from llava.train.advise import main
 from llava.train.range_test import RangeTest
+from llava.train.surroundings import Steadiness, eps_advice, noise_scale
 from llava.train.train import trainer_of
 
 Flags = Callable[..., list[str]]
