@@ -455,20 +455,24 @@ class TestDurable:
         expected = weights(*run(tmp_path / "whole", steps, torch.bfloat16, storage))
         folder = tmp_path / "killed"
         context = multiprocessing.get_context("fork")
-        lengths = set()
-        done, longest = 0, 0.08  # seconds that a process lives; more where none of its steps was done by then
+        lengths, done, size = set(), 0, 0
         while kills < 34 or done <= 20 or len(lengths) < 2:  # in each of three storages
             child = context.Process(target=_slowly, args=(folder, steps, storage))
             child.start()
-            time.sleep(chosen.uniform(0.0, longest))
+            wanted = size + chosen.randrange(
+                400
+            )  # bytes, up to eleven steps: time alone would count on a quiet machine
+            while size < wanted and child.is_alive():
+                time.sleep(0.0005)
+                size = (folder / RECORDS).stat().st_size if (folder / HEADER).exists() else 0
+            time.sleep(chosen.uniform(0.0, 0.008))
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
             child.join()
             kills += 1
             if (folder / HEADER).exists():
-                journal = Journal.read(folder)
-                lengths.add((folder / RECORDS).stat().st_size % journal.header.record_bytes)
-                longest *= 1.0 if len(journal.records) > done else 1.2
+                journal, size = Journal.read(folder), (folder / RECORDS).stat().st_size
+                lengths.add(size % journal.header.record_bytes)
                 done = len(journal.records)
             assert done < steps, "the last kill came after the last step"
         assert same(weights(*run(folder, steps, torch.bfloat16, storage)), expected)
