@@ -89,8 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     record: dict[str, Any] = {
         "records_of_a_batch": training_args.per_device_train_batch_size,
         "zo_eps": training_args.zo_eps,
+        "directions": options.directions,
+        "batches": options.batches,
     }
-    record |= around(make, training_args, options)
+    record |= around(make, training_args, options.directions, options.batches, options.eigenvalues)
     free_memory()
     found = run_range_test(make, training_args, str(model_args.version))
     record["range_test"] = found.report()

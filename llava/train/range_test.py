@@ -44,7 +44,11 @@ SHARE = 1 / 25
 
 @dataclass(frozen=True)
 class Mark:
-    """The loss after steps whose rates grew up to this one; infinite where it is no number."""
+    """What was measured after steps whose rates grew up to this one.
+
+    Attributes:
+        loss: cross entropy per supervised token, nats; infinite where it is no number.
+    """
 
     rate: float
     loss: float
@@ -55,7 +59,7 @@ class RangeTest:
     """What was found.
 
     Attributes:
-        start: loss before the first step.
+        start: the same loss before the first step.
         marks: with rates that grow.
     """
 
@@ -86,7 +90,7 @@ class RangeTest:
         return {"start": self.start, "marks": marks, "breaking_rate": self.breaking_rate, "learning_rate": self.rate}
 
 
-def settings_of(training_args: TrainingArguments, folder: str) -> TrainingArguments:
+def trial_settings(training_args: TrainingArguments, folder: str) -> TrainingArguments:
     """Those of a run, for a trainer with which something is tried out and which keeps nothing outside of `folder`."""
     changed = copy.copy(training_args)
     changed.output_dir = folder
@@ -111,7 +115,7 @@ def run_range_test(
         version: name of the conversation template.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(settings_of(training_args, folder))
+        trainer = make(trial_settings(training_args, folder))
         growing = _GrowingRate(trainer, version)
         trainer.add_callback(growing)
         try:

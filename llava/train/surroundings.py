@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import sys
@@ -18,7 +17,7 @@ from llava.mezo.curvature import Estimate, Landscape, probe_of, probe_points, pr
 from llava.train.flags.arguments import TrainingArguments
 from llava.train.hessian import Hessian
 from llava.train.lanczos import Extremes, extreme_eigenvalues
-from llava.train.range_test import settings_of
+from llava.train.range_test import trial_settings
 
 logger = logging.getLogger(__name__)
 
@@ -110,24 +109,32 @@ def told_landscape(landscape: Landscape, steadiness: Steadiness, args: TrainingA
 
 
 def around(
-    make: Callable[[TrainingArguments], Any], args: TrainingArguments, options: argparse.Namespace
+    make: Callable[[TrainingArguments], Any], args: TrainingArguments, directions: int, batches: int, count: int
 ) -> dict[str, Any]:
-    """Measures around the weights what the flags ask for, says it, and returns it for programs."""
+    """Measures around the weights what there is to be, says it, and returns it for programs.
+
+    Args:
+        make: gives a run's trainer, whose weights are lost.
+        args: of the run. In regular mode there are eigenvalues alone.
+        directions: random ones, at least 3.
+        batches: measured along each, at least 2; the Hessian is of as many.
+        count: of the largest eigenvalues; 0: none.
+    """
     zo = args.trainer_mode == "zo"
     record: dict[str, Any] = {}
-    if not zo and not options.eigenvalues:
+    if not zo and not count:
         return record
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(settings_of(args, folder))
+        trainer = make(trial_settings(args, folder))
         if zo:
-            landscape, steadiness = measured(trainer, options.directions, options.batches)
-            record |= landscape_record(landscape, steadiness, options)
+            landscape, steadiness = measured(trainer, directions, batches)
+            record |= landscape_record(landscape, steadiness)
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
             sys.stdout.write(told_landscape(landscape, steadiness, args))
-        if options.eigenvalues:
+        if count:
             if zo:
                 trainer.mezo.release()  # weights may be stored elsewhere
-            extremes = eigenvalues(trainer, options.eigenvalues, options.batches)
+            extremes = eigenvalues(trainer, count, batches)
             record["eigenvalues"] = asdict(extremes)
             sys.stdout.write(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)\n")
     return record
@@ -137,13 +144,11 @@ def _shown(found: Estimate) -> str:
     return f"{found.value:.3g} ± {found.error:.2g}"
 
 
-def landscape_record(landscape: Landscape, steadiness: Steadiness, options: argparse.Namespace) -> dict[str, Any]:
+def landscape_record(landscape: Landscape, steadiness: Steadiness) -> dict[str, Any]:
     """What was found around the weights, for programs."""
     names = ("signal", "square", "noise", "trace", "trace_of_square", "best_rate", "effective_rank")
     estimates = {name: getattr(landscape, name) for name in names}
     return {
-        "directions": options.directions,
-        "batches": options.batches,
         "loss": landscape.loss,
         **{name: {"value": found.value, "error": found.error} for name, found in estimates.items()},
         "slopes_off": {"half_eps": steadiness.at_half, "twice_eps": steadiness.at_twice},

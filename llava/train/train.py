@@ -251,9 +251,9 @@ def make_trainer(
 
 
 def trainer_of(
-    model_args: ModelArguments, data_args: DataArguments, parts: Parts, training_args: TrainingArguments
+    model_args: ModelArguments, data_args: DataArguments, parts: Parts | None, training_args: TrainingArguments
 ) -> LLaVATrainer:
-    """A trainer with a model of its own, to try something out."""
+    """A trainer with a model of its own, to try something out; `parts` as for `make_trainer`."""
     model_args, data_args = copy.copy(model_args), copy.copy(data_args)  # building settles some of them
     transformers.set_seed(training_args.seed)
     model, tokenizer = build(model_args, data_args, training_args)

@@ -21,15 +21,13 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
-import transformers
 from settings import counting
 
 from llava.errors import InputError, command
 from llava.train.flags.parsing import parse_arguments
 from llava.train.hessian import Hessian
-from llava.train.train import build, make_trainer
+from llava.train.train import trainer_of
 
 
 def several(text: str) -> int:
@@ -45,9 +43,7 @@ def hessian_of(flags: Sequence[str], records: int) -> Hessian:
     """
     with tempfile.TemporaryDirectory() as folder:
         model_args, data_args, training_args = parse_arguments([*flags, "--output_dir", folder])
-        transformers.set_seed(training_args.seed)
-        model, tokenizer = build(model_args, data_args, training_args)
-        trainer: Any = make_trainer(model, tokenizer, model_args, data_args, training_args)
+        trainer = trainer_of(model_args, data_args, None, training_args)
     size, dataset = training_args.per_device_train_batch_size, trainer.train_dataset
     if not 2 * size <= records <= len(dataset):
         raise InputError(f"--records {records}: from two batches ({2 * size}) to all that there are ({len(dataset)})")

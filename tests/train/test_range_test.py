@@ -14,7 +14,7 @@ import torch
 from llava.errors import InputError
 from llava.train import found_rate, range_test
 from llava.train.flags.parsing import parse_arguments
-from llava.train.range_test import SHARE, Mark, RangeTest, settings_of
+from llava.train.range_test import SHARE, Mark, RangeTest, trial_settings
 from llava.train.train import train
 from llava.train.zo.trainer import MeZOTrainer
 
@@ -137,7 +137,7 @@ def test_what_a_test_has_in_place_of_the_run_s_flags(small_run: Flags) -> None:
     """It takes no more memory than a step, and has no records to evaluate on."""
     evaluated = {"eval_data_path": "some.json", "eval_on_start": True, "per_device_train_batch_size": 2}
     args = parse_arguments(small_run(learning_rate="auto", **evaluated))[2]
-    own = settings_of(args, "folder")
+    own = trial_settings(args, "folder")
     assert (args.eval_batch_size, own.eval_batch_size) == (8, 2)
     assert (args.eval_on_start, own.eval_on_start) == (True, False)
 

@@ -41,6 +41,10 @@ class Defaults:
     zo_eps: float
     rate: float
 
+    def rate_of(self, trainer_mode: str) -> float:
+        """The learning rate in a trainer mode."""
+        return self.zo_rate if trainer_mode == "zo" else self.rate
+
 
 DEFAULTS = {
     "lora": Defaults(1e-3, 1e-2, 1e-3),
@@ -137,14 +141,13 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
     defaults = DEFAULTS.get(values.adapter)  # --lora_enable alone keeps LLaVA-NeXT's
     if defaults is None:
         return
-    zo = values.trainer_mode == "zo"
     if "learning_rate" not in given:
-        values.learning_rate = defaults.zo_rate if zo else defaults.rate
+        values.learning_rate = defaults.rate_of(values.trainer_mode)
         logger.warning(
             "--learning_rate %g, the default of --adapter %s, found on a model of 1.8M parameters: larger models want "
             "less",
             values.learning_rate,
             kind,
         )
-    if zo and "zo_eps" not in given:
+    if values.trainer_mode == "zo" and "zo_eps" not in given:
         values.zo_eps = defaults.zo_eps

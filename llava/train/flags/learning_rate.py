@@ -46,7 +46,7 @@ def refuse_untested(values: Any, what: str) -> None:
     Args:
         what: the flag or command that they exclude.
     """
-    zo = values.trainer_mode == "zo"
+    known = "--zo_rule sgd, --zo_objective loss and batches of one size"
     optim = "adafactor" if values.adafactor else str(getattr(values.optim, "value", values.optim))
     of_mode = {
         f"--zo_rule {values.zo_rule}": values.zo_rule != "sgd",
@@ -55,18 +55,17 @@ def refuse_untested(values: Any, what: str) -> None:
         "--zo_batch_growth": values.zo_batch_growth,
         "--zo_from_journal": values.zo_from_journal,
     }
-    if not zo:
+    if values.trainer_mode != "zo":
+        known = "--optim adamw_torch and its kin, with one rate for all parts"
         of_mode = {f"--optim {optim}": not optim.startswith("adamw"), "--cycle_blocks": values.cycle_blocks}
     engines = {"--deepspeed": values.deepspeed, "--fsdp": values.fsdp}
     of_parts = {f"--{name}": getattr(values, name) is not None for name in OF_PARTS}
     for flag, there in (of_mode | engines | of_parts).items():
         if there:
-            raise InputError(f"{flag} excludes {what}, which knows nothing of such runs: leave one of them out")
+            raise InputError(f"{flag} excludes {what}, which is for {known}: leave one of them out")
 
 
 def usual_rate(values: Any) -> float:
     """Of the kind of adapter and the trainer mode; without an adapter, transformers'."""
     defaults = DEFAULTS.get(given_kind(values))
-    if defaults is None:
-        return float(TrainingArguments.learning_rate)
-    return defaults.zo_rate if values.trainer_mode == "zo" else defaults.rate
+    return float(TrainingArguments.learning_rate) if defaults is None else defaults.rate_of(values.trainer_mode)
