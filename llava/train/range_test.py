@@ -21,6 +21,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from llava.errors import InputError
 from llava.runs.validation import LOSS, Curve
 from llava.train.flags.arguments import TrainingArguments
 from llava.train.validation import Validation
@@ -113,6 +114,9 @@ def run_range_test(
         make: gives a run's trainer, whose weights are lost.
         training_args: of the run.
         version: name of the conversation template.
+
+    Raises:
+        InputError: the loss is not finite before the first step.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(trial_settings(training_args, folder))
@@ -137,6 +141,11 @@ class _GrowingRate(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = self.validation.measure(self.trainer)
+        if not math.isfinite(self.start):
+            raise InputError(
+                f"the loss of {len(self.validation.dataset)} records of --data_path is {self.start} before the first "
+                "step: no rate mends that. Look at --model_name_or_path and at the data"
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         growth: float = 10 ** (state.global_step / STEPS_OF_DECADE - DECADES)

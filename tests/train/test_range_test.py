@@ -111,6 +111,15 @@ def test_a_run_that_is_no_number_any_more_is_broken(
     assert found["breaking_rate"] == found["marks"][2]["rate"]
 
 
+def test_a_loss_that_is_not_finite_from_the_start(
+    small_run: Flags, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llava.train.validation.Validation.measure", lambda *args: math.nan)
+    with pytest.raises(SystemExit):
+        train(argv=small_run(learning_rate="auto", output_dir=tmp_path / "run"))
+    assert "records of --data_path is nan before the first step" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
