@@ -6,9 +6,11 @@
     python scripts/study/snippets.py --output runs/study/snippets --budget 60
 
 As SST-2 in the MeZO paper (Malladi et al. 2023): "SENTENCE It was", then "great" or "terrible", whichever is likelier;
-the loss is that of the right word. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO and others of
-`llava/mezo/algorithms`, all of these with as many sample-forwards. Rates are chosen on the validation set with seed 0.
-A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md and, a file a run, runs/.
+the loss is that of the right word. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA with MeZO and
+others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO trains bfloat16 weights, AdamW
+float32 weights with forwards in bfloat16. Batches are of sentences of similar length. Rates are chosen on the
+validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md and, a
+file a run, runs/.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from llava.errors import InputError, command
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.durable import write_durably
 from llava.samples.loading import load_file
+from llava.samples.samplers import get_length_grouped_indices_auto_single
 from llava.samples.stratified import spread
 
 WORDS = (" great", " terrible")
@@ -42,11 +45,12 @@ EVALUATED_AT_ONCE = 50
 
 @dataclass(frozen=True)
 class Method:
-    """A way of tuning; `steps` and `batch` as shares of those of plain MeZO, `settings` of `MeZOConfig`."""
+    """A way of tuning; `settings` of `MeZOConfig`, rates with the likeliest in the middle."""
 
     kind: str
     rates: tuple[float, ...] = (0.0,)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    lora: bool = False
     spread: bool = False
     decay: bool = False
 
@@ -61,12 +65,13 @@ METHODS = {
     "zero-shot": Method("none"),
     "in context": Method("context"),
     "AdamW": Method("adamw", (1e-5, 3e-5, 1e-4)),
-    "LoRA, AdamW": Method("lora", (1e-4, 3e-4, 1e-3)),
-    "MeZO": Method("mezo", (3e-7, 1e-6, 3e-6)),
-    "MeZO, answers spread": Method("mezo", (3e-7, 1e-6, 3e-6), spread=True),
+    "LoRA, AdamW": Method("adamw", (1e-4, 3e-4, 1e-3), lora=True),
+    "MeZO": Method("mezo", (1e-6, 3e-6, 1e-5)),
+    "LoRA, MeZO": Method("mezo", (1e-4, 3e-4, 1e-3), {"eps": 1e-2}, lora=True),
+    "MeZO, answers spread": Method("mezo", (1e-6, 3e-6, 1e-5), spread=True),
     "normalized": Method("mezo", (1e-5, 3e-5, 1e-4), {"rule": "normalized"}, decay=True),
-    "momentum": Method("mezo", (3e-7, 1e-6, 3e-6), {"rule": "momentum"}),
-    "low rank": Method("mezo", (3e-7, 1e-6, 3e-6), {"estimator": "lowrank"}),
+    "momentum": Method("mezo", (1e-6, 3e-6, 1e-5), {"rule": "momentum"}),
+    "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
     "FZOO": Method(
         "mezo", (3e-6, 1e-5, 3e-5), {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher", "eps": 1e-4}
     ),
@@ -107,7 +112,7 @@ class Study:
         self.words = torch.tensor([token for (token,) in ids], device=self.device)
         self.pad = tokenizer.pad_token_id or 0
         self.sets = {s: Sentences.read(options.data / f"{s}.json", tokenizer) for s in ("train", "val", "test")}
-        self.load = lambda: AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(self.device)
+        self.auto: Any = AutoModelForCausalLM
 
     def batch(self, sentences: Sentences, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
         """Ids padded on the right, the place of each last one, the right word."""
@@ -121,13 +126,15 @@ class Study:
 
     def logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Of the whole vocabulary after each prompt; what is behind a last token is not seen by it."""
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hidden = base.model(batch["ids"], use_cache=False)[0]
-        return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
+        base: Any = getattr(model, "get_base_model", lambda: model)()
+        masters = base.lm_head.weight.dtype == torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=masters):
+            hidden = base.model(batch["ids"], use_cache=False)[0]
+            return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross entropy of the right word."""
-        return functional.cross_entropy(self.logits(model, batch), self.words[batch["right"]])
+        return functional.cross_entropy(self.logits(model, batch).float(), self.words[batch["right"]])
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module, sentences: Sentences) -> float:
@@ -139,15 +146,21 @@ class Study:
             hits += int((self.logits(model, batch)[:, self.words].argmax(1) == batch["right"]).sum())
         return hits / len(sentences.right)
 
-    def run(self, method: Method, rate: float, seed: int, split: str) -> dict[str, Any]:
-        """Tune with a method, and count what is right."""
-        model, begin = self.load(), time.perf_counter()
-        sentences = self.sets[split]
-        if method.kind == "context":
-            sentences = sentences.after(self._shots(seed))
-        losses = [] if method.kind in ("none", "context") else self._tune(model, method, rate, seed)
+    def run(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
+        """Tune with a method, and count what is right in the validation and in the test set."""
+        torch.manual_seed(seed)
+        dtype = torch.float32 if method.kind == "adamw" else torch.bfloat16
+        model = self.auto.from_pretrained(self.options.model, dtype=dtype).to(self.device)
+        if method.lora:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        shots = self._shots(seed) if method.kind == "context" else []
+        begin = time.perf_counter()
+        losses = self._tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
         seconds = time.perf_counter() - begin
-        return {"accuracy": self.accuracy(model, sentences), "losses": losses, "seconds": seconds}
+        found = {split: self.accuracy(model, self.sets[split].after(shots)) for split in ("val", "test")}
+        return {"accuracy": found, "losses": losses, "seconds": seconds}
 
     def _shots(self, seed: int) -> list[int]:
         train = self.sets["train"]
@@ -155,17 +168,16 @@ class Study:
         return [token for k in chosen for token in (*train.prompts[k], int(self.words[train.right[k]]))]
 
     def _tune(self, model: nn.Module, method: Method, rate: float, seed: int) -> list[float]:
-        options, backward = self.options, method.kind != "mezo"
-        steps = options.steps * 2 // method.forwards if not backward else options.adamw_steps
-        batches = self._batches(options.batch, seed, method.spread)
-        take = self._adamw(model, method, rate, seed) if backward else self._mezo(model, method, rate, seed)
-        losses = []
+        options, make = self.options, self._mezo if method.kind == "mezo" else self._adamw
+        steps = options.steps * 2 // method.forwards if method.kind == "mezo" else options.adamw_steps
+        batches, take, losses = self._batches(options.batch, seed, method.spread), make(model, method, rate, seed), []
         for step in tqdm(range(steps), desc=method.kind, unit="step", mininterval=10):
             losses.append(take(step, next(batches), 1 - step / steps if method.decay else 1.0))
         return losses
 
     def _mezo(self, model: nn.Module, method: Method, rate: float, seed: int) -> Callable[..., float]:
-        optimizer = MeZO(model.parameters(), model, MeZOConfig(seed=seed, **method.settings), lr=rate)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = MeZO(trained, model, MeZOConfig(seed=seed, **method.settings), lr=rate)
 
         def take(step: int, batch: dict[str, torch.Tensor], factor: float) -> float:
             optimizer.param_groups[0]["lr"] = rate * factor
@@ -176,11 +188,6 @@ class Study:
         return take
 
     def _adamw(self, model: nn.Module, method: Method, rate: float, seed: int) -> Callable[..., float]:
-        torch.manual_seed(seed)
-        if method.kind == "lora":
-            from peft import LoraConfig, get_peft_model
-
-            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))  # type: ignore
         model.train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
 
@@ -195,17 +202,17 @@ class Study:
 
     def _batches(self, size: int, seed: int, evenly: bool) -> Iterator[dict[str, torch.Tensor]]:
         train = self.sets["train"]
+        answers, lengths = [WORDS[k] for k in train.right], [len(prompt) for prompt in train.prompts]
         for epoch in range(10**9):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1000 * seed + epoch)
-                answers = [WORDS[k] for k in train.right]
-                order = spread(answers) if evenly else torch.randperm(len(answers)).tolist()
+                order = spread(answers) if evenly else get_length_grouped_indices_auto_single(lengths, size, 1)
             for first in range(0, len(order) - size + 1, size):
                 yield self.batch(train, order[first : first + size])
 
 
 class Runs:
-    """Results by method, rate, seed and split, each in a file."""
+    """Results by method, rate and seed, each in a file."""
 
     def __init__(self, study: Study, folder: Path, deadline: float | None) -> None:
         self.study = study
@@ -213,43 +220,61 @@ class Runs:
         self.deadline = deadline
         folder.mkdir(parents=True, exist_ok=True)
 
-    def accuracy(self, name: str, rate: float, seed: int, split: str) -> float | None:
-        """Of a run, which is done now unless it is there; None once the budget is used up."""
-        file = self.folder / f"{name.replace(', ', '-').replace(' ', '_')}-{rate:g}-s{seed}-{split}.json"
+    def accuracy(self, name: str, rate: float, seed: int) -> dict[str, float] | None:
+        """By split, of a run, which is done now unless it is there; None once the budget is used up."""
+        file = self.folder / f"{name.replace(', ', '-').replace(' ', '_')}-{rate:g}-s{seed}.json"
         if not file.exists():
             if self.deadline is not None and time.time() > self.deadline:
                 return None
-            result = self.study.run(METHODS[name], rate, seed, split)
+            result = self.study.run(METHODS[name], rate, seed)
             write_durably(file, json.dumps(result) + "\n")
-            tqdm.write(f"{file.stem}: {100 * result['accuracy']:.1f} %, {result['seconds']:.0f} s")
-        found: float = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
+            shown = ", ".join(f"{split} {100 * accuracy:.1f} %" for split, accuracy in result["accuracy"].items())
+            tqdm.write(f"{file.stem}: {shown}, {result['seconds']:.0f} s")
+        found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
         return found
 
-    def row(self, name: str, seeds: Sequence[int]) -> tuple[float, list[float]] | None:
-        """The best rate on the validation set, and accuracies on the test set; None if runs are missing."""
+    def row(self, name: str, seeds: Sequence[int]) -> Row | None:
+        """A method at its best rate; None if runs are missing."""
         rates = METHODS[name].rates
-        tried = {rate: self.accuracy(name, rate, 0, "val") for rate in rates} if len(rates) > 1 else {rates[0]: 1.0}
-        if None in tried.values():
+        middle = (len(rates) - 1) / 2
+        tried = {
+            rate: self.accuracy(name, rate, 0) for rate in sorted(rates, key=lambda r: abs(rates.index(r) - middle))
+        }
+        known = {rate: found["val"] for rate, found in tried.items() if found is not None}
+        if len(known) < len(rates):
             return None
-        best = max(tried, key=lambda rate: tried[rate] or 0.0)
-        found = [self.accuracy(name, best, seed, "test") for seed in ([0] if name == "zero-shot" else seeds)]
-        done = [accuracy for accuracy in found if accuracy is not None]
-        return (best, done) if done else None
+        best = max(known, key=known.__getitem__)
+        found = [self.accuracy(name, best, seed) for seed in ([0] if name == "zero-shot" else seeds)]
+        return Row(best, {rate: known[rate] for rate in rates}, [one["test"] for one in found if one is not None])
 
 
-def table(rows: Mapping[str, tuple[float, list[float]]]) -> str:
+@dataclass(frozen=True)
+class Row:
+    """A method's best rate, the accuracy of all on the validation set, of the best on the test set by seed (0..1)."""
+
+    rate: float
+    tried: dict[float, float]
+    reached: list[float]
+
+
+def table(rows: Mapping[str, Row]) -> str:
     """A line a method; the share is that of the best gain with gradients."""
-    lines = ["| method | rate | seeds | test accuracy % | gain | share of the best with gradients % |"]
+    lines = [
+        "| method | rate: validation accuracy % | seeds | test accuracy % | gain | share of the best with AdamW % |"
+    ]
     lines.append("|---|---|---|---|---|---|")
-    means = {name: 100 * mean(found) for name, (_, found) in rows.items()}
+    means = {name: 100 * mean(row.reached) for name, row in rows.items()}
     before = means.get("zero-shot", 0.0)
-    best = max((value - before for name, value in means.items() if METHODS[name].kind in ("adamw", "lora")), default=0)
-    for name, (rate, found) in rows.items():
-        reached = mean_and_spread([100 * accuracy for accuracy in found])
+    best = max((value - before for name, value in means.items() if METHODS[name].kind == "adamw"), default=0)
+    for name, row in rows.items():
+        reached = mean_and_spread([100 * accuracy for accuracy in row.reached])
         gain = means[name] - before
         share = f"{100 * gain / best:.0f}" if best > 0 and METHODS[name].kind == "mezo" else ""
-        shown = f"{rate:g}" if rate else ""
-        lines.append(f"| {name} | {shown} | {len(found)} | {reached} | {gain:+.1f} | {share} |")
+        tried = ", ".join(
+            f"{rate:g}: {100 * accuracy:.1f}" if rate else f"{100 * accuracy:.1f}"
+            for rate, accuracy in row.tried.items()
+        )
+        lines.append(f"| {name} | {tried} | {len(row.reached)} | {reached} | {gain:+.1f} | {share} |")
     return "\n".join(lines) + "\n"
 
 
