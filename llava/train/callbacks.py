@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 SHOWN_IN_BAR = ("loss", "projected_grad", "learning_rate")
 
 
+def records_of_a_step(args: Any) -> int:
+    """Over all processes, where no plan says otherwise."""
+    processes = 1 if args.accelerator_config.split_batches else args.data_processes
+    return int(args.train_batch_size * accumulated(args) * processes)
+
+
 class Outlook(TrainerCallback):
     """Says before the first step how long a run is, and that the first step takes longer than others.
 
@@ -37,8 +43,7 @@ class Outlook(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        each = args.train_batch_size * accumulated(args)
-        each *= 1 if args.accelerator_config.split_batches else args.data_processes
+        each = records_of_a_step(args)
         seen = state.max_steps * each if self.seen is None else sum(self.seen[: state.max_steps])
         by_step = f"{each:,} records" if self.seen is None else "a planned number of records"
         logger.info(

@@ -23,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from llava.errors import InputError
 from llava.runs.validation import LOSS, Curve
+from llava.train.callbacks import records_of_a_step
 from llava.train.flags.arguments import TrainingArguments
 from llava.train.validation import Validation
 
@@ -40,7 +41,9 @@ LOST, LEAST, LASTING = 0.25, 0.05, 3
 """A run is broken whose loss has risen, at so many marks in a row, by more than the first share of what it had gained
 and by more than the second one of what it began with."""
 SHARE = 1 / 25
-"""Of the rate that breaks a run."""
+"""Of the rate that breaks a run, for a long one."""
+LONG, MOST = 2500, 4
+"""Steps of MeZO from which on a run is long; how much more a short one gets at most."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ class RangeTest:
     Attributes:
         start: the same loss before the first step.
         marks: with rates that grow.
+        share: of the rate that breaks a run, for this one.
     """
 
     start: float
     marks: Sequence[Mark]
+    share: float = SHARE
 
     @property
     def breaking_rate(self) -> float | None:
@@ -83,12 +88,22 @@ class RangeTest:
     @property
     def rate(self) -> float | None:
         """For a run."""
-        return None if self.breaking_rate is None else SHARE * self.breaking_rate
+        return None if self.breaking_rate is None else self.share * self.breaking_rate
 
     def report(self) -> dict[str, Any]:
         """For programs."""
         marks = [{"rate": mark.rate, "loss": mark.loss if math.isfinite(mark.loss) else None} for mark in self.marks]
-        return {"start": self.start, "marks": marks, "breaking_rate": self.breaking_rate, "learning_rate": self.rate}
+        found = {"start": self.start, "marks": marks, "breaking_rate": self.breaking_rate, "share": self.share}
+        return found | {"learning_rate": self.rate}
+
+
+def share_for(args: TrainingArguments, records: int) -> float:
+    """Of the rate that breaks a run, for a run of these flags on so many records.
+
+    Zeroth-order steps carry weights by their noise as far as rate x sqrt(steps), so a short run can take a higher rate.
+    """
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * records / records_of_a_step(args)
+    return SHARE * min(math.sqrt(LONG / min(steps, LONG)), MOST) if args.trainer_mode == "zo" else SHARE
 
 
 def trial_settings(training_args: TrainingArguments, folder: str) -> TrainingArguments:
@@ -126,7 +141,7 @@ def run_range_test(
             trainer.train()
         except FloatingPointError:
             growing.marks.append(Mark(growing.rate, math.inf))
-    return RangeTest(growing.start, growing.marks)
+    return RangeTest(growing.start, growing.marks, share_for(training_args, len(trainer.train_dataset)))
 
 
 class _GrowingRate(TrainerCallback):

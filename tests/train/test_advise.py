@@ -46,7 +46,8 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
     shown = capsys.readouterr().out
     assert "--learning_rate " in shown and "--zo_eps " in shown and (tmp_path / "a.png").exists()
     assert f"Hessian       largest {largest['value']:.3g} ± " in shown
-    assert found[0]["range_test"]["learning_rate"] == range_test.SHARE * found[0]["range_test"]["breaking_rate"]
+    tested = found[0]["range_test"]
+    assert tested["learning_rate"] == tested["share"] * tested["breaking_rate"]
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ import torch
 from llava.errors import InputError
 from llava.train import found_rate, range_test
 from llava.train.flags.parsing import parse_arguments
-from llava.train.range_test import SHARE, Mark, RangeTest, trial_settings
+from llava.train.range_test import SHARE, Mark, RangeTest, share_for, trial_settings
 from llava.train.train import train
 from llava.train.zo.trainer import MeZOTrainer
 
@@ -33,9 +33,25 @@ Flags = Callable[..., list[str]]
     ],
 )
 def test_where_a_run_breaks(losses: list[float], broken: int | None) -> None:
-    found = RangeTest(2.0, [Mark(10.0**k, loss) for k, loss in enumerate(losses)])
+    found = RangeTest(2.0, [Mark(10.0**k, loss) for k, loss in enumerate(losses)], 0.5)
     assert found.breaking_rate == (None if broken is None else 10.0**broken)
-    assert found.rate == (None if broken is None else SHARE * 10.0**broken)
+    assert found.rate == (None if broken is None else 0.5 * 10.0**broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"max_steps": 10_000}, SHARE),
+        ({"max_steps": 2_500}, SHARE),
+        ({"max_steps": 625}, 2 * SHARE),
+        ({"max_steps": 10}, 4 * SHARE),
+        ({"max_steps": 10, "trainer_mode": "regular"}, SHARE),
+        ({"max_steps": -1, "num_train_epochs": 50, "gradient_accumulation_steps": 2}, 2 * SHARE),
+    ],
+)
+def test_share_of_a_short_run(changes: dict[str, Any], share: float, small_run: Flags) -> None:
+    args = parse_arguments(small_run(learning_rate="auto", per_device_train_batch_size=4, **changes))[2]
+    assert share_for(args, records=100) == pytest.approx(share)
 
 
 @pytest.fixture()
