@@ -67,6 +67,20 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Called with a function and what it is called with: the error that it ends the process with, exit code 2."""
+
+    def error_of(function: Callable[..., Any], *given: Any, **more: Any) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            function(*given, **more)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return error_of
+
+
+@pytest.fixture
 def figures_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
     """Called with a module, a list that gets the figure and axes of each `empty_figure` that it makes from then on."""
 

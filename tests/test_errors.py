@@ -7,7 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,12 +93,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_shared_blames_the_command_s_flag(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_shared_blames_the_command_s_flag(case: str, refused: Callable[..., str]) -> None:
     main, words, flag = CASES[case]
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
+    error = refused(main, words)
     assert re.search(flag, error), error
     assert error.count("error: ") == 1
     module = {one.__name__.split(".")[-1]: one for one in COMMANDS}[{"check": "command"}.get(case, case.split()[0])]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        prepare.main(list(arguments))
-    assert stop.value.code == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    return errors[0]
+@pytest.fixture
+def error_of(refused: Callable[..., str]) -> Callable[..., str]:
+    """The one line of an error, for the words of a command."""
+
+    def line_of(*words: str) -> str:
+        (line,) = (line for line in refused(prepare.main, list(words)).splitlines() if line.startswith("error: "))
+        return line
+
+    return line_of
 
 
 @pytest.fixture()
@@ -148,13 +151,13 @@ def test_without_a_source_the_hub_is_asked(tables, monkeypatch, tmp_path):
         (["we_math", "--source", "no/such/folder"], "--source no/such/folder: no such folder"),
     ],
 )
-def test_wrong_flags_are_named(tmp_path, capsys, arguments, message):
-    assert message in refused(capsys, *arguments, "--output", str(tmp_path / "out"))
+def test_wrong_flags_are_named(tmp_path, error_of, arguments, message):
+    assert message in error_of(*arguments, "--output", str(tmp_path / "out"))
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["file", "folder", "out.part"])
-def test_nothing_is_overwritten(make_br35h, tmp_path, capsys, name):
+def test_nothing_is_overwritten(make_br35h, tmp_path, error_of, name):
     folder = make_br35h(4)
     if name == "file":
         (tmp_path / name).write_text("mine")
@@ -163,7 +166,7 @@ def test_nothing_is_overwritten(make_br35h, tmp_path, capsys, name):
         (tmp_path / name / "mine").write_text("mine")
     before = content(tmp_path)
     output = tmp_path / name.removesuffix(".part")
-    error = refused(capsys, "br35h", "--source", str(folder), "--output", str(output))
+    error = error_of("br35h", "--source", str(folder), "--output", str(output))
     assert str(output) in error and "remove it first" in error
     assert content(tmp_path) == before
 
@@ -175,12 +178,12 @@ def test_an_empty_folder_is_used(make_br35h, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"broken", None], ids=["broken", "missing"])
-def test_a_bad_picture_is_named_and_nothing_stays(make_chartqa, tmp_path, capsys, damage):
+def test_a_bad_picture_is_named_and_nothing_stays(make_chartqa, tmp_path, error_of, damage):
     folder = make_chartqa(2)
     file = folder / "test" / "png" / "test0.png"
     file.unlink() if damage is None else file.write_bytes(damage)
     before = content(tmp_path)
-    error = refused(capsys, "chartqa", "--source", str(folder), "--output", str(tmp_path / "out"))
+    error = error_of("chartqa", "--source", str(folder), "--output", str(tmp_path / "out"))
     assert "json, record 0: picture " in error and str(file) in error
     assert ("cannot be read (No such file" if damage is None else "cannot be used: it is no picture") in error
     assert content(tmp_path) == before
@@ -197,12 +200,12 @@ def test_an_interrupted_run_leaves_nothing(make_br35h, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 
 
-def test_a_full_disk_is_one_line(make_br35h, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line(make_br35h, tmp_path, error_of, monkeypatch):
     def full(self, data):
         raise OSError(28, os.strerror(28))
 
     folder = make_br35h(6)
     monkeypatch.setattr(Path, "write_bytes", full)
-    error = refused(capsys, "br35h", "--source", str(folder), "--output", str(tmp_path / "out"), *sizes(2, 2, 2))
+    error = error_of("br35h", "--source", str(folder), "--output", str(tmp_path / "out"), *sizes(2, 2, 2))
     assert f"--output {tmp_path / 'out'}: nothing was made" in error and "No space left" in error
     assert not (tmp_path / "out.part").exists()

@@ -29,13 +29,6 @@ def finished(checkpoint, records, tmp_path):
     return tmp_path / "out" / "answers.jsonl"
 
 
-def failure(capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        accuracy.main(arguments)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(loaded, records, tmp_path):
     text_only = {"id": "text", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "?"}]}
@@ -142,17 +135,17 @@ def test_command_writes_answers_and_summary(finished, records):
     assert summary["accuracy"] == summary["correct"] / 6
 
 
-def test_accuracy_of_each_question_type(checkpoint, records, tmp_path, capsys):
+def test_accuracy_of_each_question_type(checkpoint, records, tmp_path, capsys, refused):
     accuracy.main(flags(checkpoint, tmp_path, "--group-by", "kind"))
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out] == ["angle", "bar", "line", "scan", "sides", "total"]
     summary = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert summary["groups"]["scan"]["total"] == 2
     assert sum(group["total"] for group in summary["groups"].values()) == 6
-    message = failure(capsys, flags(checkpoint, tmp_path, "--group-by", "mood"))
+    message = refused(accuracy.main, flags(checkpoint, tmp_path, "--group-by", "mood"))
     assert "--group-by mood: record 'scan_train_00000'" in message
     (tmp_path / "out" / "answers.jsonl").unlink()
-    failure(capsys, flags(checkpoint, tmp_path, "--group-by", "mood"))
+    refused(accuracy.main, flags(checkpoint, tmp_path, "--group-by", "mood"))
     assert not (tmp_path / "out" / "answers.jsonl").exists()  # before anything is answered
 
 
@@ -169,24 +162,24 @@ def test_command_continues_after_an_interruption(finished, checkpoint, tmp_path,
     assert "total 6  correct" in capsys.readouterr().out
 
 
-def test_answers_of_another_run_are_kept(finished, checkpoint, tmp_path, capsys):
+def test_answers_of_another_run_are_kept(finished, checkpoint, tmp_path, refused):
     whole = finished.read_text()
-    message = failure(capsys, flags(checkpoint, tmp_path, "--version", "qwen_2"))
+    message = refused(accuracy.main, flags(checkpoint, tmp_path, "--version", "qwen_2"))
     assert "version was 'qwen_1_5', now 'qwen_2'" in message and "--overwrite" in message
     data = tmp_path / "data.json"
     data.write_text(data.read_text() + " ")
-    assert "data_sha256" in failure(capsys, flags(checkpoint, tmp_path))
+    assert "data_sha256" in refused(accuracy.main, flags(checkpoint, tmp_path))
     assert finished.read_text() == whole
     accuracy.main(flags(checkpoint, tmp_path, "--overwrite"))
     assert json.loads(finished.with_suffix(".json").read_text())["complete"] is True
 
 
-def test_answers_without_settings_or_out_of_order_are_refused(finished, checkpoint, tmp_path, capsys):
+def test_answers_without_settings_or_out_of_order_are_refused(finished, checkpoint, tmp_path, refused):
     lines = finished.read_text().splitlines(keepends=True)
     finished.write_text("".join([lines[1], lines[0]]))
-    assert "line 1: not the answer to record 1" in failure(capsys, flags(checkpoint, tmp_path))
+    assert "line 1: not the answer to record 1" in refused(accuracy.main, flags(checkpoint, tmp_path))
     finished.with_suffix(".json").unlink()
-    assert "does not say whose" in failure(capsys, flags(checkpoint, tmp_path))
+    assert "does not say whose" in refused(accuracy.main, flags(checkpoint, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +192,8 @@ def test_answers_without_settings_or_out_of_order_are_refused(finished, checkpoi
         (["--batch-size", "0"], "batches of 0"),
     ],
 )
-def test_wrong_flags_are_named(checkpoint, records, tmp_path, capsys, more, message):
-    assert message in failure(capsys, flags(checkpoint, tmp_path, *more))
+def test_wrong_flags_are_named(checkpoint, records, tmp_path, refused, more, message):
+    assert message in refused(accuracy.main, flags(checkpoint, tmp_path, *more))
 
 
 @pytest.mark.parametrize(

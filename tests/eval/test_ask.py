@@ -98,9 +98,6 @@ def test_what_is_shown_is_the_answer(loaded, capsys, monkeypatch):
         (["--model-path", str(MODEL), "--max-new-tokens", "0", "x"], "--max-new-tokens"),
     ],
 )
-def test_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
+def test_refused_before_anything_is_loaded(words, said, refused, monkeypatch):
     monkeypatch.setattr(ask, "load_model", None)
-    with pytest.raises(SystemExit) as caught:
-        ask.main(words)
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(ask.main, words)

@@ -72,7 +72,7 @@ def test_answers_that_training_does_not_have_are_counted_and_wrong():
         probe(Features(train.states[:2], ["Yes", "Yes"]), test)
 
 
-def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys):
+def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys, refused):
     (tmp_path / "train.json").write_text(json.dumps(records * 2))
     words = ["--model-path", str(checkpoint), "--train-data", str(tmp_path / "train.json")]
     words += ["--data", str(tmp_path / "data.json"), "--image-folder", str(tmp_path)]
@@ -81,6 +81,4 @@ def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys):
     assert found["total"] == 6 and found["settings"]["version"] == "qwen_1_5"
     assert f"accuracy {found['accuracy']:.4f}" in capsys.readouterr().out
     for wrong, message in ((["--output", "x.txt"], "must end in .json"), (["--metric", "bleu"], "exact, choice")):
-        with pytest.raises(SystemExit):
-            command.main([*words, "--output", str(tmp_path / "p.json"), *wrong])
-        assert message in capsys.readouterr().err
+        assert message in refused(command.main, [*words, "--output", str(tmp_path / "p.json"), *wrong])

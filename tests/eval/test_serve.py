@@ -93,8 +93,6 @@ def test_what_is_wrong_with_a_question_is_said(dialogue):
         list(serve.answer(dialogue([]), " "))
 
 
-def test_refused_without_gradio(monkeypatch, capsys):
+def test_refused_without_gradio(monkeypatch, refused):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        serve.main(["--model-path", "x"])
-    assert "pip install gradio" in capsys.readouterr().err
+    assert "pip install gradio" in refused(serve.main, ["--model-path", "x"])

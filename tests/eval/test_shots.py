@@ -70,14 +70,14 @@ def test_another_system_text_is_refused(train, records, tmp_path):
         with_demonstrations(question, draw(train[:1], 1, 0, tmp_path))
 
 
-def test_the_command_draws_and_remembers_what_it_drew(checkpoint, train, tmp_path, capsys):
+def test_the_command_draws_and_remembers_what_it_drew(checkpoint, train, tmp_path, refused):
     shots = ["--shots", "2", "--shots-data", str(tmp_path / "train.json")]
     accuracy.main(flags(checkpoint, tmp_path, *shots))
     settings = json.loads((tmp_path / "out.json").read_text())["settings"]
     assert settings["shots"]["number"] == 2 and settings["shots"]["seed"] == 0
-    with pytest.raises(SystemExit):
-        accuracy.main(flags(checkpoint, tmp_path, *shots, "--shots-seed", "1"))
-    assert "has answers of another run: shots was" in capsys.readouterr().err
+    assert "has answers of another run: shots was" in refused(
+        accuracy.main, flags(checkpoint, tmp_path, *shots, "--shots-seed", "1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,6 @@ def test_the_command_draws_and_remembers_what_it_drew(checkpoint, train, tmp_pat
         (["--shots", "-1", "--shots-data", "{}/train.json"], "--shots -1: the training set has 6 records"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(more, message, checkpoint, train, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        accuracy.main(flags(checkpoint, tmp_path, *(word.format(tmp_path) for word in more)))
-    assert message in capsys.readouterr().err
+def test_what_cannot_be_drawn_is_refused(more, message, checkpoint, train, tmp_path, refused):
+    assert message in refused(accuracy.main, flags(checkpoint, tmp_path, *(word.format(tmp_path) for word in more)))
     assert not (tmp_path / "out.jsonl").exists()

@@ -15,7 +15,7 @@ CASES = ("HF onevision", "LoRA folder", "weights cut", "config not JSON", "a wei
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("door", ["accuracy", "model_vqa"])
-def test_nothing_is_begun(door, case, checkpoint, records, tmp_path, capsys):
+def test_nothing_is_begun(door, case, checkpoint, records, tmp_path, refused):
     folder = shutil.copytree(checkpoint, tmp_path / "model")
     EVERYTHING[case][0](folder)
     question = {"sample_id": "a", "image": [records[0]["image"]], "conversations": records[0]["conversations"]}
@@ -28,10 +28,7 @@ def test_nothing_is_begun(door, case, checkpoint, records, tmp_path, capsys):
             ["--question-file", str(tmp_path / "questions.json"), "--answers-file", str(answers)],
         ),
     }[door]
-    with pytest.raises(SystemExit) as caught:
-        command(["--model-path", str(folder), *images, *flags])
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
+    error = refused(command, ["--model-path", str(folder), *images, *flags])
     assert error.count("error: ") == 1 and error[error.index("error: ") :].count("\n") == 1
     assert str(folder) in error
     assert not answers.parent.exists()

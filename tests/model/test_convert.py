@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -473,18 +474,17 @@ def test_older_weight_files(folders: Path, tmp_path: Path) -> None:
     assert same_tensors(tmp_path / "theirs", folders / "theirs")
 
 
-def test_the_command(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
     main(["--from", str(folders / "ours"), "--to", str(tmp_path / "theirs")])
     log = capsys.readouterr().err
     assert "is a LLaVA checkpoint; Hugging Face's LlavaOnevisionForConditionalGeneration is written to" in log
     assert "largest difference of logits" in log
-    with pytest.raises(SystemExit) as ended:
-        main(["--from", str(folders / "ours"), "--to", str(tmp_path / "theirs")])
-    assert ended.value.code == 2
     said = f"error: --to {tmp_path / 'theirs'} is not an empty folder; choose another one\n"
-    assert capsys.readouterr().err == said
-    with pytest.raises(SystemExit):
-        main(["--from", str(folders / "theirs"), "--to", str(tmp_path / "b"), "--no-verify", "--push_to_hub", "me/it"])
-    errors = capsys.readouterr().err.splitlines()
+    assert refused(main, ["--from", str(folders / "ours"), "--to", str(tmp_path / "theirs")]) == said
+    errors = refused(
+        main, ["--from", str(folders / "theirs"), "--to", str(tmp_path / "b"), "--no-verify", "--push_to_hub", "me/it"]
+    ).splitlines()
     assert errors[-1].startswith("error: --push_to_hub me/it: ")
     assert "complete" in errors[-1]

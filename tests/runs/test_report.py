@@ -167,11 +167,8 @@ def test_validation_has_a_column_where_there_is_one(tmp_path):
     assert rows[0]["best_validation"][1] == {"metric": "exact", "value": 0.9, "step": 60}
 
 
-def test_the_page_must_be_markdown(folders, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        report.main([str(folders[0]), "--output", str(tmp_path / "page.txt")])
-    assert stopped.value.code == 2
-    assert "must end in .md" in capsys.readouterr().err
+def test_the_page_must_be_markdown(folders, tmp_path, refused):
+    assert "must end in .md" in refused(report.main, [str(folders[0]), "--output", str(tmp_path / "page.txt")])
 
 
 def test_an_evaluation_on_another_set_is_another_group(folders, tmp_path):

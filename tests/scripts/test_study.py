@@ -200,10 +200,8 @@ def test_runs_that_differ_have_different_names(options, task):
 
 
 @pytest.mark.parametrize("words", [["--jobs", "0"], ["--steps", "-3"], ["--seeds", "x"]])
-def test_numbers_are_checked(words, capsys):
-    with pytest.raises(SystemExit):
-        settings.parsed(settings.study_parser(""), words)
-    assert "must be a whole number from" in capsys.readouterr().err
+def test_numbers_are_checked(words, refused):
+    assert "must be a whole number from" in refused(settings.parsed, settings.study_parser(""), words)
 
 
 def test_presets_have_pools_of_their_own():

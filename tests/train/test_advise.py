@@ -98,11 +98,9 @@ def test_weights_that_are_stored_elsewhere_have_eigenvalues(
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_loading(
-    changes: dict[str, Any], own: list[str], message: str, small_run: Flags, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], own: list[str], message: str, small_run: Flags, refused: Callable[..., str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*small_run(**changes), *own])
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert message in refused(main, [*small_run(**changes), *own])
 
 
 def test_batch_whose_noise_is_its_signal() -> None:

@@ -107,7 +107,7 @@ def test_a_run_that_would_train_nothing_loads_nothing(
     flags: Flags,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     turns = [{"from": "human", "value": "Say yes."}, {"from": "gpt", "value": "yes"}]
     records = [{"conversations": turns, **({"image": "a.png"} if number < 3 else {})} for number in range(6)]
@@ -116,9 +116,8 @@ def test_a_run_that_would_train_nothing_loads_nothing(
     (tmp_path / "broken.json").write_text("[{]")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "build", lambda *args: pytest.fail("the model was loaded"))
-    with pytest.raises(SystemExit) as stop:
-        command.train(argv=flags(**{"trainer_mode": mode, "data_path": "six.json", "bf16": None} | changes))
-    assert stop.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = refused(
+        command.train, argv=flags(**{"trainer_mode": mode, "data_path": "six.json", "bf16": None} | changes)
+    ).splitlines()[-1]
     assert all(part in line for part in parts), line
     assert not (tmp_path / "out").exists()

@@ -106,13 +106,6 @@ def outcomes(folder: Path) -> list[str]:
     return [str(json.loads(file.read_text()).get("outcome")) for file in files]
 
 
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("space", "changes", "message"),
     [
@@ -128,9 +121,9 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_what_no_trial_could_do_is_refused_at_once(
-    given: Any, capsys: pytest.CaptureFixture[str], space: str, changes: dict[str, Any], message: str
+    given: Any, refused: Callable[..., str], space: str, changes: dict[str, Any], message: str
 ) -> None:
-    assert message in refused(given(space, **changes), capsys)
+    assert message in refused(main, given(space, **changes))
 
 
 @pytest.mark.parametrize(
@@ -142,16 +135,16 @@ def test_what_no_trial_could_do_is_refused_at_once(
     ],
 )
 def test_options_out_of_range_are_refused(
-    given: Any, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+    given: Any, refused: Callable[..., str], options: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused(given("learning_rate=1e-3", options), capsys)
+    assert message in refused(main, given("learning_rate=1e-3", options))
 
 
 def test_without_optuna_it_says_how_to_get_it(
-    given: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    given: Any, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'llava[sweep]'" in refused(given("learning_rate=1e-3"), capsys)
+    assert "pip install 'llava[sweep]'" in refused(main, given("learning_rate=1e-3"))
 
 
 def test_a_dry_run_lists_and_starts_nothing(given: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +156,7 @@ def test_a_dry_run_lists_and_starts_nothing(given: Any, tmp_path: Path, capsys: 
 
 
 def test_a_sweep_finds_the_best_and_says_it(
-    given: Any, stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: Any, stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     words = given("learning_rate=1e-3|1e-2|1e-1", ("--budget", "1", "--trials", "5", "--jobs", "2", "--halving", "0"))
     main(words)
@@ -180,7 +173,7 @@ def test_a_sweep_finds_the_best_and_says_it(
     main(words)  # all three values have been tried
     assert outcomes(tmp_path) == ["finished"] * 3
     other = given("learning_rate=1e-3|1e-2", ("--budget", "1"))
-    assert "has a sweep with another space" in refused(other, capsys)
+    assert "has a sweep with another space" in refused(main, other)
 
 
 class TestSearch:
@@ -246,9 +239,9 @@ def test_a_journal_that_diverges_stops_its_trial(
 
 
 def test_a_sweep_whose_trials_all_fail_ends(
-    given: Any, stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: Any, stand_in: None, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    said = refused(given("learning_rate=0.21|0.22|0.23|0.24"), capsys)
+    said = refused(main, given("learning_rate=0.21|0.22|0.23|0.24"))
     assert "3 trials failed one after the other" in said and "no memory is left" in said
     assert (tmp_path / "sweep" / "sweep.md").read_text().count("| failed: exit code 1") == 3
 
@@ -293,9 +286,9 @@ def test_an_unfinished_trial_goes_on_where_it_was(
     assert log == ["began after step 0", "began after step 2"]
 
 
-def test_one_process_has_a_sweep(given: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_has_a_sweep(given: Any, tmp_path: Path, refused: Callable[..., str]) -> None:
     with run_folder.held_alone(tmp_path / "sweep", "--output"):
-        assert "another process works there" in refused(given("learning_rate=1"), capsys)
+        assert "another process works there" in refused(main, given("learning_rate=1"))
 
 
 def test_a_budget_ends_and_leaves_what_runs(given: Any, stand_in: None, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_epochs(quick: Flags, shown: Any, tmp_path: Path) -> None:
 
 
 def test_another_curve_is_not_gone_on_with(
-    quick: Flags, shown: Any, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick: Flags, shown: Any, golden: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     shown(dict.fromkeys(range(7), 1.0))
     train(argv=quick(trainer_mode="zo"))
@@ -315,16 +315,14 @@ def test_another_curve_is_not_gone_on_with(
         ({"eval_metric": "exact"}, "--eval_metric loss"),
         ({"eval_data_path": fewer}, "other records"),
     ):
-        with pytest.raises(SystemExit):
-            train(argv=quick(trainer_mode="zo", **changes))
-        said = capsys.readouterr().err
+        said = refused(train, argv=quick(trainer_mode="zo", **changes))
         assert text in said and "--resume_with_changes True" in said
     train(argv=quick(trainer_mode="zo", eval_data_path=fewer, resume_with_changes=True))
     assert report_of(tmp_path / "out")["validation"]["data"] == str(fewer)
 
 
 def test_records_that_cannot_be_used_are_named_at_once(
-    quick: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     def not_yet(*args: Any) -> None:
         raise AssertionError("a model was loaded")
@@ -338,10 +336,6 @@ def test_records_that_cannot_be_used_are_named_at_once(
     ]
     for records, changes, texts in cases:
         (tmp_path / "val.json").write_text(json.dumps(records))
-        with pytest.raises(SystemExit):
-            train(argv=quick(**changes, eval_data_path=tmp_path / "val.json"))
-        said = capsys.readouterr().err
+        said = refused(train, argv=quick(**changes, eval_data_path=tmp_path / "val.json"))
         assert all(text in said for text in texts), said
-    with pytest.raises(SystemExit):
-        train(argv=quick(eval_data_path=tmp_path / "gone.json"))
-    assert "--eval_data_path" in capsys.readouterr().err
+    assert "--eval_data_path" in refused(train, argv=quick(eval_data_path=tmp_path / "gone.json"))
