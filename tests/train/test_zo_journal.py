@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished_runs import report_of, same, state_of, weights
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -80,10 +81,13 @@ def flags(plain_flags: Flags, tmp_path: Path) -> Flags:
 
 
 @pytest.fixture()
-def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
-    """Let the run die at a step, at one of its moments."""
+def killed(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run with these changes until a step, and die there at one of its moments.
 
-    def at(step: int, moment: str) -> None:
+    `resume_seconds`: how long a run goes on between its resume points, where it is not the usual time.
+    """
+
+    def run(step: int, moment: str, resume_seconds: float = journaled_run.RESUME_SECONDS, **changes: Any) -> None:
         class Dies(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if moment == "after the update" and state.global_step == step:
@@ -93,37 +97,36 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
                 if moment == "after the log" and state.global_step == step:
                     raise Killed
 
-        original = mezo_trainer.MeZOTrainer.__init__
+        original, append = mezo_trainer.MeZOTrainer.__init__, Journal.append
 
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             self.add_callback(Dies())
 
-        monkeypatch.setattr(mezo_trainer.MeZOTrainer, "__init__", init)
-        if moment == "before the update":
-            append = Journal.append
+        def appended(self: Journal, record: Any) -> None:
+            append(self, record)
+            if moment == "before the update" and record.step == step - 1:
+                raise Killed
 
-            def appended(self: Journal, record: Any) -> None:
-                append(self, record)
-                if record.step == step - 1:
-                    raise Killed
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(mezo_trainer.MeZOTrainer, "__init__", init)
+            patch.setattr(Journal, "append", appended)
+            patch.setattr(journaled_run, "RESUME_SECONDS", resume_seconds)
+            train(argv=flags(**changes))
 
-            monkeypatch.setattr(Journal, "append", appended)
-
-    return at
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    return run
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def replayed(base: Path, run: Path, output: Path, *flags: str) -> dict[str, torch.Tensor]:
+    """The weights that a run's journal gives on its base."""
+    words = ["--model-path", str(base), "--journal", str(run / "mezo_journal"), "--output-dir", str(output)]
+    assert replay([*words, *flags]) == 0
+    return weights(output)
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """What was logged, without times."""
-    entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    entries = state_of(folder)["log_history"]
     timed = ("step_time", "train_runtime", "train_steps_per_second", "train_samples_per_second", "train_loss")
     return [{key: value for key, value in entry.items() if key not in timed} for entry in entries]
 
@@ -163,23 +166,14 @@ def never_killed(plain_flags: Flags, tmp_path_factory: pytest.TempPathFactory) -
     ids=POINTS,
 )
 def test_a_killed_run_ends_as_the_one_that_was_not(
-    points: str,
-    deaths: list[tuple[int, str]],
-    never_killed: Callable[[str], Path],
-    flags: Flags,
-    kill: Any,
+    points: str, deaths: list[tuple[int, str]], never_killed: Callable[[str], Path], flags: Flags, killed: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     changes = {**BATCHES, **POINTS[points]}
     whole, out = never_killed(points), tmp_path / "out"
+    often = {"resume_seconds": 0.0} if points == "every step" else {}
     for step, moment in deaths:
-        if points == "every step":
-            monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
-        kill(step, moment)
-        with pytest.raises(Killed):
-            train(argv=flags(**changes))
-        monkeypatch.undo()
+        killed(step, moment, **often, **changes)
         if points == "every step":
             expected = {f"resume-{step - 1}"}
             assert {path.name for path in (out / "mezo_journal").glob("resume-*")} == expected
@@ -194,24 +188,15 @@ def test_a_killed_run_ends_as_the_one_that_was_not(
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0], ids=["with a resume point", "from the journal alone"])
 def test_changed_flags_hold_from_the_first_step_that_is_not_recorded(
-    seconds: float,
-    flags: Flags,
-    kill: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Callable[..., str],
+    seconds: float, flags: Flags, killed: Any, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(journaled_run, "RESUME_SECONDS", seconds)
-    kill(4, "after the update")
     changes = {"lr_scheduler_type": "constant", "max_steps": 6}
-    with pytest.raises(Killed):
-        train(argv=flags(**changes))
-    monkeypatch.undo()
+    killed(4, "after the update", resume_seconds=seconds, **changes)
     assert "--learning_rate 0.001 (now 1e-05)" in refused(train, argv=flags(**changes, learning_rate=1e-5))
     train(argv=flags(**changes, learning_rate=1e-5, resume_with_changes=True))
     rates = [record.rates for record in Journal.read(tmp_path / "out" / "mezo_journal").records]
     assert rates == [(1e-3,)] * 4 + [(1e-5,)] * 2
-    (recorded,) = json.loads((tmp_path / "out" / "report.json").read_text())["changes"]
+    (recorded,) = report_of(tmp_path / "out")["changes"]
     assert recorded == {"after_step": 4, "flags": {"learning_rate": [1e-3, 1e-5]}}
 
 
@@ -231,41 +216,33 @@ def test_changed_flags_hold_from_the_first_step_that_is_not_recorded(
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_every_algorithm_is_resumed_and_replayed(
-    changes: dict[str, Any], flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], flags: Flags, base: Path, killed: Any, tmp_path: Path
 ) -> None:
     changes = {"weight_decay": 0.0, "max_steps": 6, **changes}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
-    kill(4, "before the update")
-    with pytest.raises(Killed):
-        train(argv=flags(**changes))
-    monkeypatch.undo()
+    killed(4, "before the update", **changes)
     train(argv=flags(**changes))
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert not same(weights(tmp_path / "out"), weights(base))
-    words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
-    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
-    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
-    used = json.loads((tmp_path / "out" / "report.json").read_text())["zo_kernel"]
+    assert same(replayed(base, tmp_path / "out", tmp_path / "last"), weights(tmp_path / "out"))
+    used = report_of(tmp_path / "out")["zo_kernel"]
     assert used == ("torch" if changes.get("zo_estimator") == "lowrank" else "numba")
     branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:3", "output_dir": tmp_path / "branch"}
     train(argv=flags(**branch | {"max_steps": 1}))
-    assert replay([*words[:3], str(tmp_path / "branch" / "mezo_journal"), "--output-dir", str(tmp_path / "b")]) == 0
-    assert same(weights(tmp_path / "b"), weights(tmp_path / "branch"))
+    assert same(replayed(base, tmp_path / "branch", tmp_path / "b"), weights(tmp_path / "branch"))
 
 
 @pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
 def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, base: Path, tmp_path: Path) -> None:
     train(argv=flags(save_strategy="steps", save_steps=3, zo_weight_storage=storage))
-    journal = tmp_path / "out" / "mezo_journal"
-    assert not list((journal / "model").glob("*.safetensors"))  # the base has all of it
-    words = ["--model-path", str(base), "--journal", str(journal)]
-    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
-    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
+    assert not list((tmp_path / "out" / "mezo_journal" / "model").glob("*.safetensors"))  # the base has all of it
+    assert same(replayed(base, tmp_path / "out", tmp_path / "last"), weights(tmp_path / "out"))
+    assert len(equal_files(tmp_path / "last", tmp_path / "out")) >= 5
+    words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
     assert replay([*words, "--output-dir", str(tmp_path / "all"), "--every", "3"]) == 0
     for step in (3, 6):
-        assert same(weights(tmp_path / "all" / f"step-{step}"), weights(tmp_path / "out" / f"checkpoint-{step}"))
-    assert len(equal_files(tmp_path / "last", tmp_path / "out")) >= 5
-    for step in (3, 6):
+        saved = tmp_path / "out" / f"checkpoint-{step}"
+        assert same(weights(tmp_path / "all" / f"step-{step}"), weights(saved, "model.safetensors"))
         equal_files(tmp_path / "all" / f"step-{step}", tmp_path / "out" / f"checkpoint-{step}")
 
 
@@ -285,8 +262,7 @@ def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, ba
 )
 def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base: Path, tmp_path: Path) -> None:
     train(argv=flags(**changes))
-    words = ["--model-path", str(base), "--journal", str(tmp_path / "out" / "mezo_journal")]
-    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
+    found = replayed(base, tmp_path / "out", tmp_path / "last")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     written = sorted(path.name for path in (tmp_path / "last").glob("*.safetensors"))
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= equal_files(
@@ -296,35 +272,25 @@ def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base:
         assert written == files
     else:
         expected = load_file(tmp_path / "out" / "mm_projector.safetensors")
-        found = weights(tmp_path / "last")
         assert same({name: found[name] for name in expected}, expected)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "pissa", "milora", "mora", "prefix", "prompt", "houlsby"])
-def test_an_adapter_run_goes_on_from_its_journal(
-    adapter: str, flags: Flags, kill: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_an_adapter_run_goes_on_from_its_journal(adapter: str, flags: Flags, killed: Any, tmp_path: Path) -> None:
     changes = {"adapter": adapter, "lora_r": 4, "adapter_tokens": 4 if adapter in ("prefix", "prompt") else None}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
-    kill(5, "after the update")
-    with pytest.raises(Killed):
-        train(argv=flags(**changes))
-    monkeypatch.undo()
+    killed(5, "after the update", **changes)
     train(argv=flags(**changes))
-    for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
-        assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "whole" / file))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
 
 
 def test_replayed_steps_are_in_no_time_and_more_steps_begin_from_the_journal(
-    flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path, refused: Any
+    flags: Flags, killed: Any, tmp_path: Path, refused: Any
 ) -> None:
     changes = {"logging_steps": 1}
-    kill(5, "after the update")
-    with pytest.raises(Killed):
-        train(argv=flags(**changes))
-    monkeypatch.undo()
+    killed(5, "after the update", **changes)
     train(argv=flags(**changes))
-    entries = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    entries = state_of(tmp_path / "out")["log_history"]
     timed = {entry["step"]: "step_time" in entry for entry in entries if "loss" in entry}
     assert timed == {step: step > 5 for step in timed} and {5, 6} <= set(timed)
     journal = tmp_path / "out" / "mezo_journal"
@@ -341,24 +307,18 @@ def test_a_model_in_a_relative_folder_is_found_from_anywhere(
     assert Journal.read(tmp_path / "out" / "mezo_journal").header.model == str(base)
 
 
-def test_a_run_can_branch_off(flags: Flags, base: Path, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_run_can_branch_off(flags: Flags, base: Path, killed: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "first"))
     start = tmp_path / "first" / "mezo_journal"
     changes = {"zo_from_journal": f"{start}:5", "learning_rate": 3e-3, "zo_seed": 9, "zo_weight_storage": "fp32"}
     changes |= {"max_steps": 3, "mm_tunable_parts": "mm_language_model"}
-    kill(2, "after the update")
-    with pytest.raises(Killed):
-        train(argv=flags(**changes))
-    monkeypatch.undo()
+    killed(2, "after the update", **changes)
     shutil.rmtree(tmp_path / "first")  # a branch has what it needs
     train(argv=flags(**changes))
-    journal = tmp_path / "out" / "mezo_journal"
-    words = ["--model-path", str(base), "--journal", str(journal)]
-    assert [len(one.records) for one in Journal.read(journal).chain()] == [5, 3]
-    assert replay([*words, "--output-dir", str(tmp_path / "last")]) == 0
-    assert same(weights(tmp_path / "last"), weights(tmp_path / "out"))
-    assert replay([*words, "--output-dir", str(tmp_path / "zero"), "--step", "0"]) == 0
-    assert not same(weights(tmp_path / "zero"), weights(tmp_path / "last"))
+    assert [len(one.records) for one in Journal.read(tmp_path / "out" / "mezo_journal").chain()] == [5, 3]
+    last = replayed(base, tmp_path / "out", tmp_path / "last")
+    assert same(last, weights(tmp_path / "out"))
+    assert not same(replayed(base, tmp_path / "out", tmp_path / "zero", "--step", "0"), last)
 
 
 def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: Path) -> None:
@@ -366,17 +326,12 @@ def test_a_branch_of_a_lora_run_starts_from_its_adapter(flags: Flags, tmp_path: 
     train(argv=flags(**changes, output_dir=tmp_path / "first", max_steps=4))
     start = str(tmp_path / "first" / "mezo_journal")
     train(argv=flags(**changes, max_steps=2, seed=7, learning_rate=0.0, zo_from_journal=start))
-    for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
-        assert same(load_file(tmp_path / "out" / file), load_file(tmp_path / "first" / file))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "first"))
 
 
-def test_points_that_cannot_be_right_are_passed_over(flags: Flags, kill: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_points_that_cannot_be_right_are_passed_over(flags: Flags, killed: Any, tmp_path: Path) -> None:
     train(argv=flags(output_dir=tmp_path / "whole"))
-    monkeypatch.setattr(journaled_run, "RESUME_SECONDS", 0.0)
-    kill(5, "after the update")
-    with pytest.raises(Killed):
-        train(argv=flags())
-    monkeypatch.undo()
+    killed(5, "after the update", resume_seconds=0.0)
     journal = tmp_path / "out" / "mezo_journal"
     (journal / "resume.partial").mkdir()
     shutil.copytree(journal / "resume-4", journal / "resume-7")  # beyond the records
@@ -399,12 +354,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_does_not_fit_is_refused(
-    case: str, flags: Flags, base: Path, kill: Any, tmp_path: Path, monkeypatch: Any, refused: Any
+    case: str, flags: Flags, base: Path, killed: Any, tmp_path: Path, refused: Any
 ) -> None:
-    kill(5, "after the update")
-    with pytest.raises(Killed):
-        train(argv=flags())
-    monkeypatch.undo()
+    killed(5, "after the update")
     changes, message = BAD[case]
     records = tmp_path / "out" / "mezo_journal" / RECORDS
     if case == "a flipped bit":
@@ -464,11 +416,8 @@ def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path
 
     trainer.evaluate = evaluate
     trainer.train()
-    journal = Journal.read(tmp_path / "out" / "mezo_journal")
-    assert len(journal.records) == 8
-    words = ["--model-path", str(model_args.model_name_or_path), "--journal", str(journal.folder), "--step", "4"]
-    assert replay([*words, "--output-dir", str(tmp_path / "four")]) == 0
-    expected = weights(tmp_path / "four")
+    assert len(Journal.read(tmp_path / "out" / "mezo_journal").records) == 8
+    expected = replayed(Path(model_args.model_name_or_path), tmp_path / "out", tmp_path / "four", "--step", "4")
     assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters() if name in expected)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
