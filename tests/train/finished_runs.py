@@ -32,6 +32,11 @@ def state_of(folder: Path) -> dict[str, Any]:
     return _json(folder / "trainer_state.json")
 
 
+def logged_steps(folder: Path) -> list[dict[str, Any]]:
+    """The log's entries of steps."""
+    return [entry for entry in state_of(folder)["log_history"] if "loss" in entry]
+
+
 def _json(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text())
     return found

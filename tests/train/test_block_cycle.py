@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from finished_runs import report_of, same, weights
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -147,12 +146,12 @@ def test_a_run_goes_on_in_the_middle_of_a_visit(
         half = tmp_path / f"from-{part}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{part}", half / f"checkpoint-{part}")
         train(argv=flags(**changes, output_dir=half))
-        whole, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", half))
-        assert whole.keys() == found.keys() and all(torch.equal(whole[name], found[name]) for name in whole)
-    before = load_file(tmp_path / "whole" / "checkpoint-3" / "model.safetensors")
+        whole = weights(tmp_path / "whole")
+        assert same(whole, weights(half))
+    before = weights(tmp_path / "whole" / "checkpoint-3", "model.safetensors")
     layers = {name.rsplit(".", 3)[0] for name in whole if not torch.equal(whole[name], before[name])}
     assert layers
-    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    report = report_of(tmp_path / "whole")
     assert report["not_in_a_block"] == ["model.embed_tokens.weight"] and report["trainable_parameters"] > 10_000
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from finished_runs import logged_steps, weights
 
 from llava.errors import InputError
 from llava.train.flags.optimizers import check_optimizer
@@ -124,10 +124,9 @@ def words(flags: Flags, small_tower_folder: Path) -> Flags:
 def test_two_processes_have_the_weights_of_one(name: str, words: Flags, tmp_path: Path) -> None:
     train(argv=words(output_dir=tmp_path / "one", gradient_accumulation_steps=2))
     in_two_processes(words(output_dir=tmp_path / "two", deepspeed=ROOT / "scripts" / f"{name}.json"))
-    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    one, two = (weights(tmp_path / run) for run in ("one", "two"))
     assert two.keys() == one.keys() and "lm_head.weight" not in two  # which is tied
     for weight, value in one.items():
         torch.testing.assert_close(two[weight], value, atol=2e-5, rtol=1e-3, msg=weight)
-    logs = [json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"] for run in ("one", "two")]
-    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    losses = [[entry["loss"] for entry in logged_steps(tmp_path / run)] for run in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][2]

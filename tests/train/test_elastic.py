@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
+from finished_runs import report_of, same, weights
 from launching import TRAIN, codes, launch_elastic, run_on, run_ranks, start_ranks, torchrun
 from safetensors.torch import load_file, save_file
 
@@ -71,14 +71,7 @@ def stopped_after(whole: Path, steps: int, folder: Path) -> Path:
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit for bit: records and weights."""
     assert (journal_of(one) / RECORDS).read_bytes() == (journal_of(other) / RECORDS).read_bytes()
-    name = next(path.name for path in one.glob("*model.safetensors"))
-    weights = [load_file(folder / name) for folder in (one, other)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "report.json").read_text()))
+    assert same(weights(one), weights(other))
 
 
 @pytest.mark.parametrize(
@@ -144,9 +137,9 @@ def test_disks_of_two_new_machines_and_a_base_that_differs(
     assert len({(journal_of(disk) / RECORDS).read_bytes() for disk in disks}) == 1
 
     shutil.copytree(bases["qwen2-base-tied"], other)
-    weights = load_file(other / "model.safetensors")
-    weights["model.norm.weight"][0] += 1.0
-    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1.0
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
     apart = small_run(output_dir=tmp_path / "d", max_steps=2, model_name_or_path=other)
     assert codes(start_ranks([small_run(output_dir=tmp_path / "c", max_steps=2), apart], log)) == [2, 2]
     assert "error: rank 1 (" in log.read_text() and "its copy of the base model has other weights" in log.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from finished_runs import report_of, same, weights
+from safetensors.torch import save_file
 from torch import nn
 
 from llava.errors import InputError
@@ -202,15 +202,10 @@ def test_a_run_gives_the_same_weights_with_a_cache(
     for name in ("without", "filling", "filled"):
         cache = None if name == "without" else tmp_path / "cache"
         train(argv=flags(**quick, output_dir=tmp_path / name, mm_feature_cache=cache))
-    without, filling, filled = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("without", "filling", "filled")
-    )
-    for name in without:
-        torch.testing.assert_close(filling[name], without[name], rtol=1e-4, atol=1e-5)
-        assert torch.equal(filling[name], filled[name]), name
-    first, second = (
-        json.loads((tmp_path / name / "report.json").read_text())["feature_cache"] for name in ("filling", "filled")
-    )
+    without, filling, filled = (weights(tmp_path / name) for name in ("without", "filling", "filled"))
+    assert same(filling, filled)
+    torch.testing.assert_close(filling, without, rtol=1e-4, atol=1e-5)
+    first, second = (report_of(tmp_path / name)["feature_cache"] for name in ("filling", "filled"))
     assert first["misses"] > 0 and second == {"hits": first["hits"] + first["misses"], "misses": 0}
 
 
@@ -230,4 +225,4 @@ def test_a_tower_that_is_trained_is_never_cached(
         )
     )
     assert not (tmp_path / "cache").exists()
-    assert "feature_cache" not in json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "feature_cache" not in report_of(tmp_path / "run")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from finished_runs import report_of, same, weights
 from torch import nn
 from transformers.optimization import Adafactor
 
@@ -92,10 +91,9 @@ def test_a_run_in_bfloat16_goes_on_from_its_masters(flags: Flags, small_tower_fo
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
     train(argv=flags(**changes, output_dir=tmp_path / "half"))
-    whole, half = (load_file(tmp_path / name / "checkpoint-4" / "masters.safetensors") for name in ("whole", "half"))
-    before = load_file(tmp_path / "whole" / "checkpoint-2" / "masters.safetensors")
-    assert whole.keys() == half.keys() and len(whole) > 3
-    assert all(torch.equal(whole[name], half[name]) for name in whole)
+    whole, half = (weights(tmp_path / name / "checkpoint-4", "masters.safetensors") for name in ("whole", "half"))
+    before = weights(tmp_path / "whole" / "checkpoint-2", "masters.safetensors")
+    assert same(whole, half) and len(whole) > 3
     changed = torch.cat([(whole[name] != before[name]).flatten() for name in whole]).float().mean()
     assert changed > 0.5  # the table has rows of words that do not come
-    assert json.loads((tmp_path / "half" / "report.json").read_text())["steps"] == 4
+    assert report_of(tmp_path / "half")["steps"] == 4

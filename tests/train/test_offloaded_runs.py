@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished_runs import report_of
 from torch import nn
 
 from llava.errors import InputError
@@ -73,7 +73,7 @@ def test_files_are_those_of_a_run_without(case: str, words: Words, tmp_path: Pat
     plain, offloaded = contents(tmp_path / "plain"), contents(tmp_path / "offloaded")
     assert len(plain) >= 1
     assert plain == offloaded
-    report = json.loads((tmp_path / "offloaded" / "report.json").read_text())
+    report = report_of(tmp_path / "offloaded")
     assert report["zo_offload"] == "cpu"
 
 
@@ -94,7 +94,7 @@ def test_validation_sees_the_weights_of_its_step(words: Words, tmp_path: Path) -
     curves = []
     for offload in ("none", "cpu"):
         train(argv=words(offload, **settings, zo_offload=offload))
-        curves.append(json.loads((tmp_path / offload / "report.json").read_text())["validation"])
+        curves.append(report_of(tmp_path / offload)["validation"])
     assert curves[0] == curves[1]
 
 

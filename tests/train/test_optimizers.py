@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished_runs import report_of, same, weights
 from safetensors.torch import load_file
 
 from llava.errors import InputError
@@ -56,21 +57,17 @@ def words(flags: Flags, small_tower_folder: Path) -> Flags:
     return make
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
 def run_and_resume(words: Flags, tmp_path: Path, optim: str, **changes: Any) -> dict[str, Any]:
     """The report of a whole run, whose weights are those of one that was broken off after two steps."""
     train(argv=words(optim, output_dir=tmp_path / "whole", **changes))
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
     train(argv=words(optim, output_dir=tmp_path / "half", **changes))
-    half, whole, before = (weights(tmp_path / name) for name in ("half", "whole", "whole/checkpoint-2"))
-    assert whole.keys() == half.keys() and all(torch.equal(whole[name], half[name]) for name in whole)
+    whole, before = weights(tmp_path / "whole"), weights(tmp_path / "whole" / "checkpoint-2", "model.safetensors")
+    assert same(whole, weights(tmp_path / "half"))
     moved = {name for name in whole if not torch.equal(whole[name], before[name])}
     assert moved >= {f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1)} and len(moved) > 20
     assert all(bool(w.isfinite().all()) for w in whole.values())
-    return json.loads((tmp_path / "whole" / "report.json").read_text())
+    return report_of(tmp_path / "whole")
 
 
 USUAL = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished_runs import report_of
 
 from llava.errors import InputError
 from llava.train import found_rate, range_test
@@ -80,7 +81,7 @@ def test_a_run_finds_its_rate_once(
     rates = [mark["rate"] for mark in found["marks"]]
     assert rates[1] / rates[0] == pytest.approx(10 ** (3 / 12)) and rates[0] == pytest.approx(5e-8 * 10 ** (2 / 12))
     assert 5e-5 < found["learning_rate"] < 5e-3 and found["marks"][-1]["loss"] > found["start"]
-    report = json.loads((tmp_path / "auto" / "report.json").read_text())
+    report = report_of(tmp_path / "auto")
     assert report["range_test"] == found and (tmp_path / "auto" / "learning_rate.png").stat().st_size > 10_000
 
     train(argv=small_run(learning_rate=found["learning_rate"], output_dir=tmp_path / "given", max_steps=2))
@@ -90,7 +91,7 @@ def test_a_run_finds_its_rate_once(
     (tmp_path / "auto" / "trainer_state.json").unlink()
     train(argv=[*auto, "--max_steps", "2"])
     assert files(tmp_path / "auto") == files(tmp_path / "given")
-    assert json.loads((tmp_path / "auto" / "report.json").read_text())["range_test"] == found
+    assert report_of(tmp_path / "auto")["range_test"] == found
 
 
 def test_no_rate_is_found(small_run: Flags, tmp_path: Path, short: None, refused: Callable[..., str]) -> None:

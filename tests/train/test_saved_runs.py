@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from accelerate.utils import extract_model_from_parallel
+from finished_runs import state_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -236,7 +237,7 @@ def test_generation_config(name: str, run_of: Callable[[str], Run]) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_trainer_state(name: str, run_of: Callable[[str], Run]) -> None:
-    state = json.loads((run_of(name).folder / "trainer_state.json").read_text())
+    state = state_of(run_of(name).folder)
     assert state["global_step"] == CASES[name]["run"]["steps"]
     assert set(CASES[name]["trainer_state_keys"]) <= state.keys()
 

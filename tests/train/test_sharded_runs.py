@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from finished_runs import report_of, same, weights
 from launching import run_on
-from safetensors.torch import load_file
 
 from llava.mezo.errors import InputError
 from llava.mezo.journal.replay import main as replay
@@ -39,12 +38,7 @@ def run(small_run: Flags, tmp_path: Path) -> Run:
 
 def assert_same(one: Path, other: Path) -> None:
     """Weights and journal."""
-    files = sorted(path.name for path in one.glob("*.safetensors"))
-    assert files and files == sorted(path.name for path in other.glob("*.safetensors"))
-    for name in files:
-        mine, theirs = load_file(one / name), load_file(other / name)
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert same(weights(one), weights(other))
     for name in ("records.bin", "header.json"):
         assert (one / "mezo_journal" / name).read_bytes() == (other / "mezo_journal" / name).read_bytes()
 
@@ -63,10 +57,10 @@ def test_shards_end_as_copies(run: Run, small_run: Flags, bases: dict[str, Path]
     train(argv=small_run(gradient_accumulation_steps=2, output_dir=tmp_path / "plain"))
     plain, shared = tmp_path / "plain", run("shared", "fsdp")
     assert_same(plain, shared)
-    report = json.loads((shared / "report.json").read_text())
-    whole = sum(t.numel() * t.element_size() for t in load_file(shared / "model.safetensors").values())
+    report = report_of(shared)
+    whole = sum(t.numel() * t.element_size() for t in weights(shared).values())
     assert report["zo_shard"]["bytes_held"] < 0.52 * whole
-    assert report["trainable_parameters"] == json.loads((plain / "report.json").read_text())["trainable_parameters"]
+    assert report["trainable_parameters"] == report_of(plain)["trainable_parameters"]
 
     cut(shared, tmp_path / "again")
     assert_same(plain, run("again", "fsdp"))
@@ -115,9 +109,7 @@ def test_checkpoints_are_those_of_any_run(adapter: str, run: Run, tmp_path: Path
         path = tmp_path / "fsdp_fsdp" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = run("fsdp_fsdp", "fsdp", **changes, zo_journal=False, resume_with_changes=True)
-    for file in again.glob("*.safetensors"):
-        mine, theirs = load_file(file), load_file(ends["none"] / file.name)
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert same(weights(again), weights(ends["none"]))
 
 
 @pytest.mark.slow
@@ -130,7 +122,7 @@ def test_branches(run: Run, golden: Path, tmp_path: Path) -> None:
     changes["zo_from_journal"] = f"{parent / 'mezo_journal'}:2"
     plain, shared = run("plain", "none", **changes), run("shared", "fsdp", **changes)
     assert_same(plain, shared)
-    report = json.loads((shared / "report.json").read_text())
+    report = report_of(shared)
     assert report["validation"]["weights_of_step"] < 3
     cut(shared, tmp_path / "again")
     assert_same(plain, run("again", "fsdp", **changes))
@@ -146,7 +138,7 @@ def test_validation(run: Run, golden: Path, tmp_path: Path) -> None:
     changes |= {"load_best_model_at_end": True, "save_strategy": None}
     plain, shared = run("plain", "none", **changes), run("shared", "fsdp", **changes)
     assert_same(plain, shared)
-    reports = [json.loads((folder / "report.json").read_text())["validation"] for folder in (plain, shared)]
+    reports = [report_of(folder)["validation"] for folder in (plain, shared)]
     assert reports[0] == reports[1] and reports[0]["weights_of_step"] < 3
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from finished_runs import logged_steps, report_of, same, state_of, weights
 from safetensors.torch import load_file, save_file
 
 from llava.errors import EXIT_LOST
@@ -61,14 +61,6 @@ def quick(flags: Flags, small_tower_folder: Path) -> Flags:
     return make
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("mode", ["zo", "regular"])
 def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> None:
     train(argv=quick(trainer_mode=mode, save_steps=2))
@@ -85,7 +77,7 @@ def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> No
     assert {"checkpoint-2", "checkpoint-4", "training_args.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl")) and name != "records.bin"]
 
-    report = json.loads((out / "report.json").read_text())
+    report = report_of(out)
     assert report.keys() >= REPORT_FIELDS
     assert (report["steps"], report["trainer_mode"]) == (4, mode)
     assert mode == "regular" or report["zo_kernel"] in ("numba", "torch", "triton")  # the one that ran, not "auto"
@@ -96,7 +88,7 @@ def test_what_a_run_leaves_behind(mode: str, quick: Flags, tmp_path: Path) -> No
         2048,
     )
 
-    logs = [entry for entry in json.loads((out / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    logs = logged_steps(out)
     assert len(logs) == 4
     expected = {"loss", "learning_rate", "epoch", "step"}
     expected |= {"projected_grad", "loss_plus", "loss_minus", "step_time"} if mode == "zo" else {"grad_norm"}
@@ -130,12 +122,12 @@ def test_same_seed_same_weights_and_other_seed_other_weights(quick: Flags, tmp_p
 def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, quick: Flags, tmp_path: Path) -> None:
     changes = {"trainer_mode": mode, "mm_tunable_parts": parts, "save_steps": 2}
     train(argv=quick(**changes, output_dir=tmp_path / "whole"))
-    (tmp_path / "half").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
     train(argv=quick(**changes, output_dir=tmp_path / "half"))
+    whole = weights(tmp_path / "whole")
+    assert same(whole, weights(tmp_path / "half"))
     file = "model.safetensors" if parts == "mm_language_model" else "mm_projector.safetensors"
-    assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "half" / file))
-    assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
+    assert not same(whole, weights(tmp_path / "whole" / "checkpoint-2", file))
 
 
 @pytest.mark.slow
@@ -151,12 +143,12 @@ def test_adapter_run_resumes_completely(mode: str, adapter: str, quick: Flags, t
     changes["adapter_tokens"] = 4 if adapter in VIRTUAL_TOKENS else None
     changes["mm_tunable_parts"] = "mm_mlp_adapter,mm_language_model"
     train(argv=quick(**changes, output_dir=tmp_path / "whole"))
-    (tmp_path / "half").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
     train(argv=quick(**changes, output_dir=tmp_path / "half"))
     for file in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
-        assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "half" / file))
-        assert not same(load_file(tmp_path / "whole" / "checkpoint-2" / file), load_file(tmp_path / "whole" / file))
+        whole = weights(tmp_path / "whole", file)
+        assert same(whole, weights(tmp_path / "half", file))
+        assert not same(whole, weights(tmp_path / "whole" / "checkpoint-2", file))
 
 
 @pytest.mark.parametrize("mode", ["zo", "regular"])
@@ -177,7 +169,7 @@ def test_skipped_samples_are_listed_in_the_report(quick: Flags, golden: Path, tm
     with pytest.raises(SystemExit):
         train(argv=quick(**changes, num_train_epochs=1, per_device_train_batch_size=7))
     train(argv=quick(**changes, skip_bad_samples=True, output_dir=tmp_path / "skipping"))
-    (skipped,) = json.loads((tmp_path / "skipping" / "report.json").read_text())["skipped_samples"]
+    (skipped,) = report_of(tmp_path / "skipping")["skipped_samples"]
     assert skipped["id"] == "gone"
     assert "gone.png" in skipped["reason"]
 
@@ -188,7 +180,7 @@ def test_finished_run_is_refused(quick: Flags, tmp_path: Path, refused: Callable
     assert "finished run" in refused(train, argv=quick(trainer_mode="zo", max_steps=1))
     assert same(before, weights(tmp_path / "out"))
     train(argv=quick(trainer_mode="zo", max_steps=2, overwrite_output_dir=True))
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 2
+    assert report_of(tmp_path / "out")["steps"] == 2
 
 
 def test_loss_that_is_not_finite_is_not_applied(
@@ -198,7 +190,7 @@ def test_loss_that_is_not_finite_is_not_applied(
     with pytest.raises(SystemExit) as stopped:
         train(argv=quick(trainer_mode="zo", zo_eps=1e30, zo_max_bad_steps=2))
     assert stopped.value.code == 3 and "zo_max_bad_steps 2" in capsys.readouterr().err
-    assert same(weights(tmp_path / "out" / "checkpoint-2"), weights(tmp_path / "untouched"))
+    assert same(weights(tmp_path / "out" / "checkpoint-2", "model.safetensors"), weights(tmp_path / "untouched"))
     assert not (tmp_path / "out" / "trainer_state.json").exists()
 
 
@@ -219,7 +211,7 @@ def test_after_ctrl_c_the_run_goes_on(quick: Flags, tmp_path: Path) -> None:
     assert step >= 3 and not list((tmp_path / "out").glob("checkpoint-*"))
     assert not (tmp_path / "out" / "trainer_state.json").exists()
     train(argv=quick(trainer_mode="zo", max_steps=step + 2, save_strategy="no", resume_with_changes=True))
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == step + 2
+    assert report_of(tmp_path / "out")["steps"] == step + 2
 
 
 BAD_PATHS = {
@@ -270,7 +262,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_given(quick: Flags, tmp_path:
     train(argv=quick(**plain))
     train(argv=quick(**plain, output_dir=tmp_path / "again", resume_from_checkpoint=tmp_path / "out" / "checkpoint-2"))
     assert same(weights(tmp_path / "out"), weights(tmp_path / "again"))
-    state = json.loads((tmp_path / "again" / "trainer_state.json").read_text())
+    state = state_of(tmp_path / "again")
     assert (tmp_path / "again" / "checkpoint-4").exists() and not (tmp_path / "again" / "checkpoint-2").exists()
     assert state["global_step"] == 4
 
@@ -288,13 +280,13 @@ def test_a_run_goes_on_with_changes_that_are_wanted(
     for path in (out / "trainer_state.json", out / "checkpoint-4" / "trainer_state.json"):
         path.unlink()
     (tmp_path / "data.json").write_text(records.replace('"value"', ' "value"'))
-    before = weights(out / "checkpoint-2")
+    before = weights(out / "checkpoint-2", "model.safetensors")
     said = refused(train, argv=quick(**changes, learning_rate=1e-4))
     assert "other records in --data_path" in said and "--learning_rate 0.001 (now 0.0001)" in said
     train(argv=quick(**changes, learning_rate=1e-4, resume_with_changes=True))
-    rates = [one["learning_rate"] for one in json.loads((out / "trainer_state.json").read_text())["log_history"][:4]]
+    rates = [one["learning_rate"] for one in logged_steps(out)]
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-5, 2.5e-5])
-    (recorded,) = json.loads((out / "report.json").read_text())["changes"]
+    (recorded,) = report_of(out)["changes"]
     assert recorded["after_step"] == 2 and set(recorded["flags"]) == {"learning_rate", "data_sha256"}
     assert not same(weights(out), before)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from finished_runs import logged_steps
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import InputError
@@ -45,8 +46,7 @@ def logged_losses(flags: Flags, fullmodel: dict[str, Path], tmp_path: Path) -> C
             "disable_tqdm": True,
         }
         train(argv=flags(**fullmodel, **settings, **changes))
-        history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
-        return [entry["loss"] for entry in history if "loss" in entry]
+        return [entry["loss"] for entry in logged_steps(tmp_path / "out")]
 
     return run
 

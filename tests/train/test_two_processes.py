@@ -13,8 +13,8 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from finished_runs import logged_steps, report_of, same, weights
 from launching import run_on_two, torchrun
-from safetensors.torch import load_file
 
 from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
@@ -25,8 +25,7 @@ Flags = Callable[..., list[str]]
 
 
 def logs_of(folder: Path) -> list[tuple[float, float, float]]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [(entry["loss"], entry["loss_plus"], entry["loss_minus"]) for entry in history if "loss" in entry]
+    return [(entry["loss"], entry["loss_plus"], entry["loss_minus"]) for entry in logged_steps(folder)]
 
 
 @pytest.mark.slow
@@ -42,9 +41,7 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
 
     assert len(logs_of(tmp_path / "one")) == 3
     assert logs_of(tmp_path / "two") == logs_of(tmp_path / "one")
-    two, one = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
-    assert two.keys() == one.keys()
-    assert all(torch.equal(two[name], one[name]) for name in one)
+    assert same(weights(tmp_path / "two"), weights(tmp_path / "one"))
 
     probes = json.loads((tmp_path / "two" / "probes.json").read_text())["probes"]
     assert [(one["step"], len(one["batches"])) for one in probes] == [(0, 2), (2, 2)]
@@ -56,8 +53,7 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     shutil.copytree(journals[0], tmp_path / "again" / "mezo_journal")
     os.truncate(tmp_path / "again" / "mezo_journal" / "records.bin", 3 * 44 - 10)
     run_on_two(small_run(output_dir=tmp_path / "again"), tmp_path / "log")
-    again = load_file(tmp_path / "again" / "model.safetensors")
-    assert all(torch.equal(again[name], one[name]) for name in one)
+    assert same(weights(tmp_path / "again"), weights(tmp_path / "one"))
 
 
 @pytest.mark.slow
@@ -87,8 +83,7 @@ def test_steps_in_parts_and_in_two_rounds(
         train(argv=small_run(**changes, per_device_train_batch_size=rows[1], output_dir=tmp_path / "one"))
     journals = [tmp_path / name / "mezo_journal" / "records.bin" for name in ("two", "one")]
     assert len({journal.read_bytes() for journal in journals}) == 1
-    both = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
-    assert all(torch.equal(both[0][name], both[1][name]) for name in both[1])
+    assert same(weights(tmp_path / "two"), weights(tmp_path / "one"))
 
 
 @pytest.mark.slow
@@ -102,7 +97,7 @@ def test_validation_is_shared_out(mode: str, small_run: Flags, golden: Path, tmp
     changes |= {"save_strategy": None, "gradient_checkpointing": None if mode == "zo" else False}
     run_on_two(small_run(**changes, output_dir=tmp_path / "two"), tmp_path / "log")
     train(argv=small_run(**changes, gradient_accumulation_steps=2, output_dir=tmp_path / "one"))
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("two", "one")]
+    reports = [report_of(tmp_path / name) for name in ("two", "one")]
     two, one = ([point["value"] for point in report["validation"]["history"]] for report in reports)
     assert len({report["steps"] for report in reports}) == 1 and reports[0]["steps"] < 8
     assert two == pytest.approx(one, rel=1e-3)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from finished_runs import logged_steps, report_of, same, state_of, weights
 
 from llava.constants import IGNORE_INDEX
 from llava.eval import accuracy
@@ -76,23 +75,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[int, float]], li
     return show
 
 
-def same(one: Path, other: Path) -> bool:
-    """Whether the weights in the second folder are those in the first."""
-    names = {path.name for path in other.glob("*.safetensors")}
-    assert names
-    both = [{name: load_file(folder / name) for name in names} for folder in (one, other)]
-    return all(
-        both[0][file].keys() == both[1][file].keys()
-        and all(torch.equal(both[0][file][name], both[1][file][name]) for name in both[0][file])
-        for file in names
-    )
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return found
-
-
 def points(folder: Path) -> list[tuple[int, float]]:
     return [(one["step"], one["value"]) for one in json.loads((folder / "validation.json").read_text())["history"]]
 
@@ -105,7 +87,7 @@ def test_a_run_is_not_moved_by_it(mode: str, metric: str, quick: Flags, tmp_path
     train(argv=quick(**changes, eval_metric=metric, eval_on_start=True))
     changes |= {"eval_data_path": None, "eval_steps": None, "output_dir": tmp_path / "without"}
     train(argv=quick(**changes))
-    assert same(tmp_path / "with", tmp_path / "without")
+    assert same(weights(tmp_path / "with"), weights(tmp_path / "without"))
     assert [step for step, _ in points(tmp_path / "with")] == [0, 2, 4, 6]
     if mode == "zo":
         files = [tmp_path / name / "mezo_journal" / "records.bin" for name in ("with", "without")]
@@ -202,7 +184,7 @@ def test_the_best_step_comes_from_the_journal(
     journal = Journal.read(tmp_path / "out" / "mezo_journal")
     flags = ["--model-path", journal.header.model, "--journal", str(journal.folder)]
     assert replay([*flags, "--step", "4", "--output-dir", str(tmp_path / "four")]) == 0
-    assert len(journal.records) == 6 and same(tmp_path / "four", tmp_path / "out")
+    assert len(journal.records) == 6 and same(weights(tmp_path / "four"), weights(tmp_path / "out"))
     said = report_of(tmp_path / "out")["validation"]
     assert (said["best_step"], said["best"], said["weights_of_step"]) == (4, 1.0, 4)
 
@@ -213,7 +195,8 @@ def test_the_best_step_comes_from_its_checkpoint(
 ) -> None:
     shown({2: 0.5, 4: 0.75, 6: 0.75})
     train(argv=quick(load_best_model_at_end=True, eval_metric="exact", **changes))
-    assert same(tmp_path / "out" / "checkpoint-4", tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert same(weights(tmp_path / "out" / "checkpoint-4", path.name), weights(tmp_path / "out", path.name))
     assert report_of(tmp_path / "out")["validation"]["weights_of_step"] == 4
 
 
@@ -254,7 +237,7 @@ def test_a_killed_run_goes_on_with_its_curve(
     assert points(tmp_path / "out") == [(1, 2.0), (2, 1.0), (3, 1.5), (4, None), (5, 1.0)]
     said = report_of(tmp_path / "out")
     assert (said["steps"], said["validation"]["weights_of_step"]) == (5, 2)
-    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5
+    assert state_of(tmp_path / "out")["global_step"] == 5
 
 
 def test_a_run_that_goes_back_forgets_what_was_validated_since(
@@ -278,8 +261,7 @@ def test_a_run_that_goes_back_forgets_what_was_validated_since(
     assert asked == [2, 4, *(step for step in (2, 4, 6, 8) if step > kept.back_to)]  # what diverged is not validated
     assert [step for step, _ in points(tmp_path / "out")] == [2, 4, 6, 8]
     assert report_of(tmp_path / "out")["halvings"] == [{"after_step": 6, "back_to_step": kept.back_to}]
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, 9))
+    assert [entry["step"] for entry in logged_steps(tmp_path / "out")] == list(range(1, 9))
 
 
 def test_a_run_that_had_stopped_early_takes_no_further_step(quick: Flags, shown: Any, tmp_path: Path) -> None:
@@ -293,7 +275,7 @@ def test_a_run_that_had_stopped_early_takes_no_further_step(quick: Flags, shown:
         (tmp_path / "out" / name).unlink()
     asked = shown(values)
     train(argv=quick(**changes))
-    assert not asked and report_of(tmp_path / "out")["steps"] == 3 and same(tmp_path / "out", whole)
+    assert not asked and report_of(tmp_path / "out")["steps"] == 3 and same(weights(tmp_path / "out"), weights(whole))
 
 
 def test_epochs(quick: Flags, shown: Any, tmp_path: Path) -> None:
