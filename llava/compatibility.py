@@ -36,7 +36,7 @@ HOMES: Mapping[str, Mapping[str, str]] = {
         {
             "llava.samples.samplers": "LengthGroupedSampler split_to_even_chunks get_length_grouped_indices "
             "get_length_grouped_indices_auto_single get_modality_length_grouped_indices "
-            "get_modality_length_grouped_indices_auto get_variable_length_grouped_indices",
+            "get_modality_length_grouped_indices_auto get_variable_length_grouped_indices"
         }
     ),
 }

@@ -143,9 +143,7 @@ def _two(system: str, version: str = "v1") -> Conversation:
 
 
 def _mpt(
-    system: str,
-    roles: tuple[str, str] = (QWEN.opening("user"), QWEN.opening("assistant")),
-    sep: str = QWEN.end_mark,
+    system: str, roles: tuple[str, str] = (QWEN.opening("user"), QWEN.opening("assistant")), sep: str = QWEN.end_mark
 ) -> Conversation:
     return Conversation(system, roles, sep_style=SeparatorStyle.MPT, sep=sep, version="mpt")
 
@@ -162,10 +160,7 @@ def _single(messages: list[list[str]], version: str = "Unknown") -> Conversation
 
 _V0_PRESET = [
     ["Human", "What can I do against a dry cough at night?"],
-    [
-        "Assistant",
-        "Drink something warm, keep the air moist and raise your head. If it stays, see a doctor.",
-    ],
+    ["Assistant", "Drink something warm, keep the air moist and raise your head. If it stays, see a doctor."],
 ]
 
 

@@ -58,10 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=int, metavar="N", help="of the journal; default: its last")
     parser.add_argument("--all-steps", type=int, metavar="K", help="steps 0, K, 2K, ... N, with a picture")
     parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="records with answers: x.json, x.jsonl, x.parquet, hf:NAME",
+        "--data", type=Path, required=True, help="records with answers: x.json, x.jsonl, x.parquet, hf:NAME"
     )
     parser.add_argument("--image-folder", type=Path, default=Path(), help="image paths are below it; default: .")
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")

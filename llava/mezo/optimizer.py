@@ -23,13 +23,7 @@ from llava.mezo.journal.fingerprint import dtype_name
 from llava.mezo.journal.header import SETTINGS, Group, Header
 from llava.mezo.journal.records import Record, updates_of
 from llava.mezo.journal.replay import apply_records
-from llava.mezo.measuring import (
-    Loss,
-    LossWindow,
-    StepResult,
-    mean_losses,
-    measure,
-)
+from llava.mezo.measuring import Loss, LossWindow, StepResult, mean_losses, measure
 from llava.mezo.names import canonical_names, names_hash, numbered
 from llava.mezo.offloading.weights import OffloadedWeights
 from llava.mezo.perturb import Perturbation
@@ -261,11 +255,7 @@ class MeZO(Optimizer):
         return self.ranks.rank * (self.config.num_directions // self.ranks.count)
 
     def losses_at(
-        self,
-        points: Sequence[Point],
-        loss: Loss,
-        inputs: Mapping[str, torch.Tensor] | None = None,
-        keep: bool = False,
+        self, points: Sequence[Point], loss: Loss, inputs: Mapping[str, torch.Tensor] | None = None, keep: bool = False
     ) -> list[float]:
         """The losses of a batch at some points, on this rank alone; no part of a step. Arguments as `accumulate`."""
         undone = self._latest[: self.course.undone]

@@ -16,14 +16,7 @@ from torch import nn
 
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.kernels.choice import kernel_for
-from llava.mezo.kernels.interface import (
-    Aim,
-    Kernel,
-    Part,
-    Piece,
-    Weight,
-    WeightTable,
-)
+from llava.mezo.kernels.interface import Aim, Kernel, Part, Piece, Weight, WeightTable
 from llava.mezo.passes import Passes
 from llava.mezo.scratch import Memory, ScratchPool
 from llava.mezo.updates import Update, as_float32

@@ -122,11 +122,7 @@ class LlavaMetaForCausalLM(_Base):
         return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
 
     def image_features(
-        self,
-        images: Images,
-        image_sizes: Sequence[Any] | None,
-        modalities: Sequence[str] | str | None,
-        rows: int = 1,
+        self, images: Images, image_sizes: Sequence[Any] | None, modalities: Sequence[str] | str | None, rows: int = 1
     ) -> list[torch.Tensor]:
         """Visual tokens [tokens, hidden] of each image of `rows` rows; see `prepare_inputs_labels_for_multimodal`."""
         if isinstance(images, torch.Tensor) and images.ndim == 4:

@@ -24,10 +24,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError, short
 
 TEXT, MEDIA = "text", ("image", "video")
-KNOWN = {
-    TEXT: ("type", "text"),
-    **{kind: ("type", kind, "path", "index") for kind in MEDIA},
-}
+KNOWN = {TEXT: ("type", "text"), **{kind: ("type", kind, "path", "index") for kind in MEDIA}}
 """The keys of a part, by its type."""
 Given = Mapping[str, Sequence[Any]]
 

@@ -90,10 +90,7 @@ def _draw(rng: np.random.Generator, kind: _Kind, max_side: int) -> Sample:
         cell = _Cell(place, pick(rng, kind.names), pick(rng, list(COLOURS)))
         radius = rng.uniform(0.28, 0.44) * width
         slack = width / 2 - radius
-        centre = (
-            (column + 0.5) * width + rng.uniform(-slack, slack),
-            (row + 0.5) * width + rng.uniform(-slack, slack),
-        )
+        centre = ((column + 0.5) * width + rng.uniform(-slack, slack), (row + 0.5) * width + rng.uniform(-slack, slack))
         kind.paint(rng, pen, cell.name, COLOURS[cell.colour], centre, radius)
         cells.append(cell)
     return conversation(rng, finish(image), _rounds(rng, kind, cells, side))

@@ -89,11 +89,7 @@ def imported_score(flag: str, name: str, others: Sequence[str]) -> Score:
 
 
 def scores_of(
-    score: Score,
-    flag: str,
-    predictions: Sequence[str],
-    references: Sequence[str],
-    records: Sequence[Mapping[str, Any]],
+    score: Score, flag: str, predictions: Sequence[str], references: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> list[float]:
     """What a function gives for answers. InputError: not a number for each."""
     scores = [float(one) for one in score(predictions, references, records)]

@@ -19,12 +19,7 @@ import torch
 
 from llava.mezo.config import KERNELS
 from llava.mezo.kernels.choice import kernel_for
-from llava.mezo.kernels.interface import (
-    Aim,
-    Grid,
-    Piece,
-    Weight,
-)
+from llava.mezo.kernels.interface import Aim, Grid, Piece, Weight
 from llava.mezo.updates import Update
 
 ROWS, WIDTH = 32_768, 896

@@ -115,11 +115,7 @@ def candidates_parser(description: str | None, candidates: Mapping[str, Candidat
 
 
 def page(
-    cases: Sequence[Case],
-    options: argparse.Namespace,
-    name: str,
-    title: str,
-    more: Callable[[Pool], Sequence[str]],
+    cases: Sequence[Case], options: argparse.Namespace, name: str, title: str, more: Callable[[Pool], Sequence[str]]
 ) -> str:
     """Search the rates, judge the best of each case, and write OUTPUT/name.md; `more` are lines at its end."""
     deadline = None if options.budget is None else time.time() + 60 * options.budget

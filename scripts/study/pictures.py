@@ -6,16 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.runs.style import (
-    COLOURS,
-    HATCHES,
-    cut_off,
-    empty_figure,
-    label_ends,
-    line_style,
-    upper_limit,
-    whole_ticks,
-)
+from llava.runs.style import COLOURS, HATCHES, cut_off, empty_figure, label_ends, line_style, upper_limit, whole_ticks
 
 Points = Sequence[tuple[float, float]]
 OUTLIER = 4.0  # a value further below the median than this many spreads of the middle half is left of the picture

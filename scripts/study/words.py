@@ -51,10 +51,7 @@ def write_data(folder: Path, test: int) -> None:
         records = [
             {
                 "id": word,
-                "conversations": [
-                    {"from": "human", "value": QUESTION.format(word)},
-                    {"from": "gpt", "value": answer},
-                ],
+                "conversations": [{"from": "human", "value": QUESTION.format(word)}, {"from": "gpt", "value": answer}],
             }
             for word, answer in part
         ]

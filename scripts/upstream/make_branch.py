@@ -21,10 +21,7 @@ from git_branch import Repository
 from llava.errors import InputError, command
 
 FILES = Path(__file__).parent / "files"
-DOCUMENTS = {
-    "docs/MeZO.md": FILES / "MeZO.md",
-    "scripts/train/mezo_onevision_si.sh": FILES / "mezo_onevision_si.sh",
-}
+DOCUMENTS = {"docs/MeZO.md": FILES / "MeZO.md", "scripts/train/mezo_onevision_si.sh": FILES / "mezo_onevision_si.sh"}
 DOCUMENTS_MESSAGE = """MeZO: documentation and a script
 
 scripts/train/mezo_onevision_si.sh fine-tunes the 0.5B and 7B single-image models with the hyper-parameters of the study

@@ -223,7 +223,7 @@ def test_all_pictures_are_named_and_each_is_opened_once(folder, monkeypatch):
     records += [{"image": "a.png", "conversations": turns()}] * 3
     report = report_of(words(folder, records))
     assert [(entry["id"], entry["path"]) for entry in found(report, "media")] == [
-        *((k, name) for k in range(2) for name in ("none.png", "half.png")),
+        *((k, name) for k in range(2) for name in ("none.png", "half.png"))
     ]
     assert [entry["id"] for entry in found(report, "marks")] == [0]
     assert report["would_fail"] == 2

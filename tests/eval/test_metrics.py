@@ -10,15 +10,7 @@ from llava.eval.metrics import METRICS, choice, exact, metric_named, normalise, 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        (" Yes.\n", "yes"),
-        ("No;", "no"),
-        ("3/4", "3/4"),
-        ("e.g..", "e.g."),
-        ("", ""),
-        (".", ""),
-        ("Yes!", "yes!"),
-    ],
+    [(" Yes.\n", "yes"), ("No;", "no"), ("3/4", "3/4"), ("e.g..", "e.g."), ("", ""), (".", ""), ("Yes!", "yes!")],
 )
 def test_normalise(text, expected):
     assert normalise(text) == expected

@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 
 from llava.mezo.kernels.agreement import disagreements, random_case, results, same_bits
 from llava.mezo.kernels.choice import kernel_for, load
-from llava.mezo.kernels.interface import (
-    Aim,
-    Grid,
-    Kernel,
-    Piece,
-    Weight,
-    WeightTable,
-)
+from llava.mezo.kernels.interface import Aim, Grid, Kernel, Piece, Weight, WeightTable
 from llava.mezo.kernels.numpy_reference import stochastic_bfloat16, stochastic_float16, stochastic_on_grid
 from llava.mezo.noise import TILE, low_rank_values
 from llava.mezo.updates import Update, as_float32

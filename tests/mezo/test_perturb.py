@@ -533,21 +533,13 @@ class TestRefusals:
         with perturbation.attached():
             with pytest.raises(RuntimeError, match="attached already"), perturbation.attached():
                 pass
-            with (
-                perturbation.at(0, 1.0),
-                pytest.raises(RuntimeError, match="running already"),
-                perturbation.at(0, 1.0),
-            ):
+            with perturbation.at(0, 1.0), pytest.raises(RuntimeError, match="running already"), perturbation.at(0, 1.0):
                 pass
         with perturbation.attached():
             pass
 
     @pytest.mark.parametrize(
-        ("module", "message"),
-        [
-            (nn.LSTM(2, 2), "LSTM.*private list"),
-            (nn.Embedding(3, 2, max_norm=1.0), "max_norm"),
-        ],
+        ("module", "message"), [(nn.LSTM(2, 2), "LSTM.*private list"), (nn.Embedding(3, 2, max_norm=1.0), "max_norm")]
     )
     def test_modules_whose_reads_cannot_be_seen(self, module: nn.Module, message: str) -> None:
         with pytest.raises(ValueError, match=message):

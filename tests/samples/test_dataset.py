@@ -184,10 +184,7 @@ def bad(tmp_path) -> dict[str, tuple[dict, str]]:
         "more marks": ({"image": good, "conversations": three}, "3 <image> marks in the turns, but 1 images"),
         "fewer marks": ({"image": [good, good], "conversations": TURNS}, "1 <image> marks in the turns, but 2 images"),
         "no marks": ({"image": good, "conversations": none}, "0 <image> marks in the turns, but 1 images"),
-        "no video": (
-            {"video": f"{here}/none.mp4", "conversations": TURNS},
-            r"none\.mp4 does not exist",
-        ),
+        "no video": ({"video": f"{here}/none.mp4", "conversations": TURNS}, r"none\.mp4 does not exist"),
         "two videos": ({"video": ["a", "b"], "conversations": TURNS}, "`video` must be one path"),
         "long": (
             {"conversations": [{"from": "human", "value": "w " * 200}, TURNS[1]]},

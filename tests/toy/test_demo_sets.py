@@ -162,10 +162,7 @@ def test_files_are_small(tmp_path):
     assert sum(sizes) / len(sizes) < 1400
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--sets", "xray"], "xray"), (["--seed", "-1"], "-1")],
-)
+@pytest.mark.parametrize(("arguments", "message"), [(["--sets", "xray"], "xray"), (["--seed", "-1"], "-1")])
 def test_wrong_flags_are_named(tmp_path, refused, arguments, message):
     assert message in refused(demo.main, ["--output", str(tmp_path / "x"), *arguments])
     assert not (tmp_path / "x").exists()

@@ -57,8 +57,7 @@ def test_files_take_the_flags_for_what_flags_say(name: str) -> None:
 
 @needs_deepspeed
 @pytest.mark.parametrize(
-    "words",
-    ["--optim sgd", "--optim_args a=b", "--mm_projector_lr 1e-4", "--mm_vision_tower_lr 1e-4"],
+    "words", ["--optim sgd", "--optim_args a=b", "--mm_projector_lr 1e-4", "--mm_vision_tower_lr 1e-4"]
 )
 def test_a_file_with_an_optimizer_excludes_flags_of_one(words: str, tmp_path: Path) -> None:
     file = ROOT / "scripts" / "zero2_fused_adamw.json"

@@ -88,10 +88,7 @@ def laid_out_step(optimizer: MeZO, model: torch.nn.Module, tensors: dict[str, to
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("padding", "dtype", "storage"),
-    [
-        pytest.param("right", torch.float32, "native", marks=pytest.mark.long),
-        ("left", torch.bfloat16, "fixed16"),
-    ],
+    [pytest.param("right", torch.float32, "native", marks=pytest.mark.long), ("left", torch.bfloat16, "fixed16")],
 )
 def test_a_step_stays_on_its_device_and_gives_the_same_numbers(padding: str, dtype: torch.dtype, storage: str) -> None:
     settings = {"attn_implementation": "eager", "tokenizer_padding_side": padding}

@@ -299,12 +299,7 @@ def test_frozen_vision_parts_run_once_per_micro_batch(mezo: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "storage"),
-    [
-        (torch.float32, "native"),
-        (torch.bfloat16, "native"),
-        (torch.bfloat16, "fixed16"),
-        (torch.bfloat16, "fp32"),
-    ],
+    [(torch.float32, "native"), (torch.bfloat16, "native"), (torch.bfloat16, "fixed16"), (torch.bfloat16, "fp32")],
 )
 def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.dtype, storage: str) -> None:
     settings = {

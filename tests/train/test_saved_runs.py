@@ -290,11 +290,7 @@ def test_checkpoint_of_a_step_loads_back(name: str, run_of: Callable[[str], Run]
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_lora_with_biases_loads_back(
-    bias: str,
-    run_flags: Callable[..., list[str]],
-    bases: dict[str, Path],
-    tower_folder: Path,
-    tmp_path: Path,
+    bias: str, run_flags: Callable[..., list[str]], bases: dict[str, Path], tower_folder: Path, tmp_path: Path
 ) -> None:
     base = bases["qwen2-base"]
     words = run_flags(

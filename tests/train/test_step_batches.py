@@ -134,10 +134,7 @@ def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> Non
         ({"zo_estimator": "per_example", "zo_num_directions": 2}, "--zo_num_directions 2 excludes"),
         ({"zo_estimator": "per_example", "zo_parallel": "both"}, "--zo_parallel 'both' excludes the estimator"),
         ({"zo_estimator": "per_example", "per_device_train_batch_size": 2}, "needs --dataloader_drop_last True"),
-        (
-            {"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True},
-            "at least 2",
-        ),
+        ({"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True}, "at least 2"),
         (
             {"zo_estimator": "guided", "zo_num_directions": 4, "gradient_accumulation_steps": 2},
             "excludes --zo_estimator guided",

@@ -64,10 +64,7 @@ class GivenNoise(NumpyTable):
 
 @pytest.fixture()
 def trainer_of(
-    run_flags: Callable[..., list[str]],
-    fullmodel: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run_flags: Callable[..., list[str]], fullmodel: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, Any]], MeZOTrainer]:
     """A trainer with the optimizer, the flags, the seeds and the noise of a case."""
 

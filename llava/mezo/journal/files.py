@@ -19,21 +19,10 @@ from pathlib import Path
 
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
-from llava.mezo.journal.header import (
-    CHECKSUM_BYTES,
-    LARGEST_HEADER,
-    Header,
-    Parent,
-    parse_header,
-)
+from llava.mezo.journal.header import CHECKSUM_BYTES, LARGEST_HEADER, Header, Parent, parse_header
 from llava.mezo.journal.kept import kept_journals
 from llava.mezo.journal.locking import FolderLock
-from llava.mezo.journal.records import (
-    Record,
-    checksum_of,
-    decode,
-    encode,
-)
+from llava.mezo.journal.records import Record, checksum_of, decode, encode
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +71,7 @@ class Journal:
 
     @classmethod
     def open(
-        cls,
-        folder: Path,
-        header: Header,
-        parent: Journal | None = None,
-        first: int = 0,
-        lock: FolderLock | None = None,
+        cls, folder: Path, header: Header, parent: Journal | None = None, first: int = 0, lock: FolderLock | None = None
     ) -> Journal:
         """The journal in `folder` for writing: a new one, or the one that is there if it is of this very run.
 

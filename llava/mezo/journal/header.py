@@ -14,15 +14,7 @@ from typing import Any
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course
-from llava.mezo.config import (
-    LARGEST_RANK,
-    LARGEST_SEED,
-    LARGEST_WINDOW,
-    MOST_DIRECTIONS,
-    NOISES,
-    STORAGES,
-    MeZOConfig,
-)
+from llava.mezo.config import LARGEST_RANK, LARGEST_SEED, LARGEST_WINDOW, MOST_DIRECTIONS, NOISES, STORAGES, MeZOConfig
 from llava.mezo.errors import JournalError
 from llava.mezo.names import names_hash
 from llava.mezo.noise import NOISE_VERSION

@@ -12,14 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llava.mezo.kernels.interface import (
-    SUPPORTED_DTYPES,
-    Aim,
-    Grid,
-    Kernel,
-    Piece,
-    Weight,
-)
+from llava.mezo.kernels.interface import SUPPORTED_DTYPES, Aim, Grid, Kernel, Piece, Weight
 from llava.mezo.kernels.numpy_reference import NumpyKernel
 from llava.mezo.noise import TILE
 from llava.mezo.updates import Update, as_float32

@@ -28,15 +28,7 @@ if int(triton.__version__.split(".")[0]) < 3:
 
 from llava.mezo.kernels import addresses as table
 from llava.mezo.kernels.addresses import Addresses, PackedUpdates
-from llava.mezo.kernels.interface import (
-    LARGEST_ON_GRID,
-    PARTS_OF_A_STEP,
-    Aim,
-    Part,
-    Piece,
-    Weight,
-    laid_out,
-)
+from llava.mezo.kernels.interface import LARGEST_ON_GRID, PARTS_OF_A_STEP, Aim, Part, Piece, Weight, laid_out
 from llava.mezo.kernels.torch_any import TorchTable
 from llava.mezo.noise import (
     BLOCKS_PER_TILE,

@@ -17,13 +17,7 @@ from llava.model.checkpoint_files import find_file, read_json, weight_files
 from llava.model.families import config_for, is_llava_config, model_class_for
 from llava.model.hf.from_hf import RECORD, kept_layers, our_config, processor_settings, record_of
 from llava.model.hf.names import EMBEDDINGS, TOWER, our_name, their_name
-from llava.model.hf.processing import (
-    add_media_tokens,
-    media_tokens,
-    write_json,
-    write_processors,
-    write_tokenizer,
-)
+from llava.model.hf.processing import add_media_tokens, media_tokens, write_json, write_processors, write_tokenizer
 from llava.model.hf.to_hf import check_expressible, their_config
 from llava.model.hf.weights import Stored, check_complete, cut, grown, renamed, stored_weights, write_shards
 from llava.model.loading import ADAPTER_FILES, settled_config

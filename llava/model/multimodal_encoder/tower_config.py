@@ -40,10 +40,7 @@ FAMILY_OF_MODEL_TYPE = {
     "clip_vision_model": "clip",
 }
 _CONFIG_CLASS: dict[str, type[PretrainedConfig]] = {"siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
-_DEFAULT_PROCESSOR = {
-    "siglip": lambda side: SigLipImageProcessor(size=(side, side)),
-    "clip": clip_image_processor,
-}
+_DEFAULT_PROCESSOR = {"siglip": lambda side: SigLipImageProcessor(size=(side, side)), "clip": clip_image_processor}
 # Heads of the published towers by width; weights do not tell them.
 _HEADS_OF_WIDTH = {"siglip": {768: 12, 1024: 16, 1152: 16}, "clip": {768: 12, 1024: 16, 1280: 16, 1664: 16}}
 # Where the side of the picture is not a multiple of the patch: (patch, patches per side) of published towers.

@@ -48,8 +48,7 @@ class ModelArguments:
         None, "comma list of mm_language_model, mm_mlp_adapter, mm_vision_tower; replaces the legacy freeze flags"
     )
     version: str | None = flag(
-        "v0",
-        "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3; not given: the checkpoint's own",
+        "v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3; not given: the checkpoint's own"
     )
     freeze_backbone: bool = flag(False, "legacy: freeze the language model (overridden by mm_tunable_parts)")
     tune_mm_mlp_adapter: bool = flag(False, "legacy: freeze all but the projector")
@@ -158,10 +157,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     double_quant: bool = flag(True, "4-bit loading: quantise the quantisation constants too")
     quant_type: str = flag("nf4", "4-bit loading: nf4 or fp4")
     bits: int = flag(16, "4 or 8: load the base with bitsandbytes; 16: as it is")
-    adapter: str = flag(
-        "none",
-        f"this tree: what is trained in place of a model's own weights: {', '.join(ADAPTERS)}",
-    )
+    adapter: str = flag("none", f"this tree: what is trained in place of a model's own weights: {', '.join(ADAPTERS)}")
     adapter_r: int | None = flag(
         None,
         "this tree: rank of all kinds of LoRA, width of houlsby's bottleneck; mora has as many weights as LoRA of this "
@@ -271,8 +267,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "none); default: after each where that takes below 1 ms, else once a second",
     )
     zo_from_journal: str | None = flag(
-        None,
-        "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there",
+        None, "MeZO: start from step N of another run's journal (DIR or DIR:N); --model_name_or_path as there"
     )
     zo_quantized_scales: bool = flag(
         False,

@@ -197,11 +197,7 @@ RULES = (
         refused=False,
     ),
     Rule(("zo_journal_sync_steps",), **_needs("zo_journal")),
-    Rule(
-        ("zo_anchor_batches",),
-        "has no effect without --zo_estimator svrg",
-        lambda v: v.zo_estimator != "svrg",
-    ),
+    Rule(("zo_anchor_batches",), "has no effect without --zo_estimator svrg", lambda v: v.zo_estimator != "svrg"),
     Rule(
         ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
         "has no effect without --gradient_checkpointing True",
