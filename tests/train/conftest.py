@@ -148,24 +148,21 @@ def tiny_run(tmp_path: Path) -> Callable[..., list[str]]:
 def small_run(flags: Callable[..., list[str]], small_tower_folder: Path) -> Callable[..., list[str]]:
     """Command line of a zeroth-order run of three steps, one sample at a time."""
 
-    def make(**changes: Any) -> list[str]:
-        settings = {
-            "vision_tower": small_tower_folder,
-            "trainer_mode": "zo",
-            "gradient_checkpointing": None,
-            "mm_tunable_parts": "mm_language_model",
-            "bf16": None,
-            "max_steps": 3,
-            "per_device_train_batch_size": 1,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
-        return flags(**settings | changes)
-
-    return make
+    settings = {
+        "vision_tower": small_tower_folder,
+        "trainer_mode": "zo",
+        "gradient_checkpointing": None,
+        "mm_tunable_parts": "mm_language_model",
+        "bf16": None,
+        "max_steps": 3,
+        "per_device_train_batch_size": 1,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return functools.partial(flags, **settings)
 
 
 @pytest.fixture(scope="module")

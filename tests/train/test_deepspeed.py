@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -97,22 +98,19 @@ def in_two_processes(argv: list[str]) -> None:
 def words(flags: Flags, small_tower_folder: Path) -> Flags:
     """Three steps of two samples in float32; a large epsilon, since Adam makes steps of rounding errors without one."""
 
-    def make(**changes: Any) -> list[str]:
-        values = {
-            "vision_tower": small_tower_folder,
-            "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
-            "bf16": False,
-            "max_steps": 3,
-            "learning_rate": 1e-2,
-            "adam_epsilon": 1e-2,
-            "per_device_train_batch_size": 1,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        }
-        return flags(**values | changes)
-
-    return make
+    values = {
+        "vision_tower": small_tower_folder,
+        "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+        "bf16": False,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-2,
+        "per_device_train_batch_size": 1,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return functools.partial(flags, **values)
 
 
 @needs_deepspeed

@@ -37,23 +37,9 @@ Flags = Callable[..., list[str]]
 
 
 @pytest.fixture()
-def small_run(run_flags: Flags, small_tower_folder: Path, tmp_path: Path) -> Flags:
+def small_run(small_run: Flags) -> Flags:
     """Command line of a zeroth-order run of eight steps in two epochs, one record at a time."""
-    settings: dict[str, Any] = {
-        "vision_tower": small_tower_folder,
-        "trainer_mode": "zo",
-        "gradient_checkpointing": None,
-        "mm_tunable_parts": "mm_language_model",
-        "bf16": None,
-        "max_steps": 8,
-        "per_device_train_batch_size": 1,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_drop_last": False,
-    }
-    return functools.partial(run_flags, **settings)
+    return functools.partial(small_run, max_steps=8, lr_scheduler_type=None, dataloader_drop_last=False)
 
 
 def journal_of(folder: Path) -> Path:

@@ -186,22 +186,12 @@ def test_other_pixels_or_weights_are_another_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["zo", "regular"])
 @pytest.mark.parametrize("parts", ["mm_language_model", "mm_language_model,mm_mlp_adapter"])
 def test_a_run_gives_the_same_weights_with_a_cache(
-    mode: str, parts: str, flags: Callable[..., list[str]], small_tower_folder: Path, tmp_path: Path
+    mode: str, parts: str, small_run: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    quick = {
-        "vision_tower": small_tower_folder,
-        "mm_tunable_parts": parts,
-        "trainer_mode": mode,
-        "bf16": None,
-        "max_steps": 4,
-        "per_device_train_batch_size": 1,
-        "learning_rate": 1e-3,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
+    quick = {"mm_tunable_parts": parts, "trainer_mode": mode, "gradient_checkpointing": False, "max_steps": 4}
     for name in ("without", "filling", "filled"):
         cache = None if name == "without" else tmp_path / "cache"
-        train(argv=flags(**quick, output_dir=tmp_path / name, mm_feature_cache=cache))
+        train(argv=small_run(**quick, output_dir=tmp_path / name, mm_feature_cache=cache))
     without, filling, filled = (weights(tmp_path / name) for name in ("without", "filling", "filled"))
     assert same(filling, filled)
     torch.testing.assert_close(filling, without, rtol=1e-4, atol=1e-5)
@@ -210,19 +200,10 @@ def test_a_run_gives_the_same_weights_with_a_cache(
 
 
 def test_a_tower_that_is_trained_is_never_cached(
-    flags: Callable[..., list[str]], small_tower_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_run: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
-    settings = {"trainer_mode": "zo", "bf16": None, "max_steps": 1, "per_device_train_batch_size": 1}
-    train(
-        argv=flags(
-            **settings,
-            vision_tower=small_tower_folder,
-            mm_tunable_parts=parts,
-            output_dir=tmp_path / "run",
-            mm_feature_cache=tmp_path / "cache",
-            disable_tqdm=True,
-        )
-    )
+    cache = tmp_path / "cache"
+    train(argv=small_run(mm_tunable_parts=parts, max_steps=1, mm_feature_cache=cache, output_dir=tmp_path / "run"))
     assert not (tmp_path / "cache").exists()
     assert "feature_cache" not in report_of(tmp_path / "run")

@@ -61,26 +61,15 @@ class TestSpace:
 
 
 @pytest.fixture
-def given(flags: Callable[..., list[str]], small_tower_folder: Path, golden: Path, tmp_path: Path) -> Any:
+def given(small_run: Callable[..., list[str]], golden: Path, tmp_path: Path) -> Any:
     """Words of a sweep of `space`, with options of its own, and flags of train.py that differ."""
 
     def make(space: str, options: tuple[str, ...] = ("--budget", "1"), **changes: Any) -> list[str]:
-        settings: dict[str, Any] = {
-            "vision_tower": small_tower_folder,
-            "trainer_mode": "zo",
-            "gradient_checkpointing": None,
-            "mm_tunable_parts": "mm_language_model",
-            "bf16": None,
-            "max_steps": 6,
-            "eval_steps": 1,
-            "per_device_train_batch_size": 1,
-            "learning_rate": None,
-            "save_strategy": None,
-            "output_dir": None,
-            "disable_tqdm": True,
-            "eval_data_path": golden / "fullmodel" / "data" / "data.json",
-        }
-        words = flags(**settings | changes)
+        settings = {"max_steps": 6, "eval_steps": 1, "eval_data_path": golden / "fullmodel" / "data" / "data.json"}
+        of_trials = dict.fromkeys(
+            ("learning_rate", "lr_scheduler_type", "logging_steps", "save_strategy", "output_dir")
+        )
+        words = small_run(**settings | of_trials | changes)
         own = ["--space", space, "--output", str(tmp_path / "sweep"), "--metric", "accuracy", *options]
         return [*own, "--", *words]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -53,12 +54,7 @@ REPORT_FIELDS = {
 def quick(flags: Flags, small_tower_folder: Path) -> Flags:
     """Command line of a run of four steps on a model that takes milliseconds."""
 
-    def make(**changes: object) -> list[str]:
-        return flags(
-            **{"vision_tower": small_tower_folder, "mm_tunable_parts": "mm_language_model", **QUICK, **changes}
-        )
-
-    return make
+    return functools.partial(flags, vision_tower=small_tower_folder, mm_tunable_parts="mm_language_model", **QUICK)
 
 
 @pytest.mark.parametrize("mode", ["zo", "regular"])

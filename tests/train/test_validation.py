@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -36,26 +37,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture()
-def quick(flags: Flags, small_tower_folder: Path, golden: Path) -> Flags:
+def quick(small_run: Flags, golden: Path) -> Flags:
     """Command line of six steps, validated at every second one."""
-
-    def make(**changes: Any) -> list[str]:
-        values = {
-            "vision_tower": small_tower_folder,
-            "mm_tunable_parts": "mm_language_model",
-            "bf16": None,
-            "max_steps": 6,
-            "per_device_train_batch_size": 2,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "disable_tqdm": True,
-            "eval_data_path": golden / "fullmodel" / "data" / "data.json",
-            "eval_steps": 2,
-        }
-        return flags(**values | changes)
-
-    return make
+    usual = {"trainer_mode": None, "gradient_checkpointing": False, "save_strategy": None}
+    usual |= {"max_steps": 6, "per_device_train_batch_size": 2}
+    data = golden / "fullmodel" / "data" / "data.json"
+    return functools.partial(small_run, **usual, eval_data_path=data, eval_steps=2)
 
 
 @pytest.fixture()

@@ -31,7 +31,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("changes", [{"trainer_mode": "regular"}, {}, {"zo_batch_growth": "0:1,0.5:2"}], ids=str)
 def test_the_same_line_with_workers_and_without(
-    changes: dict[str, Any], case: str, flags: Flags, small_tower_folder: Path, tmp_path: Path, capfd: Any
+    changes: dict[str, Any], case: str, small_run: Flags, tmp_path: Path, capfd: Any
 ) -> None:
     record, message = BAD[case]
     Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
@@ -39,21 +39,10 @@ def test_the_same_line_with_workers_and_without(
     (tmp_path / "data.json").write_text(json.dumps([*good, record | {"id": "bad"}]))
     said = []
     for workers in (0, 4):
-        settings = {
-            "trainer_mode": "zo",
-            "vision_tower": small_tower_folder,
-            "mm_tunable_parts": "mm_mlp_adapter",
-            "data_path": tmp_path / "data.json",
-            "image_folder": tmp_path,
-            "bf16": None,
-            "per_device_train_batch_size": 1,
-            "max_steps": 8,
-            "train_on_answers_only": True,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "dataloader_num_workers": workers,
-        }
-        argv = flags(**settings | changes, output_dir=tmp_path / f"out{workers}")
+        settings = {"mm_tunable_parts": "mm_mlp_adapter", "max_steps": 8, "dataloader_num_workers": workers}
+        settings |= {"data_path": tmp_path / "data.json", "image_folder": tmp_path, "train_on_answers_only": True}
+        settings |= {"gradient_checkpointing": False, "output_dir": tmp_path / f"out{workers}"}
+        argv = small_run(**settings | changes)
         assert error_of(lambda argv=argv: train(argv=argv)) == str(EXIT_BAD_INPUT)
         said.append(capfd.readouterr().err.split("error: ")[1:])
     assert said[0] == said[1] and len(said[0]) == 1

@@ -56,23 +56,20 @@ def base(run_flags: Flags, small_tower_folder: Path, tmp_path_factory: pytest.Te
 def plain_flags(run_flags: Flags, base: Path) -> Flags:
     """Command line of eight zeroth-order steps in bfloat16 on the whole model."""
 
-    def make(**changes: Any) -> list[str]:
-        values = {
-            "model_name_or_path": base,
-            "vision_tower": None,
-            "trainer_mode": "zo",
-            "per_device_train_batch_size": 2,
-            "disable_tqdm": True,
-            "mm_tunable_parts": "mm_mlp_adapter,mm_language_model",
-            "max_steps": 8,
-            "logging_steps": 3,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "cosine",
-            "weight_decay": 0.1,
-        }
-        return run_flags(**(values | changes))
-
-    return make
+    values = {
+        "model_name_or_path": base,
+        "vision_tower": None,
+        "trainer_mode": "zo",
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+        "mm_tunable_parts": "mm_mlp_adapter,mm_language_model",
+        "max_steps": 8,
+        "logging_steps": 3,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+    }
+    return functools.partial(run_flags, **values)
 
 
 @pytest.fixture()
