@@ -38,10 +38,10 @@ class BesideBars(logging.StreamHandler):
             super().emit(record)
 
 
-def setup_logging(level: int = logging.INFO) -> None:
-    """Send the package's log to stderr: from `level` on rank 0, warnings and worse on the others. Safe to repeat."""
+def setup_logging() -> None:
+    """Send the package's log to stderr, of other ranks than 0 warnings and worse alone. Safe to repeat."""
     package = logging.getLogger("llava")
-    package.setLevel(level if process_rank() == 0 else max(level, logging.WARNING))
+    package.setLevel(logging.INFO if process_rank() == 0 else logging.WARNING)
     if not any(getattr(handler, "_llava", False) for handler in package.handlers):
         handler = BesideBars()
         handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))

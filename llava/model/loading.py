@@ -91,7 +91,7 @@ def load_plain(model_class: type[Any], name_or_path: str, **arguments: Any) -> A
     return model
 
 
-def check_loaded(model: Any, info: dict[str, Any], name: str, projector_needed: bool = True) -> None:
+def check_loaded(model: Any, info: dict[str, Any], name: str, projector_needed: bool) -> None:
     """Deal with what a checkpoint lacks, and with what has no place in the model.
 
     The tower's weights come from its own source when all are missing; learned tokens start at fixed random numbers,
@@ -172,9 +172,9 @@ def _settle_tower(model: Any, missing: set[str]) -> None:
         tower.load_model()
 
 
-def _some(names: set[str], count: int = 5) -> str:
-    shown = ", ".join(sorted(names)[:count])
-    return f"{shown}, ..." if len(names) > count else shown
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown
 
 
 def adapter_file(path: str | Path) -> Path:

@@ -133,11 +133,11 @@ def plot_range_test(found: Mapping[str, Any], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path, title: str = "Accuracy") -> None:
+def plot_accuracy(results: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw the accuracy (a share) of each entry over its step."""
     figure, axes = empty_figure()
     axes.plot([r["step"] for r in results], [100 * r["accuracy"] for r in results], color=COLOURS[0], marker="o")
-    axes.set(xlabel="optimizer step", ylabel="accuracy, %", title=title)
+    axes.set(xlabel="optimizer step", ylabel="accuracy, %", title="Accuracy")
     whole_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
     figure.savefig(path)

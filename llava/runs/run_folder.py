@@ -140,6 +140,14 @@ def check_whole(checkpoint: Path) -> None:
         ) from error
 
 
+def remove_weights(folder: Path) -> None:
+    """Free the space of a run that is over and of its checkpoints; its command, or its journal, gives them again."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
 def _check_state(file: Path, values: dict[str, Any]) -> None:
     with usable(str(file)):
         state = TrainerState.load_from_json(str(file))

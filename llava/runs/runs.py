@@ -238,15 +238,15 @@ def share_of_adamw(group: Group, groups: Sequence[Group]) -> float | None:
     return group.gain / max(gains)
 
 
-def rise_after_minimum(losses: Sequence[float], share: float = 0.1) -> float | None:
+def rise_after_minimum(losses: Sequence[float]) -> float | None:
     """How far the smoothed loss rises above its minimum later on: the largest later mean by the smallest, minus one.
 
-    Smoothed is the mean of the last `share` of all points, of whole windows alone. None with fewer than ten points, or
+    Smoothed is the mean of the last tenth of all points, of whole windows alone. None with fewer than ten points, or
     where the minimum is zero.
     """
-    window = round(share * len(losses))
-    if window < 1 or len(losses) < 10:
+    if len(losses) < 10:
         return None
+    window = round(0.1 * len(losses))
     means = [statistics.mean(losses[k : k + window]) for k in range(len(losses) - window + 1)]
     lowest = min(range(len(means)), key=means.__getitem__)
     return max(means[lowest:]) / means[lowest] - 1 if means[lowest] > 0 else None

@@ -107,10 +107,9 @@ def scaled(points: Sequence[Point]) -> list[Point]:
     return [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
 
 
-def box(centre: Point, radius_x: float, radius_y: float | None = None) -> list[Point]:
-    """Bounding box on the oversampled canvas of an ellipse given in pixels."""
-    radius_y = radius_x if radius_y is None else radius_y
-    return scaled([(centre[0] - radius_x, centre[1] - radius_y), (centre[0] + radius_x, centre[1] + radius_y)])
+def box(centre: Point, radius: float) -> list[Point]:
+    """Bounding box on the oversampled canvas of a circle given in pixels."""
+    return scaled([(centre[0] - radius, centre[1] - radius), (centre[0] + radius, centre[1] + radius)])
 
 
 def regular_polygon(centre: Point, radius: float, sides: int, angle: float) -> list[Point]:
@@ -119,13 +118,13 @@ def regular_polygon(centre: Point, radius: float, sides: int, angle: float) -> l
     return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in corners]
 
 
-def draw_number(image: Image.Image, corner: tuple[int, int], text: str, colour: Colour = BLACK) -> None:
-    """Write digits with the tiny font on a finished picture; `corner` is the upper left pixel."""
+def draw_number(image: Image.Image, corner: tuple[int, int], text: str) -> None:
+    """Write black digits with the tiny font on a finished picture; `corner` is the upper left pixel."""
     for position, digit in enumerate(text):
         for y, row in enumerate(_DIGITS[digit].split()):
             for x, cell in enumerate(row):
                 if cell == "#":
-                    image.putpixel((corner[0] + 4 * position + x, corner[1] + y), colour)
+                    image.putpixel((corner[0] + 4 * position + x, corner[1] + y), BLACK)
 
 
 def grid() -> tuple[np.ndarray, np.ndarray]:

@@ -94,12 +94,10 @@ def prepared(shape: str, device: str = "meta") -> tuple[nn.Module, dict[str, tor
     return model, {**model.geometry.lay_out(batch, 1).tensors(), "images": torch.cat(batch["images"])}
 
 
-def steps_of(
-    model: Any, batch: dict[str, torch.Tensor], device: torch.device, offload: bool = True
-) -> tuple[MeZO, Callable[[int], None]]:
+def steps_of(model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> tuple[MeZO, Callable[[int], None]]:
     """The optimizer, and a function that takes the step of a number."""
     trained = _parameters(model)[1]
-    mezo = MeZO(trained, model, MeZOConfig(), lr=1e-9, offload=device if offload else None)
+    mezo = MeZO(trained, model, MeZOConfig(), lr=1e-9, offload=device)
     there = {name: tensor.to(device) for name, tensor in batch.items()}
 
     def of_opt(number: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_or_check(script: str, default: Path, text_of: Callable[[], str], argv: Sequence[str] | None = None) -> None:
+def write_or_check(script: str, default: Path, text_of: Callable[[], str]) -> None:
     """The command line of such a script.
 
     Args:
@@ -23,7 +23,7 @@ def write_or_check(script: str, default: Path, text_of: Callable[[], str], argv:
     parser = argparse.ArgumentParser(description=f"Write {default.relative_to(ROOT)}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is out of date")
     parser.add_argument("--output", type=Path, default=default, help="the file, if it is another one")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     text = text_of()
     if not options.check:
         options.output.write_text(text, encoding="utf-8")

@@ -9,14 +9,13 @@ test set.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from planned_run import Run, usual_run
 from run_pool import Pool
-from settings import STEPS, Task, chosen_tasks, study_parser
+from settings import STEPS, Task, add_budget, chosen_tasks, deadline_of, from_middle, study_parser
 
 from llava.train.zo.step_batches import Growth
 
@@ -53,8 +52,7 @@ class Candidate:
 
 def searched(candidate: Candidate, task: Task, options: argparse.Namespace) -> dict[str, Run]:
     """By rate, the runs that are judged on the validation set, from the middle outwards."""
-    middle = (len(candidate.rates) - 1) / 2
-    order = sorted(candidate.rates, key=lambda rate: abs(candidate.rates.index(rate) - middle))
+    order = sorted(candidate.rates, key=lambda rate: from_middle(rate, candidate.rates))
     return {rate: run_of(candidate, task, rate, options, split="val") for rate in order}
 
 
@@ -109,7 +107,7 @@ def cases_of(candidates: Mapping[str, Candidate], options: argparse.Namespace) -
 def candidates_parser(description: str | None, candidates: Mapping[str, Candidate]) -> argparse.ArgumentParser:
     """The flags of all experiments, with those of a search among candidates."""
     parser = study_parser(description)
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+    add_budget(parser)
     parser.add_argument("--candidates", nargs="+", choices=candidates, default=list(candidates))
     return parser
 
@@ -118,7 +116,7 @@ def page(
     cases: Sequence[Case], options: argparse.Namespace, name: str, title: str, more: Callable[[Pool], Sequence[str]]
 ) -> str:
     """Search the rates, judge the best of each case, and write OUTPUT/name.md; `more` are lines at its end."""
-    deadline = None if options.budget is None else time.time() + 60 * options.budget
+    deadline = deadline_of(options)
     pool = Pool(options)
     pool.do([run for case in cases for run in case.tried.values()], deadline)
     finals = [run for case in cases for run in case.finals(pool, options)]

@@ -58,15 +58,12 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes alive.
         peak: most of them.
-        at_peak: (operation, shape, bytes) of what is alive at the peak, if `keep`.
     """
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.at_peak: list[tuple[str, tuple[int, ...], int]] = []
-        self._alive: dict[int, tuple[str, tuple[int, ...], int]] = {}
-        self._keep = keep
+        self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operation, or an empty result in its place."""
@@ -74,24 +71,21 @@ class LiveBytes(TorchDispatchMode):
         result = FREE.get(func, func)(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and _pointer(leaf) not in given:
-                self._born(leaf, str(func))
+                self._born(leaf)
         return result
 
-    def _born(self, tensor: torch.Tensor, name: str) -> None:
+    def _born(self, tensor: torch.Tensor) -> None:
         storage, size = tensor.untyped_storage(), tensor.untyped_storage().nbytes()
         key = storage._cdata
         if key in self._alive or size == 0:
             return
-        self._alive[key] = (name, tuple(tensor.shape), size)
+        self._alive[key] = size
         self.now += size
         weakref.finalize(storage, self._dies, key)
-        if self.now > self.peak:
-            self.peak = self.now
-            if self._keep:
-                self.at_peak = sorted(self._alive.values(), key=lambda one: -one[2])
+        self.peak = max(self.peak, self.now)
 
     def _dies(self, key: int) -> None:
-        self.now -= self._alive.pop(key)[2]
+        self.now -= self._alive.pop(key)
 
 
 def _pointer(tensor: torch.Tensor) -> int:

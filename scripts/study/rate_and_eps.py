@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
 
 from pictures import plot_grid
 from planned_run import Run, usual_run
 from run_pool import Pool
-from settings import Task, chosen_tasks, parsed, study_parser
+from settings import Task, add_budget, chosen_tasks, deadline_of, from_middle, parsed, study_parser
 
 from llava.errors import command
 
@@ -39,16 +37,12 @@ def grid(options: argparse.Namespace, task: Task) -> dict[Cell, Run]:
     """The runs of a task, from the middle of the grid outwards."""
     rates, sizes = options.rates, options.eps
     cells = [(rate, eps) for rate in rates for eps in sizes]
-    cells.sort(key=lambda cell: _from_middle(cell[0], rates) + _from_middle(cell[1], sizes))
+    cells.sort(key=lambda cell: from_middle(cell[0], rates) + from_middle(cell[1], sizes))
     runs = {}
     for rate, eps in cells:
         changes = {"learning_rate": rate, "split": "val"} | ({} if eps == NO_EPS else {"zo_eps": eps})
         runs[rate, eps] = usual_run(options, options.method, task, "lm", options.seeds[0], **changes)
     return runs
-
-
-def _from_middle(value: str, values: Sequence[str]) -> float:
-    return abs(values.index(value) - (len(values) - 1) / 2)
 
 
 def accuracies(runs: dict[Cell, Run], pool: Pool) -> dict[Cell, float | None]:
@@ -85,9 +79,7 @@ def stem(options: argparse.Namespace) -> str:
 def main() -> None:
     """Run what is missing and fits the budget, then write the page."""
     parser = study_parser(__doc__)
-    parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all are run"
-    )
+    add_budget(parser)
     parser.add_argument("--method", choices=("mezo", "adamw"), default="mezo")
     parser.add_argument("--rates", nargs="+", metavar="LR", help="default: three or four, by preset and method")
     parser.add_argument("--eps", nargs="+", default=["1e-4", "1e-3", "1e-2"])
@@ -95,12 +87,11 @@ def main() -> None:
     options = parsed(parser)
     options.rates = options.rates or RATES[options.method, options.preset == "demo"]
     options.eps = options.eps if options.method == "mezo" else [NO_EPS]
-    deadline = None if options.budget is None else time.time() + 60 * options.budget
     grids = {task: grid(options, task) for task in chosen_tasks(options)}
     in_turns = [run for rank in zip(*(runs.values() for runs in grids.values()), strict=True) for run in rank]
     pool = Pool(options)
     title = "Learning rate and eps"
-    print(pool.page(in_turns, stem(options), title, deadline, lambda: best_and_maps(grids, pool, options)))
+    print(pool.page(in_turns, stem(options), title, deadline_of(options), lambda: best_and_maps(grids, pool, options)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from llava.errors import EXIT_DIVERGED, InputError
 from llava.runs.report import write
+from llava.runs.run_folder import remove_weights
 
 DIVERGED_FILE = "diverged.json"
 POOL_FILE = "pool.json"
@@ -137,7 +138,7 @@ class Pool:
                 end = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
                 return f"exit code {code}, see {folder / 'log.txt'}: ...{end}", True
             if not self.options.keep_models:
-                _remove_weights(folder)
+                remove_weights(folder)
             minutes = (time.perf_counter() - begin) / 60
             accuracy = self.accuracy(run)
             what = "the loss diverged" if accuracy is None else f"{100 * accuracy:.1f} %"
@@ -217,11 +218,3 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise InputError(f"{file}: cannot be read ({error}); remove its folder to run it again") from error
-
-
-def _remove_weights(folder: Path) -> None:
-    """Free the space of a finished run's weights; what the report needs stays."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for file in folder.glob("*.safetensors"):
-        file.unlink()

@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -46,6 +47,8 @@ DRAWN_RATES = {
 STEPS = {"mezo": 5000, "adamw": 3000}  # of the study
 STUDY_RATE = "1e-6"
 METRIC = "exact"  # of the study, on all of its tasks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,21 @@ def study_parser(description: str | None, tasks: int = 3) -> argparse.ArgumentPa
     )
     parser.set_defaults(number_of_tasks=tasks)
     return parser
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """The flag of experiments that may be stopped between two runs."""
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+
+
+def deadline_of(options: argparse.Namespace) -> float | None:
+    """`time.time()` at the end of `--budget`."""
+    return None if options.budget is None else time.time() + 60 * options.budget
+
+
+def from_middle(value: T, values: Sequence[T]) -> float:
+    """How far from the middle of a list one of its values is; runs start there, where the best one is likeliest."""
+    return abs(values.index(value) - (len(values) - 1) / 2)
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from settings import mean_and_spread, positive
+from settings import add_budget, deadline_of, from_middle, mean_and_spread, positive
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -236,10 +236,8 @@ class Runs:
     def row(self, name: str, seeds: Sequence[int]) -> Row | None:
         """A method at its best rate; None if runs are missing."""
         rates = METHODS[name].rates
-        middle = (len(rates) - 1) / 2
-        tried = {
-            rate: self.accuracy(name, rate, 0) for rate in sorted(rates, key=lambda r: abs(rates.index(r) - middle))
-        }
+        order = sorted(rates, key=lambda rate: from_middle(rate, rates))
+        tried = {rate: self.accuracy(name, rate, 0) for rate in order}
         known = {rate: found["val"] for rate, found in tried.items() if found is not None}
         if len(known) < len(rates):
             return None
@@ -290,10 +288,9 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=16, help="records a step")
     parser.add_argument("--steps", type=positive, default=5000, help="of MeZO")
     parser.add_argument("--adamw_steps", type=positive, default=190, help="three epochs of batch 16")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+    add_budget(parser)
     options = parser.parse_args()
-    deadline = None if options.budget is None else time.time() + 60 * options.budget
-    runs = Runs(Study(options), options.output / "runs", deadline)
+    runs = Runs(Study(options), options.output / "runs", deadline_of(options))
     rows = {name: row for name in options.methods if (row := runs.row(name, options.seeds)) is not None}
     text = "# Rated sentences\n\n" + table(rows)
     (options.output / "snippets.md").write_text(text, encoding="utf-8")

@@ -192,10 +192,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same_tensors(first: Path, second: Path) -> bool:
-    one, two = (
-        {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
-        for folder in (first, second)
-    )
+    one, two = tensors_of(first), tensors_of(second)
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) and one[k].dtype == two[k].dtype for k in one)
 
 

@@ -165,6 +165,19 @@ def small_run(flags: Callable[..., list[str]], small_tower_folder: Path) -> Call
     return functools.partial(flags, **settings)
 
 
+@pytest.fixture()
+def text_run(flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """Command line of a zeroth-order run on six records of text, whose answers are "A 0" and "A 1" in turns."""
+    records = [
+        {"id": k, "conversations": [{"from": "human", "value": f"{k} ?"}, {"from": "gpt", "value": f"A {k % 2}"}]}
+        for k in range(6)
+    ]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    usual = {"trainer_mode": "zo", "mm_tunable_parts": "mm_language_model", "learning_rate": 1e-3, "disable_tqdm": True}
+    return functools.partial(flags, **usual, data_path=data)
+
+
 @pytest.fixture(scope="module")
 def no_picture_of_the_loss() -> Iterator[None]:
     """Drawing it takes longer than a step of the runs in tests."""

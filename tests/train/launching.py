@@ -59,9 +59,9 @@ def codes(ranks: Sequence[Any]) -> list[int]:
     return [rank.exitcode for rank in ranks]
 
 
-def run_ranks(words: Sequence[Sequence[str]], log: Path, env: dict[str, str] | None = None) -> None:
+def run_ranks(words: Sequence[Sequence[str]], log: Path) -> None:
     """Each command line is a rank; all end well."""
-    _end_well(start_ranks(words, log, env), log)
+    _end_well(start_ranks(words, log), log)
 
 
 def run_on_two(words: Sequence[str], log: Path) -> None:

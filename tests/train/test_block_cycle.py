@@ -27,12 +27,12 @@ def network(dtype: torch.dtype = torch.bfloat16) -> Any:
     return Qwen2ForCausalLM(Qwen2Config(**shape, vocab_size=40, num_hidden_layers=LAYERS)).to(dtype)
 
 
-def cycle_of(model: nn.Module, steps: int = STEPS, seed: int = 0) -> BlockCycle:
+def cycle_of(model: nn.Module, seed: int = 0) -> BlockCycle:
     decayed, plain = [], []
     for parameter in model.parameters():
         (decayed if parameter.dim() > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    return BlockCycle(model, groups, lambda groups: torch.optim.AdamW(groups, lr=1e-2), steps, seed)
+    return BlockCycle(model, groups, lambda groups: torch.optim.AdamW(groups, lr=1e-2), STEPS, seed)
 
 
 def backward(model: Any, step: int) -> None:

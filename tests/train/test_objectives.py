@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,8 @@ def too_few(predictions: Sequence[str], references: Sequence[str], records: Sequ
 
 
 @pytest.fixture()
-def flags(run_flags: Flags, tmp_path: Path) -> Flags:
-    def flags(**changes: Any) -> list[str]:
-        records = [
-            {"id": k, "conversations": [{"from": "human", "value": f"{k} ?"}, {"from": "gpt", "value": f"A {k % 2}"}]}
-            for k in range(6)
-        ]
-        (tmp_path / "data.json").write_text(json.dumps(records))
-        usual = {"trainer_mode": "zo", "max_steps": 3, "disable_tqdm": True, "output_dir": tmp_path / "out"}
-        usual |= {"data_path": tmp_path / "data.json", "learning_rate": 1e-3, "mm_tunable_parts": "mm_language_model"}
-        return run_flags(**(usual | {"per_device_train_batch_size": 2, "zo_eps": 0.05} | changes))
-
-    return flags
+def flags(text_run: Flags) -> Flags:
+    return functools.partial(text_run, max_steps=3, per_device_train_batch_size=2, zo_eps=0.05)
 
 
 def test_scores() -> None:

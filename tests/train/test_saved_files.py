@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_runs import same, weights
 
 from llava import ask
 from llava.errors import InputError
@@ -29,6 +30,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "projector": {"mm_tunable_parts": "mm_mlp_adapter"},
     "scales": {"bits": 4, "zo_quantized_scales": True},
     "lora": {"adapter": "lora", "lora_r": 4, "save_strategy": "steps", "save_steps": 1},
+    "dora": {"adapter": "dora", "lora_r": 4},
+    "ln": {"adapter": "ln"},
+    "milora": {"adapter": "milora", "lora_r": 4},
     "mora": {"adapter": "mora", "lora_r": 4, **LANGUAGE_MODEL},
     "houlsby": {"adapter": "houlsby", "lora_r": 4, **LANGUAGE_MODEL},
     "prefix": {"adapter": "prefix", "adapter_tokens": 4, **LANGUAGE_MODEL},
@@ -43,29 +47,20 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def run(kind: str, root: Path) -> Path:
+@pytest.fixture
+def run(tiny_run: Callable[..., list[str]], tmp_path: Path) -> Callable[[str], Path]:
     """The folder of a run of two steps, with six records."""
-    (root / "six.json").write_text(json.dumps(json.loads((DATA / "val.json").read_text())[:6]))
-    if kind == "scales":
-        pytest.importorskip("bitsandbytes")
-    flags = {
-        "model_name_or_path": TINY,
-        "data_path": root / "six.json",
-        "image_folder": DATA,
-        "output_dir": root / f"llava-{kind}",
-        "trainer_mode": "zo",
-        "mm_tunable_parts": "mm_mlp_adapter,mm_language_model",
-        "attn_implementation": "sdpa",
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3,
-        "save_strategy": "no",
-        "bf16": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    train(argv=[f"--{name}={value}" for name, value in (flags | KINDS[kind]).items()])
-    return root / f"llava-{kind}"
+
+    def run_of(kind: str) -> Path:
+        (tmp_path / "six.json").write_text(json.dumps(json.loads((DATA / "val.json").read_text())[:6]))
+        if kind == "scales":
+            pytest.importorskip("bitsandbytes")
+        usual = {"mm_tunable_parts": "mm_mlp_adapter,mm_language_model", "attn_implementation": "sdpa", "max_steps": 2}
+        usual |= {"data_path": tmp_path / "six.json", "trainer_mode": "zo", "save_strategy": "no"}
+        train(argv=tiny_run(f"llava-{kind}", **usual | KINDS[kind]))
+        return tmp_path / f"llava-{kind}"
+
+    return run_of
 
 
 def check_modes(umask: int, *folders: Path) -> None:
@@ -74,14 +69,16 @@ def check_modes(umask: int, *folders: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_replay_has_the_files_of_the_run(kind: str, tmp_path: Path) -> None:
-    folder, again = run(kind, tmp_path), tmp_path / "again"
+def test_a_replay_has_the_files_of_the_run(kind: str, run: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, again = run(kind), tmp_path / "again"
     words = ["--model-path", str(TINY), "--journal", str(folder / "mezo_journal"), "--output-dir", str(again)]
     assert replay(words) == 0
     both = {path.name for path in again.iterdir()} & {path.name for path in folder.iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= both
     assert kind == "projector" or {path.name for path in folder.glob("*.safetensors")} <= both
     assert [name for name in both if (again / name).read_bytes() != (folder / name).read_bytes()] == []
+    trained, replayed = weights(folder), weights(again)
+    assert same(trained, {name: replayed[name] for name in trained})
     assert json.loads((folder / "config.json").read_text())["use_cache"] is True
     card = (folder / CARD_FILE).read_text()
     assert is_ours(card) and str(tmp_path) not in card and str(TINY.parent) not in card
@@ -89,8 +86,8 @@ def test_a_replay_has_the_files_of_the_run(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_files_follow_the_umask(kind: str, umask: int, tmp_path: Path) -> None:
-    folder = run(kind, tmp_path)
+def test_files_follow_the_umask(kind: str, umask: int, run: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = run(kind)
     words = ["--model-path", str(TINY), "--journal", str(folder / "mezo_journal"), "--output-dir"]
     assert replay([*words, str(tmp_path / "again")]) == 0
     written = [folder, tmp_path / "again"]
@@ -110,8 +107,10 @@ def test_files_follow_the_umask(kind: str, umask: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt", "houlsby", "mora"])
-def test_every_command_takes_an_adapter(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(kind, tmp_path)
+def test_every_command_takes_an_adapter(
+    kind: str, run: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(kind)
     model = ["--model-path", str(folder), "--model-base", str(TINY)]
     picture = str(next((DATA / "images").iterdir()))
     capsys.readouterr()

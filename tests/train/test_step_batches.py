@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,8 @@ def make(flags: list[str]) -> MeZOTrainer:
 
 
 @pytest.fixture()
-def flags(run_flags: Flags, tmp_path: Path) -> Flags:
-    records = [
-        {"conversations": [{"from": "human", "value": f"{k} ?"}, {"from": "gpt", "value": "A"}]} for k in range(7)
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(records))
-
-    def flags(**changes: Any) -> list[str]:
-        usual = {"trainer_mode": "zo", "max_steps": 4, "disable_tqdm": True, "output_dir": tmp_path / "out"}
-        usual |= {"data_path": tmp_path / "data.json", "learning_rate": 1e-3, "mm_tunable_parts": "mm_language_model"}
-        return run_flags(**(usual | changes))
-
-    return flags
+def flags(text_run: Flags) -> Flags:
+    return functools.partial(text_run, max_steps=4)
 
 
 @pytest.mark.parametrize(

@@ -115,31 +115,15 @@ def length(predictions: Sequence[str], references: Sequence[str], records: Seque
 
 
 @pytest.mark.parametrize("mode", ["zo", "regular"])
-def test_answers_are_those_of_the_evaluation(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_those_of_the_evaluation(mode: str, tiny_run: Flags, tmp_path: Path) -> None:
     records = json.loads((SCAN / "val.json").read_text())[:5]
     (tmp_path / "val.json").write_text(json.dumps(records))
-    flags = {
-        "model_name_or_path": TINY,
-        "data_path": SCAN / "train.json",
-        "image_folder": SCAN,
-        "trainer_mode": mode,
-        "mm_tunable_parts": "mm_language_model",
-        "version": "qwen_1_5",
-        "train_on_answers_only": True,
-        "model_max_length": 512,
-        "attn_implementation": "sdpa",
-        "gradient_checkpointing": False,
-        "bf16": mode == "regular",
-        "max_steps": 1,
-        "per_device_train_batch_size": 1,
-        "learning_rate": 1e-4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "eval_data_path": tmp_path / "val.json",
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    train(argv=[*words, "--eval_metric", "exact", "--output_dir", str(tmp_path / "out")])
+    usual = {"trainer_mode": mode, "mm_tunable_parts": "mm_language_model", "version": "qwen_1_5", "max_steps": 1}
+    usual |= {"train_on_answers_only": True, "model_max_length": 512, "attn_implementation": "sdpa"}
+    usual |= {"gradient_checkpointing": False, "bf16": mode == "regular", "learning_rate": 1e-4, "save_strategy": "no"}
+    train(
+        argv=tiny_run(**usual, data_path=SCAN / "train.json", eval_data_path=tmp_path / "val.json", eval_metric="exact")
+    )
     [(_, value)] = points(tmp_path / "out")
     words = ["--model-path", str(tmp_path / "out"), "--data", str(tmp_path / "val.json"), "--image-folder", str(SCAN)]
     accuracy.main([*words, "--output", str(tmp_path / "answers.jsonl")])

@@ -28,7 +28,7 @@ def trained(request: Any, tmp_path_factory: Any) -> tuple[Any, Any]:
     return model.eval(), load(folder, str(TINY))
 
 
-def by_hand(model: Any, embeds: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def by_hand(model: Any, embeds: torch.Tensor) -> torch.Tensor:
     """Logits [rows, length, words] of the base with the tokens in front, of its own parts alone; no padding."""
     base, own = model.get_base_model(), model.prompt_encoder.default.embedding.weight
     rows = len(embeds)

@@ -243,35 +243,6 @@ def test_replay_writes_the_checkpoint_of_any_step(storage: str, flags: Flags, ba
         equal_files(tmp_path / "all" / f"step-{step}", tmp_path / "out" / f"checkpoint-{step}")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mm_tunable_parts": "mm_mlp_adapter"},
-        {"lora_enable": True, "lora_r": 4},
-        {"adapter": "dora", "lora_r": 4},
-        {"adapter": "ln"},
-        {"adapter": "milora", "lora_r": 4},
-        {"adapter": "prefix", "adapter_tokens": 4},
-        {"adapter": "houlsby", "lora_r": 4},
-        {"adapter": "mora", "lora_r": 4, "mm_tunable_parts": "mm_language_model"},
-    ],
-    ids=str,
-)
-def test_replay_of_parts_of_a_model(changes: dict[str, Any], flags: Flags, base: Path, tmp_path: Path) -> None:
-    train(argv=flags(**changes))
-    found = replayed(base, tmp_path / "out", tmp_path / "last")
-    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    written = sorted(path.name for path in (tmp_path / "last").glob("*.safetensors"))
-    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= equal_files(
-        tmp_path / "last", tmp_path / "out"
-    )
-    if changes != {"mm_tunable_parts": "mm_mlp_adapter"}:
-        assert written == files
-    else:
-        expected = load_file(tmp_path / "out" / "mm_projector.safetensors")
-        assert same({name: found[name] for name in expected}, expected)
-
-
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "pissa", "milora", "mora", "prefix", "prompt", "houlsby"])
 def test_an_adapter_run_goes_on_from_its_journal(adapter: str, flags: Flags, killed: Any, tmp_path: Path) -> None:
     changes = {"adapter": adapter, "lora_r": 4, "adapter_tokens": 4 if adapter in ("prefix", "prompt") else None}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import EXIT_DIVERGED, InputError
+from llava.runs.run_folder import remove_weights
 from llava.train.flags.parsing import parse_arguments
 from llava.train.sweep import trial as trials
 from llava.train.sweep.search import DIVERGED, NEVER_BEGUN, Search
@@ -117,7 +118,7 @@ class Runner:
             said = trials.end_of_log(run.folder)
             self._failed(trial, run.folder, f"failed: exit code {code}, see {run.folder / trials.LOG_FILE}: ...{said}")
         if not self.keep_models:
-            trials.remove_weights(run.folder)
+            remove_weights(run.folder)
 
     def _finished(self, trial: Any, folder: Path, points: dict[int, float | None]) -> None:
         value = self.sweep.value(points)

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -128,14 +127,6 @@ def note_outcome(folder: Path, outcome: str, value: float | None) -> None:
 def end_of_log(folder: Path) -> str:
     """The last lines of a trial's log."""
     return (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:].strip()
-
-
-def remove_weights(folder: Path) -> None:
-    """Free the space of a trial that is over; its command, or its journal, gives them again."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
 
 
 def command_line(words: Sequence[str]) -> str:
