@@ -13,6 +13,7 @@ import numpy as np
 import plain_algorithms
 import pytest
 import torch
+from named_weights import same, weights_of
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
@@ -62,10 +63,6 @@ def make_model() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 3)).to(torch.bfloat16)
 
 
-def trained(model: nn.Module) -> Weights:
-    return {name: p.detach().clone() for name, p in sorted(model.named_parameters())}
-
-
 def loss_of(model: nn.Module, step: int, example: int | None = None) -> torch.Tensor:
     if step == BAD:
         return torch.tensor(float("nan"))
@@ -85,12 +82,8 @@ def run(optimizer: MeZO, model: nn.Module, steps: range) -> list[Weights]:
         for example in examples:
             optimizer.accumulate(step, lambda step=step, example=example: loss_of(model, step, example))
         optimizer.step()
-        found.append(trained(model))
+        found.append(weights_of(model))
     return found
-
-
-def same(one: Weights, other: Weights) -> bool:
-    return all(torch.equal(one[name].view(torch.int16), other[name].view(torch.int16)) for name in one)
 
 
 def test_there_are_many_combinations() -> None:
@@ -105,7 +98,7 @@ def test_it_equals_plain_code(config: MeZOConfig) -> None:
     estimate = getattr(plain_algorithms, "adamu_estimate" if config.rule == "adamu" else config.estimator)
     model, twin = make_model(), make_model()
     optimizer = make_optimizer(model, config)
-    weights: Weights = trained(model)
+    weights: Weights = weights_of(model)
     past: list[plain_algorithms.Past] = []
     for step in range(STEPS):
 
@@ -133,11 +126,11 @@ def test_a_clip_decides_and_a_journal_without_one_reads_as_before(tmp_path: Path
     for clip in (0.0, 0.02):
         model = make_model()
         optimizer = make_optimizer(model, MeZOConfig(**COMMON, clip=clip))
-        header = optimizer.journal_header("base", fingerprint(trained(model)))
-        before = trained(model)
+        header = optimizer.journal_header("base", fingerprint(weights_of(model)))
+        before = weights_of(model)
         run(optimizer, model, range(1))
         assert optimizer.last is not None and abs(optimizer.last.terms[0].projected_grad) > 0.02
-        grads.append(float((trained(model)["0.weight"] - before["0.weight"]).float().norm()))
+        grads.append(float((weights_of(model)["0.weight"] - before["0.weight"]).float().norm()))
         headers.append(header.to_bytes())
         assert parse_header(header.to_bytes()) == header
     assert grads[1] < 0.7 * grads[0]
@@ -190,10 +183,10 @@ def moved(weights: Weights, factors: list[tuple[int, float]], config: MeZOConfig
 @each_config
 def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZOConfig, tmp_path: Path) -> None:
     model = make_model()
-    base = fingerprint(trained(model))
+    base = fingerprint(weights_of(model))
     optimizer = make_optimizer(model, config)
     optimizer.journal = Journal.open(tmp_path, optimizer.journal_header("", base))
-    states, saved = [trained(model)], {}
+    states, saved = [weights_of(model)], {}
     with closing(optimizer.journal):
         for step in range(STEPS):
             states += run(optimizer, model, range(step, step + 1))
@@ -211,12 +204,12 @@ def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZ
     restarted.journal = Journal.open(tmp_path, restarted.journal_header("", base))
     with closing(restarted.journal):
         restarted.catch_up(0, STEPS)
-        assert same(trained(again), states[-1])
+        assert same(weights_of(again), states[-1])
         (further,) = run(restarted, again, range(STEPS, STEPS + 1))
     (expected,) = run(continued, resumed, range(STEPS, STEPS + 1))
     assert same(further, expected)
 
-    replay = Replay(Journal.read(tmp_path), trained(make_model()).__getitem__)
+    replay = Replay(Journal.read(tmp_path), weights_of(make_model()).__getitem__)
     for stop in (0, 3, BAD + 1, 7, STEPS):
         replay.advance(stop)
         assert same({name: replay.weight(name) for name in replay.names}, states[stop]), stop
@@ -285,14 +278,14 @@ def test_normalized_steps_do_not_follow_the_size_of_the_loss() -> None:
         for step in range(5):
             optimizer.accumulate(step, lambda: size * (model(X) - Y).square().mean())  # noqa: B023
             optimizer.step()
-        finals.append(trained(model))
+        finals.append(weights_of(model))
     for name in finals[0]:
         assert torch.allclose(finals[0][name], finals[1][name], atol=1e-6)
 
 
 def test_a_journal_whose_update_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = make_model()
-    base = trained(model)
+    base = weights_of(model)
     optimizer = make_optimizer(model, CONFIGS[0])
     optimizer.journal = Journal.open(tmp_path, optimizer.journal_header("", fingerprint(base)))
     with closing(optimizer.journal):

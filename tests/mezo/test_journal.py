@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from named_weights import same, weights_of
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig, no_decay_names
@@ -59,10 +60,6 @@ def make_optimizer(model: nn.Module, storage: str = "native", kernel: str = "aut
     return MeZO(groups, model, MeZOConfig(eps=1e-3, seed=5, storage=storage, kernel=kernel, **options))
 
 
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in sorted(model.named_parameters())}
-
-
 def loss_of(model: nn.Module, step: int) -> torch.Tensor:
     if step % 7 == 5:
         return torch.tensor(float("nan"))  # such a step is recorded and not applied
@@ -85,7 +82,7 @@ def run(
     """A run that goes on from its journal, up to `steps`; the learning rate falls."""
     model = make_model(dtype)
     model.load_state_dict(start if start is not None else model.state_dict())
-    base = fingerprint(trained(model))
+    base = fingerprint(weights_of(model))
     optimizer = make_optimizer(model, storage, **options)
     optimizer.journal = Journal.open(folder, optimizer.journal_header("base", base), parent, first)
     done = len(optimizer.journal.records)
@@ -104,14 +101,7 @@ def run(
 
 def weights(optimizer: MeZO, model: nn.Module) -> dict[str, torch.Tensor]:
     with optimizer.exported():
-        return trained(model)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name].contiguous().view(torch.uint8), other[name].contiguous().view(torch.uint8))
-        for name in one
-    )
+        return weights_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +260,7 @@ class TestRefused:
     def test_a_base_model_with_other_weights(self, ten: Path, tmp_path: Path) -> None:
         with pytest.raises(JournalError, match="fingerprint"):
             Journal.open(damaged(ten, tmp_path), replace(Journal.read(ten).header, fingerprint="0" * 64))
-        start = trained(make_model())
+        start = weights_of(make_model())
         start["0.bias"][0] += 1
         with pytest.raises(JournalError, match="fingerprint"):
             Replay(Journal.read(ten), start.__getitem__)
@@ -336,7 +326,7 @@ class TestRefused:
         model = make_model()
         groups = [{"params": [p], "lr": 1e-2} for p in model.parameters()]
         optimizer = MeZO(groups, model)
-        optimizer.journal = Journal.open(tmp_path / "j", optimizer.journal_header("", fingerprint(trained(model))))
+        optimizer.journal = Journal.open(tmp_path / "j", optimizer.journal_header("", fingerprint(weights_of(model))))
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         optimizer.param_groups[2]["lr"] = 1.0
@@ -507,7 +497,7 @@ class TestReplay:
     def test_gives_the_weights_of_every_step(
         self, dtype: torch.dtype, storage: str, kernel: str, tmp_path: Path
     ) -> None:
-        seen = {0: trained(make_model(dtype))}
+        seen = {0: weights_of(make_model(dtype))}
         run(
             tmp_path / "j",
             12,
@@ -517,7 +507,7 @@ class TestReplay:
             num_directions=2,
         )
         for stops in ([0, 1, 2, 5, 6, 12], [12], [7]):
-            start = trained(make_model(dtype))
+            start = weights_of(make_model(dtype))
             replay = Replay(Journal.read(tmp_path / "j"), start.__getitem__, kernel)
             for stop in stops:
                 replay.advance(stop)
@@ -537,7 +527,7 @@ class TestReplay:
         assert torch.equal(replay.weight("weight"), optimizer.storages[model.weight].exported())
 
     def test_steps_that_are_not_there(self, ten: Path) -> None:
-        replay = Replay(Journal.read(ten), trained(make_model()).__getitem__)
+        replay = Replay(Journal.read(ten), weights_of(make_model()).__getitem__)
         replay.advance(5)
         for step in (4, 11):
             with pytest.raises(ValueError, match=f"step {step} is asked for"):
@@ -554,7 +544,7 @@ class TestReplay:
         shutil.rmtree(tmp_path / "b")
         journal = Journal.read(tmp_path / "c")
         assert [len(one.records) for one in journal.chain()] == [6, 8, 5]
-        replay = Replay(journal, trained(make_model(torch.bfloat16)).__getitem__)
+        replay = Replay(journal, weights_of(make_model(torch.bfloat16)).__getitem__)
         replay.advance(5)
         assert same({name: replay.weight(name) for name in sorted(replay.names)}, third)
 
@@ -566,7 +556,7 @@ class TestReplay:
 
 
 def _at(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    replay = Replay(Journal.read(folder), trained(make_model()).__getitem__)
+    replay = Replay(Journal.read(folder), weights_of(make_model()).__getitem__)
     replay.advance(step)
     return {name: replay.weight(name) for name in replay.names}
 

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from fake_cuda import fake_cuda, move, on_fake_cuda
+from named_weights import same, weights_of
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -88,14 +89,6 @@ def train(optimizer: MeZO, model: nn.Module, steps: range) -> list[float]:
     return losses
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "fixed16": {"storage": "fixed16"},
@@ -120,10 +113,10 @@ def test_bits_are_those_of_a_run_without(settings: str, frozen: tuple[str, ...])
         optimizer.param_groups[0]["weight_decay"] = decay
         losses = train(optimizer, model, range(5))
         optimizer.release()
-        results.append((losses, weights(model)))
+        results.append((losses, weights_of(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
-    assert not same(results[0][1], weights(built(frozen=frozen, tied=not frozen)))
+    assert not same(results[0][1], weights_of(built(frozen=frozen, tied=not frozen)))
 
 
 def test_without_greenlet_forwards_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +126,7 @@ def test_without_greenlet_forwards_run_one_after_the_other(monkeypatch: pytest.M
     optimizer = optimizer_of(model, True)
     assert train(optimizer, model, range(3)) == losses
     optimizer.flush()
-    assert same(weights(model), weights(twin))
+    assert same(weights_of(model), weights_of(twin))
 
 
 def crossing(optimizer: MeZO, model: nn.Module) -> tuple[int, int]:
@@ -214,7 +207,7 @@ def test_what_came_up_before_the_host_changed_it_comes_again() -> None:
     for step in range(4):
         assert train(optimizer, model, range(step, step + 1)) == train(plain, twin, range(step, step + 1))
         with optimizer.exported():
-            assert same(weights(model), weights(twin))
+            assert same(weights_of(model), weights_of(twin))
 
 
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
@@ -231,7 +224,7 @@ def test_a_run_goes_on_and_is_replayed(storage: str, tmp_path: Path) -> None:
     train(optimizer, model, range(4))
     state = copy.deepcopy(optimizer.state_dict())
     with optimizer.exported():
-        saved = weights(model)
+        saved = weights_of(model)
     optimizer.journal.close()
 
     resumed = built()
@@ -241,7 +234,7 @@ def test_a_run_goes_on_and_is_replayed(storage: str, tmp_path: Path) -> None:
     second.load_state_dict(state)
     train(second, resumed, range(4, 6))
     second.release()
-    assert same(weights(resumed), weights(whole))
+    assert same(weights_of(resumed), weights_of(whole))
 
     again = built()
     third = optimizer_of(again, True, storage=storage)
@@ -250,11 +243,11 @@ def test_a_run_goes_on_and_is_replayed(storage: str, tmp_path: Path) -> None:
     train(third, again, range(4, 6))
     third.release()
     third.journal.close()
-    assert same(weights(again), weights(whole))
+    assert same(weights_of(again), weights_of(whole))
     start = dict(built().named_parameters())
     replay = Replay(Journal.read(tmp_path), lambda name: start[name].detach().clone())
     replay.advance(6)
-    assert all(torch.equal(replay.weight(name), value) for name, value in weights(whole).items())
+    assert all(torch.equal(replay.weight(name), value) for name, value in weights_of(whole).items())
 
 
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
@@ -263,7 +256,7 @@ def test_an_earlier_state_is_taken_up_again(storage: str) -> None:
     optimizer = optimizer_of(model, True, storage=storage)
     train(optimizer, model, range(2))
     state = copy.deepcopy(optimizer.state_dict())
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = weights_of(model)
     expected = train(optimizer, model, range(2, 5))
     optimizer.load_state_dict(state)
     if storage == "native":
@@ -282,7 +275,7 @@ def test_weights_that_no_forward_reads_are_updated_all_the_same(monkeypatch: pyt
     optimizer, plain = optimizer_of(model, True), optimizer_of(twin, False)
     assert train(optimizer, model, range(5)) == train(plain, twin, range(5))
     optimizer.flush()
-    assert same(weights(model), weights(twin))
+    assert same(weights_of(model), weights_of(twin))
 
 
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
@@ -310,7 +303,7 @@ def test_slices_of_a_head_may_change_from_batch_to_batch(monkeypatch: pytest.Mon
             monkeypatch.setattr("llava.mezo.head.chunk_rows", lambda head, positions, rows=rows: rows)
             losses += train(optimizer, model, range(step, step + 1))
         optimizer.release()
-        results.append((losses, weights(model)))
+        results.append((losses, weights_of(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
 
@@ -331,7 +324,7 @@ def test_a_forward_that_fails_leaves_everything_as_it_was() -> None:
     assert not optimizer.weights.slots.in_use()  # type: ignore[attr-defined]
     assert train(optimizer, model, range(2, 4)) == train(plain, twin, range(2, 4))
     optimizer.flush()
-    assert same(weights(model), weights(twin))
+    assert same(weights_of(model), weights_of(twin))
 
 
 def test_weights_of_a_layer_that_does_not_run() -> None:
@@ -349,7 +342,7 @@ def test_weights_of_a_layer_that_does_not_run() -> None:
         optimizer = optimizer_of(model, offloaded)
         losses = train(optimizer, model, range(3))
         optimizer.release()
-        results.append((losses, weights(model)))
+        results.append((losses, weights_of(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
 
@@ -393,7 +386,7 @@ def test_nothing_is_computed_on_the_host_that_belongs_to_the_device(frozen: tupl
         assert {p.device.type for p in model.parameters()} == {"cpu"}
     found = {name: p.value for name, p in model.named_parameters()}  # type: ignore[attr-defined]
     assert losses == expected
-    assert same(found, weights(twin))
+    assert same(found, weights_of(twin))
 
 
 def test_weights_start_on_the_host() -> None:

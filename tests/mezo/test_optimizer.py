@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from named_weights import same, weights_of
 from torch import nn
 from torch.nn import functional
 
@@ -16,7 +17,6 @@ from llava.mezo.noise import direction_seed, direction_values
 from llava.mezo.reference import mezo_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SIGNED = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class Tiny(nn.Module):
@@ -64,14 +64,6 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[di
     ]
 
 
-def bits(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: t.detach().view(SIGNED[t.dtype]).clone() for name, t in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def train(
     model: nn.Module,
     steps: range,
@@ -89,17 +81,17 @@ def train(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frozen_weights_do_not_drift(dtype: torch.dtype) -> None:
     model = make_model(dtype)
-    before = bits(model)
+    before = weights_of(model)
     optimizer = train(model, range(50), lr=0.0)
     assert optimizer.last is not None and optimizer.last.applied and optimizer.last.projected_grad != 0
-    assert same(before, bits(model))
+    assert same(before, weights_of(model))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_exception_in_a_forward_leaves_the_model_as_it_was(dtype: torch.dtype) -> None:
     model = make_model(dtype).train()
     model.block[1].eval()
-    before, flags = bits(model), [m.training for m in model.modules()]
+    before, flags = weights_of(model), [m.training for m in model.modules()]
     tables = [m._parameters for m in model.modules()]
     optimizer = MeZO(groups_of(model, 1e-3), model)
 
@@ -110,11 +102,11 @@ def test_an_exception_in_a_forward_leaves_the_model_as_it_was(dtype: torch.dtype
     with pytest.raises(KeyError, match="in the middle"):
         optimizer.accumulate(0, lambda: loss_of(model))
     handle.remove()
-    assert same(before, bits(model)) and flags == [m.training for m in model.modules()]
+    assert same(before, weights_of(model)) and flags == [m.training for m in model.modules()]
     assert all(now is then for now, then in zip([m._parameters for m in model.modules()], tables, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     optimizer.accumulate(0, lambda: loss_of(model))
-    assert same(before, bits(model))
+    assert same(before, weights_of(model))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,7 +201,7 @@ def test_seed_zero_is_a_seed_and_the_global_generator_plays_no_part() -> None:
         optimizer = train(model, range(3), config=MeZOConfig(seed=seed))
         assert torch.equal(state, torch.get_rng_state())
         assert optimizer.last is not None and optimizer.last.terms[0].seed == direction_seed(seed, 2, 0)
-        finals.append(bits(model))
+        finals.append(weights_of(model))
     assert same(finals[0], finals[1]) and not same(finals[0], finals[2])
 
 
@@ -227,7 +219,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same_run(dtype: torch.dtype) 
     for step in range(3, 6):
         continued.accumulate(step, lambda: loss_of(resumed))
         continued.step()
-    assert same(bits(whole), bits(resumed))
+    assert same(weights_of(whole), weights_of(resumed))
 
 
 def test_accumulated_batches_equal_one_batch() -> None:
@@ -249,27 +241,27 @@ def test_accumulated_batches_equal_one_batch() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_loss_is_not_applied_and_counted(bad: float) -> None:
     model = make_model()
-    before = bits(model)
+    before = weights_of(model)
     optimizer = MeZO(groups_of(model, 1e-2, weight_decay=0.1), model)
     for count in (1, 2):
         optimizer.accumulate(count, lambda: loss_of(model))
         optimizer.accumulate(count, lambda: bad)
         optimizer.step()
         assert optimizer.bad_steps == count and optimizer.last is not None and not optimizer.last.applied
-    assert same(before, bits(model))
+    assert same(before, weights_of(model))
     optimizer.accumulate(3, lambda: loss_of(model))
     optimizer.step()
-    assert optimizer.bad_steps == 0 and optimizer.last.applied and not same(before, bits(model))
+    assert optimizer.bad_steps == 0 and optimizer.last.applied and not same(before, weights_of(model))
 
 
 def test_a_coefficient_beyond_float32_is_not_applied() -> None:
     model = make_model()
-    before = bits(model)
+    before = weights_of(model)
     optimizer = MeZO(groups_of(model, 1e30), model)
     values = iter([1e30, -1e30])
     optimizer.accumulate(0, lambda: next(values))
     optimizer.step()
-    assert optimizer.last is not None and not optimizer.last.applied and same(before, bits(model))
+    assert optimizer.last is not None and not optimizer.last.applied and same(before, weights_of(model))
 
 
 def test_learning_rates_and_decay_are_per_group() -> None:
