@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llava.mezo import trained
-from llava.mezo.kernels.interface import Aim, Part, Piece, Weight, laid_out
+from llava.mezo.kernels.interface import Aim, Kernel, Part, Piece, Weight, laid_out
 from llava.mezo.offloading import weights as offload
 from llava.mezo.scratch import ScratchPool
 from llava.mezo.tables import PerturbedTable, Source
@@ -67,7 +67,7 @@ def fake_card() -> Iterator[Memory]:
             stack.enter_context(mock.patch.object(torch.Tensor, name, method))
         stack.enter_context(mock.patch("torch.nn.functional.scaled_dot_product_attention", _attention))
         for module in (offload, trained):
-            stack.enter_context(mock.patch.object(module, "kernel_for", lambda *given: _NoKernel()))
+            stack.enter_context(mock.patch.object(module, "kernel_for", lambda *given: Kernel("none", _NoTable)))
         stack.enter_context(mock.patch("torch.cuda.is_available", lambda: False))
         stack.enter_context(mock.patch("torch.cuda._lazy_init"))
         stack.enter_context(mock.patch.object(ScratchPool, "empty", _empty))
@@ -137,17 +137,10 @@ class Table:
         return function(*whole, **(kwargs or {}))
 
 
-class _NoKernel:
-    """Computes nothing."""
-
-    name = "none"
-
-    def table(self, weights: Sequence[Weight], noise: str) -> _NoTable:
-        return _NoTable(weights)
-
-
 class _NoTable:
-    def __init__(self, weights: Sequence[Weight]) -> None:
+    """Kernels that compute nothing."""
+
+    def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = weights
 
     def part(self, pieces: Sequence[Piece]) -> Part:

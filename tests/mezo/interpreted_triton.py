@@ -10,12 +10,13 @@ import sys
 import torch
 
 from llava.mezo.kernels.agreement import disagreements
-from llava.mezo.kernels.triton_cuda import TritonKernel
+from llava.mezo.kernels.interface import Kernel
+from llava.mezo.kernels.triton_cuda import TritonTable
 
 CASES = 10
 
 if __name__ == "__main__":
-    wrong = list(disagreements(TritonKernel(), torch.device("cpu"), range(CASES), small=True))
+    wrong = list(disagreements(Kernel("triton", TritonTable), torch.device("cpu"), range(CASES), small=True))
     sys.stdout.writelines(line + "\n" for line in wrong)
     sys.stdout.write(f"{CASES} cases\n")
     sys.exit(len(wrong) > 0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from llava.mezo.kernels.interface import SUPPORTED_DTYPES, Aim, Grid, Kernel, Piece, Weight
-from llava.mezo.kernels.numpy_reference import NumpyKernel
+from llava.mezo.kernels.numpy_reference import NumpyTable
 from llava.mezo.noise import TILE
 from llava.mezo.updates import Update, as_float32
 
@@ -128,7 +128,7 @@ def disagreements(kernel: Kernel, device: torch.device, numbers: Iterable[int], 
     """A line for each result of these cases that is not the reference's."""
     for number in numbers:
         case = random_case(number, small)
-        expected = results(NumpyKernel(), case, torch.device("cpu"))
+        expected = results(Kernel("reference", NumpyTable), case, torch.device("cpu"))
         for (name, want), (_, got) in zip(expected, results(kernel, case, device), strict=True):
             if not same_bits(got, want):
                 yield f"case {number}, {case.noise}, {want.dtype}: {name}"

@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def _load_reference() -> Kernel:
-    from llava.mezo.kernels.numpy_reference import NumpyKernel
+    from llava.mezo.kernels.numpy_reference import NumpyTable
 
-    return NumpyKernel()
+    return Kernel("reference", NumpyTable)
 
 
 def _load_torch() -> Kernel:
-    from llava.mezo.kernels.torch_any import TorchKernel
+    from llava.mezo.kernels.torch_any import TorchTable
 
-    return TorchKernel()
+    return Kernel("torch", TorchTable)
 
 
 def _load_numba() -> Kernel:
@@ -32,15 +32,15 @@ def _load_numba() -> Kernel:
         importlib.import_module("numba")
     except Exception as error:  # one that does not fit the installed NumPy fails with whatever it stumbles over
         raise ImportError(f"numba cannot be imported: {error}") from error
-    from llava.mezo.kernels.numba_cpu import NumbaKernel
+    from llava.mezo.kernels.numba_cpu import NumbaTable
 
-    return NumbaKernel()
+    return Kernel("numba", NumbaTable)
 
 
 def _load_triton() -> Kernel:
-    from llava.mezo.kernels.triton_cuda import TritonKernel
+    from llava.mezo.kernels.triton_cuda import TritonTable
 
-    return TritonKernel()
+    return Kernel("triton", TritonTable)
 
 
 @dataclass(frozen=True)

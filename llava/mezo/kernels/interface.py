@@ -32,7 +32,7 @@ An update that `Update.changes` says nothing of leaves every bit of its group al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -154,13 +154,13 @@ class WeightTable(Protocol):
         """Change all weights in place by one update after the other."""
 
 
-class Kernel(Protocol):
+@dataclass(frozen=True)
+class Kernel:
     """A way of computing."""
 
     name: str
-
-    def table(self, weights: Sequence[Weight], noise: str) -> WeightTable:
-        """Kernels for these weights, which stay where they are as long as it is used."""
+    table: Callable[[Sequence[Weight], str], WeightTable]
+    """Makes kernels for weights, which stay where they are as long as it is used, and a noise."""
 
 
 def laid_out(weights: Sequence[Weight], pieces: Sequence[Piece], prepared: Any = None) -> Part:

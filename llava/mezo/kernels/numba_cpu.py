@@ -79,17 +79,8 @@ LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
-class NumbaKernel:
-    """Kernel for tensors on the CPU, on as many threads as torch uses."""
-
-    name = "numba"
-
-    def table(self, weights: Sequence[Weight], noise: str) -> NumbaTable:
-        return NumbaTable(weights, noise)
-
-
 class NumbaTable:
-    """See `WeightTable`."""
+    """See `WeightTable`; for tensors on the CPU, on as many threads as torch uses."""
 
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)

@@ -26,17 +26,8 @@ Floats = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.uint16]
 
 
-class NumpyKernel:
-    """Reference kernel for tensors on the CPU."""
-
-    name = "reference"
-
-    def table(self, weights: Sequence[Weight], noise: str) -> NumpyTable:
-        return NumpyTable(weights, noise)
-
-
 class NumpyTable:
-    """See `WeightTable`."""
+    """See `WeightTable`; the reference, for tensors on the CPU."""
 
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)

@@ -40,17 +40,8 @@ CHUNK = 256 * TILE
 """Elements worked on at a time: about 20 MB of temporary memory."""
 
 
-class TorchKernel:
-    """Kernel for tensors on any device."""
-
-    name = "torch"
-
-    def table(self, weights: Sequence[Weight], noise: str) -> TorchTable:
-        return TorchTable(weights, noise)
-
-
 class TorchTable:
-    """See `WeightTable`."""
+    """See `WeightTable`; for tensors on any device."""
 
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)

@@ -73,17 +73,8 @@ class Launch:
     """KIND, TARGET and ALIGNED of the kernels."""
 
 
-class TritonKernel:
-    """Kernel for tensors on CUDA devices."""
-
-    name = "triton"
-
-    def table(self, weights: Sequence[Weight], noise: str) -> TritonTable:
-        return TritonTable(weights, noise)
-
-
 class TritonTable:
-    """See `WeightTable`."""
+    """See `WeightTable`; for tensors on CUDA devices."""
 
     def __init__(self, weights: Sequence[Weight], noise: str) -> None:
         self.weights = list(weights)
