@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from llava.mezo.errors import InputError
+from llava.mezo.errors import InputError, naming
 
 __all__ = [
     "EXIT_BAD_INPUT",
@@ -20,6 +20,7 @@ __all__ = [
     "command",
     "command_with",
     "in_own_flags",
+    "naming",
     "short",
 ]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import InputError
-from llava.samples.turns import check_text, naming
+from llava.errors import InputError, naming
+from llava.samples.turns import check_text
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError, command_with
+from llava.errors import InputError, command_with, naming
 from llava.eval.answers_file import AnswersFile, model_identity
 from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
@@ -43,7 +43,6 @@ from llava.model.own_settings import dtype_of, template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
-from llava.samples.turns import naming
 
 
 def _counts(result: Mapping[str, Any]) -> str:

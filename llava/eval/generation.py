@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, get_template
-from llava.errors import InputError
+from llava.errors import InputError, naming
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     get_model_name_from_path,
@@ -31,7 +31,6 @@ from llava.model.own_settings import own_template
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
 from llava.samples.stored import StoredPicture
-from llava.samples.turns import naming
 
 Turns = Sequence[tuple[str, str | None]]
 _HUMAN, _ASSISTANT = 0, 1

@@ -22,13 +22,13 @@ from typing import Any
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.errors import InputError, command_with, short
+from llava.errors import InputError, command_with, naming, short
 from llava.eval.generation import Answerer, Decoding, Question, load_model
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
 from llava.samples.media import below
 from llava.samples.record import Picture, record_media
-from llava.samples.turns import HUMAN, Turn, check_text, naming, record_turns
+from llava.samples.turns import HUMAN, Turn, check_text, record_turns
 
 MAX_NEW_TOKENS = 1024
 

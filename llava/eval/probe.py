@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from llava.errors import InputError, command_with
+from llava.errors import InputError, command_with, naming
 from llava.eval.generation import Answerer, load_model
 from llava.eval.logistic import best_strength, fit
 from llava.eval.metrics import METRICS, metric_named
@@ -32,7 +32,6 @@ from llava.mezo.inference import evaluation_mode
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.samples.loading import load_file
-from llava.samples.turns import naming
 
 Records = Sequence[Mapping[str, Any]]
 

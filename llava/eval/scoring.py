@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.errors import InputError, short
+from llava.errors import InputError, naming, short
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
@@ -17,7 +17,7 @@ from llava.eval.shots import Demonstration, with_demonstrations
 from llava.mezo.inference import evaluation_mode
 from llava.samples.pictures import PictureSettings
 from llava.samples.record import record_name
-from llava.samples.turns import check_text, naming
+from llava.samples.turns import check_text
 
 Answers = list[dict[str, Any]]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A flag, file or record cannot be used as given; the message says which one and what is allowed.
@@ -18,3 +21,13 @@ class InputError(ValueError):
 
 class JournalError(InputError):
     """A journal that is damaged, belongs to something else or cannot be written; the message says what is the case."""
+
+
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Put `what` in front of the message of an `InputError`, or a `JournalError`, raised inside."""
+    try:
+        yield
+    except InputError as error:
+        kind = JournalError if isinstance(error, JournalError) else InputError
+        raise kind(f"{what}: {error}") from error

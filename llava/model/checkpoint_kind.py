@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from llava.errors import InputError
+from llava.errors import InputError, naming
 from llava.model.checkpoint_files import (
     WEIGHT_NAMES,
     find_file,
@@ -61,7 +60,7 @@ def check_model(
     part = _part(name)
     if part is not None:
         raise InputError(f"{flag} {name}: {part} Set {where} to {_BASE_OF[part]}{_named_base(name)}")
-    with _naming(flag):
+    with naming(flag):
         config = _settings(name)
         if config is not None and not any_class:
             _check_config(name, config, images)
@@ -96,20 +95,12 @@ def check_tower(name: str, flag: str, variable: str | None = None) -> None:
     """
     where = flag if variable is None else f"{variable} or {flag}"
     _check_there(name, flag, where, (CONFIG,), CONFIG)
-    with _naming(flag):
+    with naming(flag):
         config = _settings(name)
         if config is not None:
             parse_vision_config(config, name)
         for file in weight_files(name) if Path(name).is_dir() else ():
             _check_header(file)
-
-
-@contextmanager
-def _naming(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{flag}: {error}") from error
 
 
 def _check_there(name: str, flag: str, where: str, settings: Sequence[str], wanted: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX
-from llava.errors import InputError, short
+from llava.errors import InputError, naming, short
 from llava.mm_utils import image_processing
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.encoding import Encoded
@@ -22,7 +22,6 @@ from llava.samples.preprocess import cut_length
 from llava.samples.record import Record, read_record
 from llava.samples.sample_maker import SampleMaker
 from llava.samples.settings import SampleSettings
-from llava.samples.turns import naming
 
 logger = logging.getLogger(__name__)
 

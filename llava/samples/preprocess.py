@@ -14,12 +14,12 @@ import torch
 
 from llava import conversation as conversation_lib
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
-from llava.errors import InputError
+from llava.errors import InputError, naming
 from llava.samples.chat_labels import encode_llama_3, encode_qwen
 from llava.samples.encoding import Encoded
 from llava.samples.settings import SampleSettings
 from llava.samples.span_labels import encode_plain, encode_rounds, encode_v0, encode_v1
-from llava.samples.turns import Turn, naming, place_image_marks, record_turns
+from llava.samples.turns import Turn, place_image_marks, record_turns
 
 Sources = Sequence[Sequence[dict[str, Any]]]
 Batch = dict[str, Any]

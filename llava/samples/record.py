@@ -15,10 +15,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.errors import InputError, short
+from llava.errors import InputError, naming, short
 from llava.samples.parts import parts_media
 from llava.samples.stored import StoredPicture
-from llava.samples.turns import ANSWER, Turn, check_text, names_of, naming, record_turns, written_turns
+from llava.samples.turns import ANSWER, Turn, check_text, names_of, record_turns, written_turns
 
 Picture = str | StoredPicture
 """A path below the image folder, or a picture in a table."""

@@ -7,8 +7,7 @@ Inside the tree a turn is `{"from": "human" | "gpt" | "system" | other, "value":
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
@@ -39,15 +38,6 @@ def check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{what} has half a character (a lone surrogate) at place {error.start}") from error
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put `name` in front of the message of an `InputError` raised inside."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def written_turns(record: Mapping[str, Any]) -> Any:

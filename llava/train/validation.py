@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from llava.constants import IGNORE_INDEX
+from llava.errors import naming
 from llava.eval.metrics import METRICS
 from llava.eval.scoring import evaluate
 from llava.mezo.inference import evaluation_mode
@@ -24,7 +25,6 @@ from llava.runs.validation import LOSS, Curve
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import Parts
-from llava.samples.turns import naming
 from llava.train.objectives import imported_score, scores_of
 from llava.train.workers import CollateOrRefuse, ItemsOrRefusals
 from llava.train.zo import state

@@ -12,13 +12,12 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
 from llava.mezo.durable import write_durably
-from llava.mezo.errors import JournalError
+from llava.mezo.errors import JournalError, naming
 from llava.mezo.journal.header import CHECKSUM_BYTES, LARGEST_HEADER, Header, Parent, parse_header
 from llava.mezo.journal.kept import kept_journals
 from llava.mezo.journal.locking import FolderLock
@@ -63,7 +62,7 @@ class Journal:
     def read(cls, folder: Path) -> Journal:
         """The journal in `folder`, every field and checksum verified, its parents' too."""
         header_bytes, data = _contents(folder / HEADER, LARGEST_HEADER), _contents(folder / RECORDS)
-        with _naming(folder):
+        with naming(folder):
             header = parse_header(header_bytes)
             data = _that_count(folder, header, data)
             records, checksums = _decode_all(header, data, zlib.crc32(header_bytes))
@@ -186,15 +185,6 @@ def _contents(path: Path, most: int | None = None) -> bytes:
         raise JournalError(f"{path} is missing: {path.parent} is no journal, or not a whole one{hint}") from error
     except OSError as error:
         raise JournalError(f"{path} cannot be read ({error.strerror})") from error
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Puts the journal's folder in front of a JournalError."""
-    try:
-        yield
-    except JournalError as error:
-        raise JournalError(f"{folder}: {error}") from error
 
 
 def _that_count(folder: Path, header: Header, data: bytes) -> bytes:

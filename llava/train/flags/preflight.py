@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError, short
+from llava.errors import InputError, naming, short
 from llava.eval.questions import question_and_reference
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
 from llava.runs.validation import LOSS
@@ -18,7 +18,6 @@ from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
 from llava.samples.media import below
 from llava.samples.record import Record, read_record
-from llava.samples.turns import naming
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
