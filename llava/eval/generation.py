@@ -26,7 +26,7 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import load_pretrained_model
-from llava.model.llava_arch import PromptTooLong
+from llava.model.llava_arch import LlavaMetaForCausalLM, PromptTooLong
 from llava.model.own_settings import own_template
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
@@ -130,7 +130,7 @@ class Answerer:
         if stop is not None:
             criteria = StoppingCriteriaList([KeywordsStoppingCriteria([stop], self.tokenizer, input_ids)])
         try:
-            return self.model.generate(
+            output = self.model.generate(
                 input_ids,
                 attention_mask=attention_mask,
                 pad_token_id=self._pad_id(),
@@ -142,6 +142,14 @@ class Answerer:
             )
         except PromptTooLong as error:
             raise InputError(f"{questions[error.row].name}: {error}") from error
+        repeats = isinstance(output, torch.Tensor) and not self._takes_images
+        return output[:, input_ids.shape[1] :] if repeats else output
+
+    @property
+    def _takes_images(self) -> bool:
+        """Whether this is a LLaVA model, whose `generate` gives new tokens alone; others repeat the prompt."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        return isinstance(base, LlavaMetaForCausalLM)
 
     def prompt(self, question: Question) -> str:
         """The text of a question in the template, with an open answer."""

@@ -11,19 +11,30 @@ A step's losses are then 1 - the mean score of a micro-batch.
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
+import math
+import os
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from llava.errors import InputError
+from llava.errors import InputError, in_one_line, short
 from llava.eval.generation import Answerer, Decoding
 from llava.eval.metrics import exact, normalise
 from llava.eval.questions import question_and_reference
+from llava.samples.dataset import LazySupervisedDataset
+from llava.samples.settings import SampleSettings
 from llava.train.zo.step_batches import OtherItems
+
+logger = logging.getLogger(__name__)
 
 RECORDS = "records"
 """Key of a batch's records."""
+ANSWER_TOKENS = 32
+"""Of a generated answer, at most."""
 
 Score = Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float]]
 """Of predictions, references and records, one each."""
@@ -73,17 +84,27 @@ def imported_score(flag: str, name: str, others: Sequence[str]) -> Score:
         others: what else the flag allows, for the error.
 
     Raises:
-        InputError: no such module or function.
+        InputError: no such module or function, a module that fails, a function of other arguments.
     """
     module, colon, function = name.partition(":")
     if not colon:
         raise InputError(f"--{flag} {name}: allowed are {', '.join(others)}, or MODULE:FUNCTION")
+    if not {"", os.getcwd()} & set(sys.path):  # as with python -m, where a file was started
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--{flag} {name}: cannot be imported ({error})") from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        said = in_one_line(error) or type(error).__name__
+        raise InputError(f"--{flag} {name}: cannot be imported ({said})") from error
     if not callable(found):
         raise InputError(f"--{flag} {name}: {function} is no function")
+    try:
+        inspect.signature(found).bind((), (), ())
+    except TypeError as error:
+        said = f"{function} must take (predictions, references, records)"
+        raise InputError(f"--{flag} {name}: {said}: {error}") from error
+    except ValueError:  # one of C, which does not tell
+        pass
     score: Score = found
     return score
 
@@ -91,11 +112,27 @@ def imported_score(flag: str, name: str, others: Sequence[str]) -> Score:
 def scores_of(
     score: Score, flag: str, predictions: Sequence[str], references: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """What a function gives for answers. InputError: not a number for each."""
-    scores = [float(one) for one in score(predictions, references, records)]
+    """What a function gives for answers. InputError: not a number for each, or it fails."""
+    try:
+        given = score(predictions, references, records)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {in_one_line(error)}"
+        raise InputError(f"--{flag}: the function failed at {where.filename}:{where.lineno}: {said}") from error
+    try:
+        scores = [float(one) for one in given]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--{flag}: the function gave {short(given)}, not a list of a number a record") from error
     if len(scores) != len(records):
         raise InputError(f"--{flag}: the function gave {len(scores)} numbers for {len(records)} records")
     return scores
+
+
+def check_questions(dataset: LazySupervisedDataset) -> None:
+    """Every record is a question with an answer. InputError: the first that is not, by its name."""
+    folder = dataset.settings.image_folder or ""
+    for record, raw in zip(dataset.records, dataset.list_data_dict, strict=True):
+        question_and_reference(raw, record.number, folder)
 
 
 class WithRecords(OtherItems):
@@ -119,21 +156,39 @@ class GeneratedScore:
     """1 - the mean score of a batch's answers, which the model gives greedily.
 
     Args:
+        settings: how the training set reads records and their pictures.
         version: name of the conversation template.
-        image_folder: in front of the records' images.
     """
 
-    def __init__(self, score: Score, tokenizer: Any, image_processor: Any, version: str, image_folder: str | None):
+    def __init__(self, score: Score, tokenizer: Any, settings: SampleSettings, version: str):
         self.score = score
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
+        self.settings = settings
         self.version = version
-        self.image_folder = Path(image_folder or "")
+        self._told = False
 
     def __call__(self, network: Any, batch: Mapping[str, Any]) -> float:
-        records = batch[RECORDS]
-        asked = [question_and_reference(record, k, self.image_folder) for k, record in enumerate(records)]
-        answerer = Answerer(network, self.tokenizer, self.image_processor, self.version)
-        predictions = answerer.answer([question for question, _ in asked], Decoding(max_new_tokens=32))
-        scores = scores_of(self.score, "zo_objective", predictions, [reference for _, reference in asked], records)
+        """Raises `InputError` where the function fails, or gives something else than a finite number a record."""
+        records, settings = batch[RECORDS], self.settings
+        asked = [question_and_reference(record, k, settings.image_folder or "") for k, record in enumerate(records)]
+        questions, references = [question for question, _ in asked], [reference for _, reference in asked]
+        self._look_at_lengths(references)
+        answerer = Answerer(network, self.tokenizer, settings.image_processor, self.version, pictures=settings.pictures)
+        predictions = answerer.answer(questions, Decoding(max_new_tokens=ANSWER_TOKENS))
+        scores = scores_of(self.score, "zo_objective", predictions, references, records)
+        for question, one in zip(questions, scores, strict=True):
+            if not math.isfinite(one):
+                raise InputError(f"--zo_objective: the function gave {one} for {question.name}, not a finite number")
         return 1 - sum(scores) / len(scores)
+
+    def _look_at_lengths(self, references: Sequence[str]) -> None:
+        if self._told:
+            return
+        longest = max(len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references)
+        if longest > ANSWER_TOKENS:
+            self._told = True
+            logger.warning(
+                "--zo_objective: an answer of the data has %d tokens, and those that are generated end after %d",
+                longest,
+                ANSWER_TOKENS,
+            )

@@ -119,6 +119,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
         make = partial(trainer_of, model_args, data_args, parts)
         training_args.learning_rate = found_rate(folder, checkpoint, make, training_args, str(model_args.version))
     arguments = header(model_args, data_args, training_args, checkpoint)
+    if training_args.trainer_mode == "zo":
+        Settings.of(training_args).check_plan(training_args, sum(len(records) for _, records in parts))
     curve = None if validated is None else curve_of(data_args, training_args, checkpoint)
 
     logger.info("loading the model %s", model_args.model_name_or_path)
@@ -242,9 +244,7 @@ def make_trainer(
     if curve is not None:
         trainer.validation = Validation(curve, data["eval_dataset"], collate, str(model_args.version))
     if score is not None:
-        trainer.objective = GeneratedScore(
-            score, tokenizer, settings.image_processor, str(model_args.version), settings.image_folder
-        )
+        trainer.objective = GeneratedScore(score, tokenizer, settings, str(model_args.version))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer

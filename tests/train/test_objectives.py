@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+import llava.train.train as command
 from llava.errors import InputError
 from llava.mezo.head import token_errors
 from llava.mezo.journal.files import Journal
 from llava.mezo.trained import TrainedWeights
+from llava.samples.pictures import PictureSettings
+from llava.samples.settings import SampleSettings
 from llava.train import objectives
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import train
@@ -31,6 +38,22 @@ def counted(predictions: Sequence[str], references: Sequence[str], records: Sequ
 
 def too_few(predictions: Sequence[str], references: Sequence[str], records: Sequence[Any]) -> list[float]:
     return [0.0]
+
+
+def one_for_all(predictions: Sequence[str], references: Sequence[str], records: Sequence[Any]) -> Any:
+    return 0.5
+
+
+def no_number(predictions: Sequence[str], references: Sequence[str], records: Sequence[Any]) -> list[float]:
+    return [float("nan")] * len(records)
+
+
+def broken(predictions: Sequence[str], references: Sequence[str], records: Sequence[Any]) -> list[float]:
+    raise KeyError("no such word")
+
+
+def of_two(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    return [0.0] * len(predictions)
 
 
 @pytest.fixture()
@@ -92,12 +115,103 @@ def test_perturbed_weights_are_made_once_for_all_tokens(
         ("nowhere:f", "cannot be imported"),
         ("math:nothing", "cannot be imported"),
         ("math:pi", "pi is no function"),
+        (f"{__name__}:of_two", r"of_two must take \(predictions, references, records\): too many"),
+        ("no_syntax:f", r"cannot be imported \(invalid syntax"),
+        ("exits:f", r"cannot be imported \(3\)"),
+        ("../exits:f", "cannot be imported"),
     ],
 )
-def test_unknown_ones_are_refused_before_loading(objective: str, message: str, flags: Flags) -> None:
+def test_unknown_ones_are_refused_before_loading(
+    objective: str, message: str, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "no_syntax.py").write_text("def f(:\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(InputError, match=message):
         parse_arguments(flags(zo_objective=objective))
 
 
-def test_a_function_that_gives_too_few_numbers_is_named(flags: Flags, refused: Callable[..., str]) -> None:
-    assert "the function gave 1 numbers for 2 records" in refused(train, argv=flags(zo_objective=f"{__name__}:too_few"))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_few", "the function gave 1 numbers for 2 records"),
+        ("one_for_all", "the function gave 0.5, not a list of a number a record"),
+        ("no_number", "the function gave nan for record"),
+        ("broken", "test_objectives.py:"),
+    ],
+)
+def test_what_a_function_does_wrong_is_one_line(
+    name: str, message: str, flags: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train(argv=flags(zo_objective=f"{__name__}:{name}"))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: --zo_objective: ") and message in line
+
+
+def test_a_function_is_found_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by torchrun, which puts the folder of the file that it starts in the path."""
+    (tmp_path / "of_this_folder.py").write_text("def f(predictions, references, records): return []\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    monkeypatch.chdir(tmp_path)
+    assert objectives.score_of("of_this_folder:f") is not None
+
+
+def test_records_that_are_no_questions_are_refused_before_loading(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "build", lambda *args: pytest.fail("the model was loaded"))
+    words = flags(zo_objective="f1")
+    records = json.loads((tmp_path / "data.json").read_text())
+    del records[4]["conversations"][0]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    with pytest.raises(SystemExit):
+        train(argv=words)
+    assert "record 4 (number 4): turns must alternate human, gpt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "prompt"])
+def test_predictions_of_a_model_of_text_begin_after_the_prompt(adapter: str | None, flags: Flags) -> None:
+    """Its `generate` gives the prompt back, where a LLaVA model's does not."""
+    SEEN.clear()
+    trained = {"adapter": adapter, "mm_tunable_parts": None, "learning_rate": 1e-3} if adapter else {}
+    train(argv=flags(zo_objective=f"{__name__}:counted", vision_tower=None, max_steps=1, **trained))
+    assert len(SEEN) == 2 and not any("assistant" in one for predictions, _, _ in SEEN for one in predictions)
+
+
+def words_of(text: str, **more: Any) -> dict[str, list[str]]:
+    """A tokenizer."""
+    return {"input_ids": text.split()}
+
+
+def test_pictures_are_read_as_the_training_set_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, found = SampleSettings(pictures=PictureSettings(max_image_pixels=7)), []
+
+    def answerer(*args: Any, pictures: PictureSettings) -> Any:
+        found.append(pictures)
+        return SimpleNamespace(answer=lambda questions, decoding: ["A"] * len(questions))
+
+    monkeypatch.setattr(objectives, "Answerer", answerer)
+    score = objectives.GeneratedScore(
+        objectives.exact_match, lambda text, **more: {"input_ids": text}, settings, "plain"
+    )
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "A"}]
+    assert score(None, {objectives.RECORDS: [{"conversations": turns}]}) == 0
+    assert found == [settings.pictures]
+
+
+def test_answers_longer_than_what_is_generated_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = SimpleNamespace(answer=lambda questions, decoding: ["A"] * len(questions))
+    monkeypatch.setattr(objectives, "Answerer", lambda *args, **more: answers)
+    settings = SampleSettings()
+    score = objectives.GeneratedScore(
+        objectives.f1, lambda text, **more: {"input_ids": text.split()}, settings, "plain"
+    )
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "A " * 33}]
+    for _ in range(2):
+        score(None, {objectives.RECORDS: [{"conversations": turns}]})
+    (line,) = caplog.messages
+    assert "an answer of the data has 33 tokens, and those that are generated end after 32" in line

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, SequentialSampler
 
+import llava.train.train as command
 from llava.errors import InputError
 from llava.mezo.journal.files import Journal
+from llava.mezo.ranks import Ranks
 from llava.samples.dataset import make_supervised_data_module
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
 from llava.train.zo.epoch_sampler import EpochSampler
 from llava.train.zo.forwards import Forwards
+from llava.train.zo.settings import Settings
 from llava.train.zo.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
 from llava.train.zo.trainer import MeZOTrainer
 
@@ -32,7 +35,9 @@ def test_a_stage_has_its_share_of_all_records() -> None:
     assert set(Growth.parse("0:1,0.5:2,0.75:8").rows(100)) == {1, 2, 8}
 
 
-@pytest.mark.parametrize("text", ["4", "0:4,1:8", "0:4,0.3:0", "0.1:4", "0:4,0.5:8,0.2:16", "0:4,0:8", "", "0:4.5"])
+@pytest.mark.parametrize(
+    "text", ["4", "0:4,1:8", "0:4,nan:8", "0:4,0.3:0", "0.1:4", "0:4,0.5:8,0.2:16", "0:4,0:8", "", "0:4.5"]
+)
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--zo_batch_growth .*: give stages SHARE:RECORDS"):
         Growth.parse(text)
@@ -122,9 +127,18 @@ def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> Non
         ({"zo_estimator": "svrg", "zo_anchor_batches": 0}, "--zo_anchor_batches 0 must be at least 1"),
         ({"zo_estimator": "svrg", "weight_decay": 0.1}, "--weight_decay 0.1 excludes --zo_estimator svrg"),
         ({"zo_estimator": "per_example", "zo_num_directions": 2}, "--zo_num_directions 2 excludes"),
-        ({"zo_estimator": "per_example", "zo_parallel": "both"}, "--zo_parallel 'both' excludes the estimator"),
+        (
+            {"zo_estimator": "per_example", "zo_parallel": "both", "per_device_train_batch_size": 2},
+            "--zo_parallel 'both' excludes --zo_estimator per_example",
+        ),
+        ({"zo_estimator": "fzoo"}, "--zo_estimator fzoo takes .*, and --zo_num_directions is 1; it must be at least 2"),
+        ({"zo_rule": "adam"}, "--zo_rule adam needs --zo_noise rademacher .* --zo_noise is 'gaussian' and --zo_num"),
+        ({"zo_rule": "adamu", "zo_estimator": "svrg"}, "--zo_rule adamu is its own estimator, and --zo_estimator is"),
         ({"zo_estimator": "per_example", "per_device_train_batch_size": 2}, "needs --dataloader_drop_last True"),
-        ({"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True}, "at least 2"),
+        (
+            {"zo_estimator": "per_example", "per_device_train_batch_size": 1, "dataloader_drop_last": True},
+            "at least 2 and at most 4096, and it has 1: change --per_device_train_batch_size",
+        ),
         (
             {"zo_estimator": "guided", "zo_num_directions": 4, "gradient_accumulation_steps": 2},
             "excludes --zo_estimator guided",
@@ -138,3 +152,35 @@ def test_what_does_not_go_together_is_refused_before_loading(
 ) -> None:
     with pytest.raises(InputError, match=message):
         parse_arguments(flags(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"zo_batch_growth": "0:4,0.3:20"}, "a step would have 20 records, some of them twice"),
+        ({"zo_batch_growth": f"0:{10**20}"}, f"a step would have {10**20} records"),
+        (
+            {"zo_estimator": "svrg", "zo_anchor_batches": 4, "per_device_train_batch_size": 2},
+            "--zo_anchor_batches 4: a step would have 8 records",
+        ),
+        ({"zo_batch_growth": "0:2,0.5:3", "ranks": 2}, "--zo_batch_growth 0:2,0.5:3: 3 records cannot be shared out"),
+    ],
+)
+def test_steps_that_cannot_be_had_are_refused_before_loading(
+    changes: dict[str, Any],
+    message: str,
+    flags: Flags,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "build", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(Settings, "ranks", lambda self: Ranks(count=changes.get("ranks", 1)))
+    with pytest.raises(SystemExit):
+        train(argv=flags(**{name: value for name, value in changes.items() if name != "ranks"}))
+    assert message in capsys.readouterr().err
+
+
+def test_a_stage_that_never_comes_is_told_of(flags: Flags, caplog: pytest.LogCaptureFixture) -> None:
+    *_, args = parse_arguments(flags(zo_batch_growth="0:2,0.9:4"))
+    Settings.of(args).check_plan(args, records=7)
+    assert "--zo_batch_growth 0:2,0.9:4: no step of 4 has 4 records" in caplog.messages[-1]

@@ -6,17 +6,23 @@ Used by the command line, before a model is loaded, and by MeZOTrainer.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
+from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course
 from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
-from llava.mezo.config import KERNEL_DEVICES, MeZOConfig
+from llava.mezo.config import KERNEL_DEVICES, MOST_DIRECTIONS, NOISES, MeZOConfig
 from llava.mezo.errors import InputError
 from llava.mezo.ranks import Ranks
 from llava.mezo.sharding.shards import check_torch
 from llava.train.zo.step_batches import Growth
+
+logger = logging.getLogger(__name__)
 
 SHARDS = ("none", "fsdp")
 OFFLOADS = ("none", "cpu", "auto")
@@ -62,7 +68,13 @@ class Settings:
         if own["on_divergence"] not in ON_DIVERGENCE:
             raise InputError(f"--zo_on_divergence {own['on_divergence']}: allowed are {', '.join(ON_DIVERGENCE)}")
         if engine["estimator"] == "per_example":
-            engine["num_directions"] = examples_of_a_step(args)
+            engine["num_directions"] = examples = examples_of_a_step(args)
+            if not 2 <= examples <= MOST_DIRECTIONS:
+                raise InputError(
+                    "--zo_estimator per_example takes the spread over the records of a step, of which there must be at "
+                    f"least 2 and at most {MOST_DIRECTIONS}, and it has {examples}: change "
+                    "--per_device_train_batch_size"
+                )
         for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
             if own[name] is not None and own[name] < 1:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
@@ -82,9 +94,7 @@ class Settings:
         try:
             config = MeZOConfig(**engine)
         except ValueError as error:
-            name, _, rest = str(error).partition(" ")
-            text = f"--{flag_of(name)} {rest.removeprefix('is ')}" if name in engine else str(error)
-            raise InputError(text) from error
+            raise InputError(_in_flags(str(error), engine)) from error
         return cls(config, **own)
 
     def ranks(self, count: int | None = None) -> Ranks:
@@ -126,6 +136,45 @@ class Settings:
                 f"--zo_batch_growth {growth}: {odd[0]} records cannot be shared out evenly to {shares} processes"
             )
         return [count if step % self.config.anchor_steps else count * anchor for step, count in enumerate(rows)]
+
+    def check_plan(self, args: Any, records: int) -> None:
+        """Whether a run can have the steps that are planned; before a model is loaded.
+
+        Args:
+            args: as transformers has them.
+            records: of the data.
+
+        Raises:
+            InputError: as `planned_rows`, or a step has more records than there are.
+        """
+        rows, growth = self.planned_rows(args), self.batch_growth
+        if rows is None:
+            return
+        if max(rows) > records:
+            flags = [] if growth is None else [f"--zo_batch_growth {growth}"]
+            flags += [f"--zo_anchor_batches {self.anchor_batches}"] if self.anchor_batches > 1 else []
+            raise InputError(
+                f"{' with '.join(flags)}: a step would have {max(rows)} records, some of them twice, since --data_path "
+                f"has {records}. Give fewer records a step"
+            )
+        stages = () if growth is None or self.anchor_batches > 1 else Growth.parse(growth).stages
+        for never in {count for _, count in stages} - set(rows):
+            logger.warning("--zo_batch_growth %s: no step of %d has %d records", growth, args.max_steps, never)
+
+
+_CHOSEN = re.compile(
+    r"\b(?:the )?(estimator|rule|noise|num_directions)(?= (?:is |\d|(?:"
+    + "|".join((*ESTIMATORS, *RULES, *NOISES))
+    + r")\b))"
+)
+
+
+def _in_flags(text: str, settings: Collection[str]) -> str:
+    """What the engine says of its settings, with the flags in their place."""
+    name, _, rest = text.partition(" ")
+    if name in settings:
+        text = f"--{flag_of(name)} {rest.removeprefix('is ')}"
+    return _CHOSEN.sub(lambda match: f"--{flag_of(match[1])}", text)
 
 
 def flag_of(setting: str) -> str:

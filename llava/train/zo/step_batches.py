@@ -41,7 +41,8 @@ class Growth:
         except ValueError as error:
             raise _wrong(text) from error
         shares = [share for share, _ in stages]
-        if shares[0] != 0 or shares != sorted(set(shares)) or shares[-1] >= 1 or min(rows for _, rows in stages) < 1:
+        rising = shares[0] == 0 and shares == sorted(set(shares)) and all(0 <= share < 1 for share in shares)  # no NaN
+        if not rising or min(rows for _, rows in stages) < 1:
             raise _wrong(text)
         return cls(stages)
 
