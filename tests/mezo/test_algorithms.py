@@ -238,6 +238,22 @@ def test_losses_are_taken_as_often_as_the_points_say(config: MeZOConfig) -> None
     assert optimizer.last is not None and len(optimizer.last.losses) == expected[config.estimator]
 
 
+def test_what_is_shown_of_a_step_is_the_difference_along_its_last_direction() -> None:
+    for config in CONFIGS:
+        if config.estimator in ("fzoo", "per_example", "one_point"):  # not of two losses of the step
+            continue
+        model = make_model()
+        optimizer = make_optimizer(model, config)
+        for step in range(2):
+            run(optimizer, model, range(step, step + 1))
+            last, n = optimizer.last, config.num_directions
+            assert last is not None
+            wanted = (last.losses[-2] - last.losses[-1]) / (2 * config.eps)
+            if config.estimator == "svrg" and step:
+                wanted = (last.losses[2 * n - 2] - last.losses[2 * n - 1]) / (2 * config.eps) - wanted
+            assert optimizer.course.estimator.shown(last.losses, last.terms) == pytest.approx(wanted), config
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -48,6 +48,10 @@ class Along(Estimator):
         terms = (Term(seed, along * w * len(weights)) for seed, w in zip(everything, weights, strict=True))
         return everything, tuple(terms)
 
+    def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
+        """Along m, of whose noise each term has a share."""
+        return two_sided(losses[-2:], self.eps)[0]
+
     def _direction(self, memory: Seeds, seeds: Sequence[int]) -> tuple[Seeds, list[float]]:
         everything = (*seeds, *memory)[: self.settings.window]
         weights = [self.settings.momentum**age for age in range(len(everything))]

@@ -44,6 +44,10 @@ class Guided(Estimator):
             Term(seed, along * weight * len(probes)) for seed, weight in zip(seeds, guide(probes), strict=True)
         )
 
+    def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
+        """Along v, of whose noise each term has a share."""
+        return two_sided(losses[-2:], self.eps)[0]
+
 
 def guide(losses: Sequence[float]) -> list[float]:
     """Of each probe's noise, how much is in v; of equal losses the earlier counts as lower."""

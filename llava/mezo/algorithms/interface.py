@@ -120,6 +120,10 @@ class Estimator(ABC):
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         """What is remembered after the step, and what the losses at its points say."""
 
+    def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
+        """Of a step, what was measured along its last direction, for people."""
+        return terms[-1].projected_grad
+
 
 class Rule(ABC):
     """Made of settings, too, with a memory of the same kind."""

@@ -51,5 +51,10 @@ class SVRG(SPSA):
         both = tuple(Term(term.seed, 2 * term.projected_grad) for term in (*terms, *anchor))
         return (taken + 1, anchor), both
 
+    def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
+        """Behind the step's own terms, which count twice, are those of the anchor."""
+        n = self.settings.num_directions
+        return terms[-1].projected_grad if len(terms) == n else terms[n - 1].projected_grad / 2
+
     def _at_anchor(self, memory: Anchor) -> bool:
         return memory[0] % self.steps == 0

@@ -128,7 +128,7 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
         result = self.mezo.last if "loss" in logs else None
         if result is not None:
             logs.pop("grad_norm", None)
-            logs["projected_grad"] = result.terms[-1].projected_grad
+            logs["projected_grad"] = self.mezo.course.estimator.shown(result.losses, result.terms)
             if self.zo.config.estimator == "spsa":
                 logs["loss_plus"], logs["loss_minus"] = result.losses[-2:]
             if self.mezo.journal is not None:
