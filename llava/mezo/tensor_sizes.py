@@ -18,14 +18,18 @@ import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from llava.mezo.errors import InputError
 from llava.mezo.names import names_in_files
 from llava.mezo.sharding.shards import is_sharded, local_part
 
 KINDS = ("none", "norms", "rms")
+SMALLEST, LARGEST = 1e-9, 1e9
+"""Of sizes in a file: what is far beyond is a mistake, and no number of float32 once it is multiplied by eps."""
 
 
 def tensor_sizes(kind: str, model: nn.Module, weights: Sequence[nn.Parameter]) -> tuple[float, ...]:
@@ -36,7 +40,7 @@ def tensor_sizes(kind: str, model: nn.Module, weights: Sequence[nn.Parameter]) -
         weights: of the model; a tied one goes by each of its names.
 
     Raises:
-        ValueError: the file cannot be read, has a size that is not above 0, or a pattern that fits no weight.
+        ValueError: the file cannot be read, has a size out of range, or a pattern that fits no weight.
     """
     if kind == "none":
         return ()
@@ -55,7 +59,7 @@ def tensor_sizes(kind: str, model: nn.Module, weights: Sequence[nn.Parameter]) -
 def read_patterns(file: str) -> dict[str, float]:
     """The file's patterns. ValueError as in `tensor_sizes`, for all that shows without weights."""
     try:
-        patterns = json.loads(Path(file).read_text(encoding="utf-8"))
+        patterns = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except FileNotFoundError as error:
         raise ValueError(f"tensor_scales is {file!r}; it must be one of {', '.join(KINDS)} or a JSON file") from error
     except (OSError, ValueError) as error:
@@ -63,16 +67,26 @@ def read_patterns(file: str) -> dict[str, float]:
     if not isinstance(patterns, dict) or not patterns:
         raise ValueError(f"tensor_scales {file}: it must hold a JSON object of patterns of names and sizes")
     for pattern, size in patterns.items():
-        if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 < size < math.inf:
-            raise ValueError(f"tensor_scales {file}: the size of {pattern!r} is {size!r}; it must be a number above 0")
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or not SMALLEST <= size <= LARGEST:
+            raise ValueError(
+                f"tensor_scales {file}: the size of {pattern!r} is {size!r}; it must be a number from {SMALLEST:g} to "
+                f"{LARGEST:g}"
+            )
     return {pattern: float(size) for pattern, size in patterns.items()}
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a pattern is there twice")
+    return found
 
 
 def _from_patterns(file: str, patterns: Mapping[str, float], names: Sequence[Sequence[str]]) -> tuple[float, ...]:
     found = [next((p for p in patterns if any(fnmatchcase(name, p) for name in own)), None) for own in names]
     idle = [pattern for pattern in patterns if pattern not in found]
     if idle:
-        raise ValueError(
+        raise InputError(
             f"tensor_scales {file}: {idle[0]!r} decides no trained weight; their names are like {names[0][0]!r}"
         )
     return tuple(1.0 if pattern is None else _rounded(patterns[pattern]) for pattern in found)

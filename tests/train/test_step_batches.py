@@ -180,6 +180,41 @@ def test_steps_that_cannot_be_had_are_refused_before_loading(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (
+            None,
+            {"*.mlpp.*": 2},
+            "error: tensor_scales FILE: '*.mlpp.*' decides no trained weight; their names",
+        ),
+        (
+            {"*.mlp.*": 2},
+            {"*.mlp.*": 4},
+            "size of noise (--zo_tensor_scales) of model.layers.0.mlp.down_proj.weight",
+        ),
+    ],
+)
+def test_a_file_of_sizes_that_does_not_fit_is_one_line(
+    first: dict[str, float] | None,
+    then: dict[str, float],
+    message: str,
+    flags: Flags,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "sizes.json"
+    if first is not None:
+        file.write_text(json.dumps(first))
+        monkeypatch.setattr(command, "finish", lambda *args: None)  # an unfinished run is gone on with
+        train(argv=flags(zo_tensor_scales=file, max_steps=1))
+    file.write_text(json.dumps(then))
+    with pytest.raises(SystemExit):
+        train(argv=flags(zo_tensor_scales=file, max_steps=1))
+    assert message.replace("FILE", str(file)) in capsys.readouterr().err
+
+
 def test_a_stage_that_never_comes_is_told_of(flags: Flags, caplog: pytest.LogCaptureFixture) -> None:
     *_, args = parse_arguments(flags(zo_batch_growth="0:2,0.9:4"))
     Settings.of(args).check_plan(args, records=7)

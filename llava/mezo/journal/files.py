@@ -257,8 +257,12 @@ def _check_same(journal: Journal, header: Header) -> None:
                 f"{journal.folder} starts from {journal.header.model} with the fingerprint {there}; the model that is "
                 f"given, {header.model}, has {here}. Give the one that the run was started with"
             )
+        what = f"another {field.name}"
+        if field.name == "sizes" and there and here:  # names are the same, they come before
+            k = next(k for k, pair in enumerate(zip(there, here, strict=True)) if pair[0] != pair[1])
+            what, there, here = f"another size of noise (--zo_tensor_scales) of {header.names[k]}", there[k], here[k]
         raise JournalError(
-            f"{journal.folder} is of a run with another {field.name}: {_brief(there)} there, {_brief(here)} here. "
+            f"{journal.folder} is of a run with {what}: {_brief(there)} there, {_brief(here)} here. "
             "Choose another --output_dir, go on with the settings it has, or branch off with --zo_from_journal"
         )
 
