@@ -33,6 +33,8 @@ from llava.samples.pictures import PictureSettings
 from llava.samples.stored import StoredPicture
 
 Turns = Sequence[tuple[str, str | None]]
+Tiles = list[tuple[torch.Tensor, tuple[int, int], str]]
+"""Of a question's images: pixels, size of the picture, modality."""
 _HUMAN, _ASSISTANT = 0, 1
 
 
@@ -78,7 +80,8 @@ class Answerer:
     """A model with its tokenizer, image processor and conversation template, ready to answer.
 
     `version` names a template in place of the model's own; `image_mode` replaces its way of making tiles (a value
-    of `--image_aspect_ratio`) for all images; `pictures` says how they are read.
+    of `--image_aspect_ratio`) for all images; `pictures` says how they are read; `keep` has tiles by question, of
+    questions that are answered several times.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Answerer:
         version: str | None = None,
         image_mode: str | None = None,
         pictures: PictureSettings | None = None,
+        keep: dict[int, Tiles] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -96,6 +100,7 @@ class Answerer:
         self.template = get_template(own_template(model.config) if version is None else version)
         self.image_mode = image_mode
         self.pictures = pictures
+        self.keep = keep
 
     @torch.no_grad()
     def answer(
@@ -183,13 +188,20 @@ class Answerer:
             return {}
         tensors, sizes, modalities = [], [], []
         for question in questions:
-            for tensor, size, modality in self._tiles(question):
+            for tensor, size, modality in self._tiles_once(question):
                 tensors.append(tensor.to(device=self.model.device, dtype=self.model.dtype))
                 sizes.append(size)
                 modalities.append(modality)
         return {"images": tensors, "image_sizes": sizes, "modalities": modalities}
 
-    def _tiles(self, question: Question) -> list[tuple[torch.Tensor, tuple[int, int], str]]:
+    def _tiles_once(self, question: Question) -> Tiles:
+        if self.keep is None:
+            return self._tiles(question)
+        if id(question) not in self.keep:
+            self.keep[id(question)] = self._tiles(question)
+        return self.keep[id(question)]
+
+    def _tiles(self, question: Question) -> Tiles:
         if not question.images:  # as in training: a text row among image rows carries one black tile
             side = processor_tile_size(self.image_processor)
             return [(torch.zeros(1, 3, side, side), (side, side), "text")]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llava.errors import InputError, in_one_line, short
-from llava.eval.generation import Answerer, Decoding
+from llava.eval.generation import Answerer, Decoding, Question, Tiles
 from llava.eval.metrics import exact, normalise
 from llava.eval.questions import question_and_reference
 from llava.samples.dataset import LazySupervisedDataset
@@ -166,14 +166,27 @@ class GeneratedScore:
         self.settings = settings
         self.version = version
         self._told = False
+        self._asked: tuple[Any, list[tuple[Question, str]], dict[int, Tiles]] = (None, [], {})
+        """The latest batch, its questions with their references, and the tiles of these."""
 
     def __call__(self, network: Any, batch: Mapping[str, Any]) -> float:
         """Raises `InputError` where the function fails, or gives something else than a finite number a record."""
         records, settings = batch[RECORDS], self.settings
-        asked = [question_and_reference(record, k, settings.image_folder or "") for k, record in enumerate(records)]
+        if self._asked[0] is not records:  # a step asks at several points
+            folder = settings.image_folder or ""
+            asked = [question_and_reference(record, k, folder) for k, record in enumerate(records)]
+            self._asked = records, asked, {}
+            self._look_at_lengths([reference for _, reference in asked])
+        _, asked, tiles = self._asked
         questions, references = [question for question, _ in asked], [reference for _, reference in asked]
-        self._look_at_lengths(references)
-        answerer = Answerer(network, self.tokenizer, settings.image_processor, self.version, pictures=settings.pictures)
+        answerer = Answerer(
+            network,
+            self.tokenizer,
+            settings.image_processor,
+            self.version,
+            pictures=settings.pictures,
+            keep=tiles,
+        )
         predictions = answerer.answer(questions, Decoding(max_new_tokens=ANSWER_TOKENS))
         scores = scores_of(self.score, "zo_objective", predictions, references, records)
         for question, one in zip(questions, scores, strict=True):

@@ -35,7 +35,7 @@ from llava.mezo.journal.files import HEADER, RECORDS, Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.header import parse_header
 from llava.mezo.journal.locking import FolderLock
-from llava.mezo.journal.records import encode
+from llava.mezo.journal.records import Record, encode
 from llava.mezo.journal.replay import Replay
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -130,6 +130,13 @@ class TestFormat:
         groups = tuple(replace(header.groups[0], rate=rate) for rate in range(rates))
         assert replace(header, groups=groups).record_bytes == size
         assert 20_000 * size < 1_300_000
+
+    @pytest.mark.parametrize("directions", [1, 2, 7])
+    def test_16_bytes_more_for_each_further_direction(self, ten: Path, directions: int) -> None:
+        header = replace(Journal.read(ten).header, num_directions=directions)
+        header = replace(header, groups=(replace(header.groups[0], rate=0),))
+        record = Record(0, True, tuple(map(float, range(header.losses))), (1e-6,))
+        assert len(encode(record, 0)) == header.record_bytes == 36 + 16 * (directions - 1)
 
     def test_a_header_is_read_as_it_was_written(self, ten: Path) -> None:
         header = Journal.read(ten).header

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from llava import conversation
 from llava.conversation import conv_templates
 from llava.errors import InputError
 from llava.model.multimodal_encoder.siglip_encoder import SigLipImageProcessor
+from llava.samples import media
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset, make_supervised_data_module
 
@@ -122,6 +124,21 @@ def test_one_image_by_aspect_ratio_and_several_by_pad(tmp_path, qwen):
     assert [tuple(pixels.shape) for pixels, _, _ in items[1]["image"]] == [(3, 384, 384)] * 2
     padded = items.process_image("s300x200.png", "pad")[0]
     assert torch.equal(items[1]["image"][0][0], padded)
+
+
+def test_a_picture_is_decoded_and_tiled_once_a_sample(tmp_path, qwen, monkeypatch):
+    calls = Counter()
+
+    def counted(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **more: calls.update([name]) or original(*args, **more))
+
+    records = [{"image": "s300x200.png", "conversations": TURNS}, {"image": "s64x64.png", "conversations": TURNS}]
+    items = dataset(tmp_path, records, qwen, image_aspect_ratio="anyres_max_9", image_grid_pinpoints="(1x1),...,(2x2)")
+    counted(media, "read_picture")
+    counted(type(items.settings.image_processor), "preprocess")
+    DataCollatorForSupervisedDataset(qwen)([items[0], items[1]])
+    assert calls == {"read_picture": 2, "preprocess": 2}
 
 
 def test_default_conversation_decides_without_version(tmp_path, qwen, monkeypatch):

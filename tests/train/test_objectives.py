@@ -20,6 +20,7 @@ from llava.errors import InputError
 from llava.mezo.head import token_errors
 from llava.mezo.journal.files import Journal
 from llava.mezo.trained import TrainedWeights
+from llava.samples import media
 from llava.samples.pictures import PictureSettings
 from llava.samples.settings import SampleSettings
 from llava.train import objectives
@@ -180,6 +181,29 @@ def test_predictions_of_a_model_of_text_begin_after_the_prompt(adapter: str | No
     assert len(SEEN) == 2 and not any("assistant" in one for predictions, _, _ in SEEN for one in predictions)
 
 
+@pytest.mark.slow
+def test_a_picture_is_opened_once_for_all_points_of_a_step(
+    flags: Flags, golden: Path, tmp_path: Path, small_tower_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once for the sample itself."""
+    changes = {"vision_tower": small_tower_folder, "image_folder": golden / "images", "zo_num_directions": 2}
+    words = flags(zo_objective="f1", max_steps=2, **changes)
+    turns = [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "A"}]
+    records = [{"id": k, "image": "s64x64.png", "conversations": turns} for k in range(4)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    opened: list[Path] = []
+    read = media.read_picture
+
+    def noted(file: Path, *rest: Any) -> Any:
+        opened.append(file)
+        return read(file, *rest)
+
+    monkeypatch.setattr(media, "read_picture", noted)
+    monkeypatch.setattr(command, "finish", lambda *args: None)
+    train(argv=words)
+    assert len(opened) == 2 * 4  # two steps of two records
+
+
 def words_of(text: str, **more: Any) -> dict[str, list[str]]:
     """A tokenizer."""
     return {"input_ids": text.split()}
@@ -188,7 +212,7 @@ def words_of(text: str, **more: Any) -> dict[str, list[str]]:
 def test_pictures_are_read_as_the_training_set_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, found = SampleSettings(pictures=PictureSettings(max_image_pixels=7)), []
 
-    def answerer(*args: Any, pictures: PictureSettings) -> Any:
+    def answerer(*args: Any, pictures: PictureSettings, keep: dict[int, Any]) -> Any:
         found.append(pictures)
         return SimpleNamespace(answer=lambda questions, decoding: ["A"] * len(questions))
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from llava.eval import accuracy
+from llava.eval.journaled import JournaledModel
 from llava.mezo.journal.files import HEADER, RECORDS, Journal
 from llava.mezo.journal.replay import main as replay
 from llava.samples.dataset import make_supervised_data_module
@@ -212,8 +213,8 @@ def test_changed_flags_hold_from_the_first_step_that_is_not_recorded(
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_every_algorithm_is_resumed_and_replayed(
-    changes: dict[str, Any], flags: Flags, base: Path, killed: Any, tmp_path: Path
+def test_every_algorithm_is_resumed_replayed_and_evaluated_at_its_steps(
+    changes: dict[str, Any], flags: Flags, base: Path, killed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"weight_decay": 0.0, "max_steps": 6, **changes}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
@@ -222,6 +223,11 @@ def test_every_algorithm_is_resumed_and_replayed(
     assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert not same(weights(tmp_path / "out"), weights(base))
     assert same(replayed(base, tmp_path / "out", tmp_path / "last"), weights(tmp_path / "out"))
+    evaluated = JournaledModel(tmp_path / "out" / "mezo_journal", None)  # as by --all-steps
+    loaded = evaluated.load("sdpa")[0]
+    for step in (2, 6):
+        evaluated.go_to(step)
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in weights(tmp_path / "out").items())
     used = report_of(tmp_path / "out")["zo_kernel"]
     assert used == ("torch" if changes.get("zo_estimator") == "lowrank" else "numba")
     branch = {**changes, "zo_from_journal": f"{tmp_path / 'out' / 'mezo_journal'}:3", "output_dir": tmp_path / "branch"}
