@@ -152,6 +152,8 @@ def mean_losses(
         shares += [values[first] for values in found[:: ranks.point_ways]]
         losses += ranks.joined([values[first + 1 : first + 1 + width] for values in found], points)
     total = sum(shares)
+    if total == 0:
+        raise ValueError("all micro-batches of the step have the weight 0; one must have more")
     return [sum(w * x for w, x in zip(shares, column, strict=True)) / total for column in zip(*losses, strict=True)]
 
 

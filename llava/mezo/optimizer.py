@@ -203,8 +203,12 @@ class MeZO(Optimizer):
             keep: `loss` runs the model many times (it generates): perturbed weights are then kept for all of it, which
                 takes the memory of the trained weights once more.
 
-        RuntimeError: more micro-batches than the estimator can use.
+        RuntimeError: more micro-batches than the estimator can use. ValueError: a step or weight that is none.
         """
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"step is {step!r}; it must be an integer of at least 0")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight is {weight}; it must be finite and at least 0")
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
         recorded, count = self._recorded(step), len(self._window)
@@ -297,10 +301,12 @@ class MeZO(Optimizer):
         return super().state_dict() | {"storage": exact} | course
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch.optim. ValueError: the weights were stored in another way, or are others."""
+        """As in torch.optim. ValueError: the weights were stored in another way, or they or the rule are others."""
         others = dict(state_dict)
         stored, course = others.pop("storage", {}), others.pop("course", None)
         latest, sizes = others.pop("latest", ()), others.pop("sizes", ())
+        if course is not None:
+            self.course.load_state_dict(course)
         unknown = sorted(set(stored) - set(self.names))
         if unknown:
             raise ValueError(f"the saved state has a weight {unknown[0]!r}, which is not trained now")
@@ -309,7 +315,6 @@ class MeZO(Optimizer):
         for name, storage in zip(self.names, self.storages.values(), strict=True):
             storage.load(stored.get(name, {}))
         if course is not None:
-            self.course.load_state_dict(course)
             if tuple(sizes) != self.sizes:
                 self.set_sizes(sizes)
             self._latest = tuple(Update(seeds, coefficients, decays) for seeds, coefficients, decays in latest)

@@ -255,6 +255,29 @@ def test_what_is_shown_of_a_step_is_the_difference_along_its_last_direction() ->
 
 
 @pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        ({"rule": "momentum"}, {"rule": "sgd"}, "whose rule is 'momentum', and here it is 'sgd'"),
+        ({"rule": "sgd"}, {"rule": "momentum"}, "whose rule is 'sgd', and here it is 'momentum'"),
+        ({"estimator": "svrg"}, {"estimator": "one_point"}, "whose estimator is 'svrg'"),
+        ({"estimator": "one_point"}, {"estimator": "one_point", "num_directions": 2}, "whose num_directions is 1"),
+    ],
+)
+def test_a_state_of_another_algorithm_is_refused(there: dict[str, Any], here: dict[str, Any], message: str) -> None:
+    model = make_model()
+    saved = make_optimizer(model, MeZOConfig(**there))
+    run(saved, model, range(2))
+    state = saved.state_dict()
+    other = make_optimizer(make_model(), MeZOConfig(**here))
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(state)
+    del state["course"]["of"]  # of before: taken as it is
+    again = make_optimizer(make_model(), MeZOConfig(**there))
+    again.load_state_dict(state)
+    assert again.course.state_dict()["rule"] == saved.course.state_dict()["rule"]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"estimator": "spsa2"}, "estimator is 'spsa2'; it must be one of spsa, one_point, fzoo, per_example"),

@@ -340,6 +340,12 @@ class TestRefusals:
         optimizer.accumulate(4, lambda: 1.0)
         with pytest.raises(ValueError, match="step 5 in the window of step 4"):
             optimizer.accumulate(5, lambda: 1.0)
+        for step in (-1, 0.5, True):
+            with pytest.raises(ValueError, match=f"step is {step}; it must be an integer of at least 0"):
+                optimizer.accumulate(step, lambda: 1.0)  # type: ignore[arg-type]
+        for weight in (-1.0, float("nan")):
+            with pytest.raises(ValueError, match=f"weight is {weight}"):
+                optimizer.accumulate(4, lambda: 1.0, weight=weight)
         with pytest.raises(ValueError, match="closure"):
             optimizer.step(lambda: 1.0)
         with pytest.raises(ValueError, match=r"shape \(2,\).*one number"):
