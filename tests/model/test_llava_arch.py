@@ -15,6 +15,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel, unpad_image
+from llava.model.vision_modules import _reset_learned_token
 
 PROMPT = [5, 6, IMAGE_TOKEN_INDEX, 7]
 
@@ -217,3 +218,12 @@ def test_names_that_others_import():
     assert LlavaConfig.base_model_type == LlamaConfig.model_type
     # Never without rows or columns, however thin the image.
     assert unpad_image(torch.zeros(2, 4, 4), (1000, 1)).shape[1] >= 1
+
+
+def test_learned_tokens_start_the_same_where_a_device_is_the_default() -> None:
+    """As of a model that is built on a card: their numbers come from a generator of the CPU."""
+    tokens = [torch.nn.Parameter(torch.empty(8, device="cpu")) for _ in range(2)]
+    _reset_learned_token(tokens[0])
+    with torch.device("meta"):
+        _reset_learned_token(tokens[1])
+    assert torch.equal(*tokens) and tokens[0].std() > 0
