@@ -129,6 +129,26 @@ def test_losses_that_are_not_finite_are_gone_back_from(bowl: Make) -> None:
     assert torch.equal(replayed(journal_of(trainer)), trainer.model.weight)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zo_estimator": "svrg", "zo_anchor_steps": 3},
+        {"zo_rule": "momentum", "zo_window": 3},
+        {"zo_rule": "adamu", "zo_window": 3},
+    ],
+    ids=lambda changes: str(next(iter(changes.values()))),
+)
+def test_what_an_algorithm_remembers_goes_back_too(changes: dict[str, Any], bowl: Make) -> None:
+    trainer = bowl("one", **changes)
+    trainer.train()
+    assert any(kept.back_to > 0 for kept in trainer.gone_back)
+    assert torch.equal(replayed(journal_of(trainer)), trainer.model.weight)
+    again = bowl("two", **changes)
+    again.train()
+    assert outcome(again) == outcome(trainer)
+
+
 def test_it_is_not_halved_for_ever(module: ModuleType, bowl: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(halved_run, "MOST_HALVINGS", 1)
     trainer = bowl()

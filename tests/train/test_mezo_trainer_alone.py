@@ -42,6 +42,8 @@ ZO = {
     "zo_batch_growth": None,
     "zo_objective": "loss",
     "zo_anchor_steps": 5,
+    "zo_rule": "sgd",
+    "zo_window": 20,
     "zo_probe_steps": 0,
 }
 
