@@ -214,7 +214,7 @@ def test_changed_flags_hold_from_the_first_step_that_is_not_recorded(
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_every_algorithm_is_resumed_replayed_and_evaluated_at_its_steps(
-    changes: dict[str, Any], flags: Flags, base: Path, killed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], flags: Flags, base: Path, killed: Any, tmp_path: Path
 ) -> None:
     changes = {"weight_decay": 0.0, "max_steps": 6, **changes}
     train(argv=flags(**changes, output_dir=tmp_path / "whole"))
