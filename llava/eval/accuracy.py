@@ -41,8 +41,10 @@ from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.load_settings import quantisation, resolve_dtype
 from llava.model.own_settings import dtype_of, template_of
 from llava.runs.plots import plot_accuracy
+from llava.samples.answers import different_answers
 from llava.samples.loading import file_sha256, load_file
 from llava.samples.pictures import PictureSettings
+from llava.samples.record import read_record
 
 
 def _counts(result: Mapping[str, Any]) -> str:
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
     parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
     parser.add_argument("--shots-seed", type=int, default=0, help="draws them, once for all questions")
+    parser.add_argument("--answers-of", metavar="DATA", help="only answers that these records have are given")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")
@@ -93,6 +96,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch_dtype": arguments.torch_dtype,
         "image_window": arguments.image_window,
         **({"shots": _shots_identity(arguments)} if arguments.shots else {}),
+        **({"answers_sha256": file_sha256(arguments.answers_of)} if arguments.answers_of else {}),
     }
 
 
@@ -115,6 +119,15 @@ def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
         raise InputError("--shots-data is --data: its answers would stand before its questions; give the training set")
     with naming(arguments.shots_data):
         return draw(records, arguments.shots, arguments.shots_seed, arguments.image_folder)
+
+
+def _choices(arguments: argparse.Namespace) -> list[str]:
+    """The answers that the flags allow; none: all."""
+    if arguments.answers_of is None:
+        return []
+    records = load_file(arguments.answers_of, "--answers-of")
+    with naming(f"--answers-of {arguments.answers_of}"):
+        return different_answers(read_record(record, number) for number, record in enumerate(records))
 
 
 def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -154,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.group_by is not None:
         check_field(records, arguments.group_by)
     arguments.demonstrations = _demonstrations(arguments)
+    arguments.choices = _choices(arguments)
     run, quantised = _journaled(arguments), _quantised(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)
@@ -236,6 +250,7 @@ def _evaluate_into(
                 max_new_tokens=arguments.max_new_tokens,
                 pictures=PictureSettings.of(arguments),
                 demonstrations=arguments.demonstrations,
+                choices=arguments.choices,
                 done=file.done,
                 on_batch=file.append,
             )

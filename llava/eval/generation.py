@@ -6,8 +6,8 @@ the conversation template, rows are padded on the left and carry their attention
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, get_template
 from llava.errors import InputError, naming
+from llava.mezo.answer_tree import AnswerTree
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     get_model_name_from_path,
@@ -82,6 +83,9 @@ class Answerer:
     `version` names a template in place of the model's own; `image_mode` replaces its way of making tiles (a value
     of `--image_aspect_ratio`) for all images; `pictures` says how they are read; `keep` has tiles by question, of
     questions that are answered several times.
+
+    Attributes:
+        answers: those that can be given; None: any text.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Answerer:
         self.image_mode = image_mode
         self.pictures = pictures
         self.keep = keep
+        self.answers: AnswerTree | None = None
 
     @torch.no_grad()
     def answer(
@@ -134,6 +139,9 @@ class Answerer:
         criteria = None
         if stop is not None:
             criteria = StoppingCriteriaList([KeywordsStoppingCriteria([stop], self.tokenizer, input_ids)])
+        if self.answers is not None:
+            decoding = replace(decoding, max_new_tokens=self.answers.longest)
+            more["prefix_allowed_tokens_fn"] = self._allowed(0 if self._takes_images else input_ids.shape[1])
         try:
             output = self.model.generate(
                 input_ids,
@@ -149,6 +157,11 @@ class Answerer:
             raise InputError(f"{questions[error.row].name}: {error}") from error
         repeats = isinstance(output, torch.Tensor) and not self._takes_images
         return output[:, input_ids.shape[1] :] if repeats else output
+
+    def _allowed(self, prompt: int) -> Callable[[int, torch.Tensor], list[int]]:
+        """Of a row, and its ids so far, which begin with `prompt` of the question: what may come next."""
+        answers: Any = self.answers
+        return lambda row, ids: answers.next(ids[prompt:].tolist()) or [self._pad_id()]
 
     @property
     def _takes_images(self) -> bool:

@@ -15,6 +15,7 @@ from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
 from llava.eval.shots import Demonstration, with_demonstrations
 from llava.mezo.inference import evaluation_mode
+from llava.samples.answers import answer_tree
 from llava.samples.pictures import PictureSettings
 from llava.samples.record import record_name
 from llava.samples.turns import check_text
@@ -37,6 +38,7 @@ def evaluate(
     on_batch: Callable[[Answers], None] | None = None,
     pictures: PictureSettings | None = None,
     demonstrations: Sequence[Demonstration] = (),
+    choices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answer every record greedily and compare with its last answer.
 
@@ -50,6 +52,7 @@ def evaluate(
         on_batch: called with the new answers of every batch.
         pictures: how pictures are read.
         demonstrations: what stands before each question, see `llava.eval.shots`.
+        choices: the answers that can be given; none: any text.
 
     Returns:
         total, correct, accuracy (a share, 0..1), metric, and answers (id, prompt, prediction, reference, correct).
@@ -64,6 +67,7 @@ def evaluate(
     asked = [question_and_reference(record, k, image_folder) for k, record in enumerate(records)]
     answers = list(done or [])
     answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures)
+    answerer.answers = answer_tree(choices, tokenizer, answerer.template) if choices else None
     with evaluation_mode(model):
         for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
             questions = [with_demonstrations(asked[k][0], demonstrations) for k in batch]

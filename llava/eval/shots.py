@@ -3,7 +3,7 @@
 As in the MeZO paper (Malladi et al. 2023, section 3 and appendix E): a few demonstrations are drawn from the training
 set, once for a whole evaluation, and stand before every question in the same form. Here each is a round of the
 conversation, with its picture. Two things follow: several pictures in a prompt are padded to squares, as in training,
-where a single one may be cut into tiles; and answers are decoded freely, not chosen among candidates.
+where a single one may be cut into tiles; and answers are decoded, freely or among those of a list.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """What a zeroth-order run raises in place of lowering the loss (Malladi et al. 2023, section 3.3).
 
+    classification  -log of the right answer's probability among all answers of the training set, see
+                    `llava.mezo.answer_tree`: a forward, and the loss itself where the MeZO paper has a list of answers
     accuracy        share of the supervised tokens that are the most likely ones: a forward, nothing is generated
     exact_match     answers are generated, and count where they equal the reference (`llava.eval.metrics.exact`)
     f1              the same, by the words that they have in common
     MODULE:FUNCTION the same, by any function(predictions, references, records) -> numbers, one a record
 
-A step's losses are then 1 - the mean score of a micro-batch.
+Of all but the first a step's losses are 1 - the mean score of a micro-batch.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from llava.eval.metrics import exact, normalise
 from llava.eval.questions import question_and_reference
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.settings import SampleSettings
+from llava.train.zo.settings import CLASSIFICATION
 from llava.train.zo.step_batches import OtherItems
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,12 @@ def _f1(given: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 SCORES: dict[str, Score] = {"exact_match": exact_match, "f1": f1}
-WITHOUT_GENERATION = ("loss", "accuracy")
+WITHOUT_GENERATION = ("loss", CLASSIFICATION, "accuracy")
+
+
+def chooses(args: Any) -> bool:
+    """Whether a run's objective is among the answers of its training set."""
+    return args.trainer_mode == "zo" and args.zo_objective == CLASSIFICATION
 
 
 def score_of(name: str) -> Score | None:

@@ -41,6 +41,7 @@ from llava.runs.run_card import write_run_card
 from llava.runs.run_report import versions, write_report
 from llava.runs.runs import samples_per_step
 from llava.runs.validation import CURVE_FILE, Curve
+from llava.samples.answers import answer_tree, different_answers
 from llava.samples.dataset import make_supervised_data_module
 from llava.samples.loading import Parts, data_files
 from llava.train.callbacks import LogLastStep, Outlook, ProgressBar, SaveArguments, StepTimes, StopOnSignal
@@ -54,7 +55,7 @@ from llava.train.going_on import goes_on_after_restart, header, run_is_finished
 from llava.train.launches import PROCESSES
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.memory import peak_memory_bytes
-from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, score_of
+from llava.train.objectives import CollateWithRecords, GeneratedScore, WithRecords, chooses, score_of
 from llava.train.order import check_batches
 from llava.train.parts import feature_cache
 from llava.train.parts.adapters import add_adapter
@@ -225,6 +226,7 @@ def make_trainer(
         data["eval_dataset"] = validation_set(tokenizer, data_args, validated)
     zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
     cache = known = None
+    choices = different_answers(data["train_dataset"].records) if chooses(training_args) else []
     if training_args.mm_feature_cache is not None:
         where = training_args.mm_feature_cache, training_args.mm_feature_cache_gb
         known = feature_cache.tile_features(model, *where) if zo else None
@@ -239,10 +241,12 @@ def make_trainer(
     )
     if zo:
         trainer.known_features = known
+        if choices:
+            trainer.answers = answer_tree(choices, tokenizer, settings.template)
     else:
         trainer.feature_cache = cache
     if curve is not None:
-        trainer.validation = Validation(curve, data["eval_dataset"], collate, str(model_args.version))
+        trainer.validation = Validation(curve, data["eval_dataset"], collate, str(model_args.version), choices)
     if score is not None:
         trainer.objective = GeneratedScore(score, tokenizer, settings, str(model_args.version))
     trainer.remove_callback(ProgressCallback)

@@ -68,15 +68,22 @@ class Validation:
         dataset: the records.
         collate: makes batches of the dataset's items.
         version: name of the conversation template.
+        choices: the answers that can be given; none: any text.
     """
 
     def __init__(
-        self, curve: Curve, dataset: LazySupervisedDataset, collate: DataCollatorForSupervisedDataset, version: str
+        self,
+        curve: Curve,
+        dataset: LazySupervisedDataset,
+        collate: DataCollatorForSupervisedDataset,
+        version: str,
+        choices: Sequence[str] = (),
     ) -> None:
         self.curve = curve
         self.dataset = dataset
         self.collate = collate
         self.version = version
+        self.choices = choices
 
     def measure(self, run: Run) -> float:
         """The metric of the weights as they are; of all processes the same. It may not be finite."""
@@ -126,6 +133,7 @@ class Validation:
                 version=self.version,
                 progress=False,
                 pictures=settings.pictures,
+                choices=self.choices,
             )
         if metric in METRICS:
             return float(result["correct"]), len(records)

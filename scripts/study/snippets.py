@@ -6,7 +6,7 @@
     python scripts/study/snippets.py --output runs/study/snippets --budget 60
 
 As SST-2 in the MeZO paper (Malladi et al. 2023): "SENTENCE It was", then "great" or "terrible", whichever is likelier;
-the loss is that of the right word. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA with MeZO and
+the loss is that between the two words, as there. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA with MeZO and
 others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO trains bfloat16 weights, AdamW
 float32 weights with forwards in bfloat16. Batches are of sentences of similar length. Rates are chosen on the
 validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md and, a
@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from settings import add_budget, deadline_of, from_middle, mean_and_spread, positive
+from settings import mean_and_spread, positive
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -133,8 +133,8 @@ class Study:
             return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Cross entropy of the right word."""
-        return functional.cross_entropy(self.logits(model, batch).float(), self.words[batch["right"]])
+        """Cross entropy between the words."""
+        return functional.cross_entropy(self.logits(model, batch)[:, self.words].float(), batch["right"])
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module, sentences: Sentences) -> float:
@@ -236,8 +236,10 @@ class Runs:
     def row(self, name: str, seeds: Sequence[int]) -> Row | None:
         """A method at its best rate; None if runs are missing."""
         rates = METHODS[name].rates
-        order = sorted(rates, key=lambda rate: from_middle(rate, rates))
-        tried = {rate: self.accuracy(name, rate, 0) for rate in order}
+        middle = (len(rates) - 1) / 2
+        tried = {
+            rate: self.accuracy(name, rate, 0) for rate in sorted(rates, key=lambda r: abs(rates.index(r) - middle))
+        }
         known = {rate: found["val"] for rate, found in tried.items() if found is not None}
         if len(known) < len(rates):
             return None
@@ -288,9 +290,10 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=16, help="records a step")
     parser.add_argument("--steps", type=positive, default=5000, help="of MeZO")
     parser.add_argument("--adamw_steps", type=positive, default=190, help="three epochs of batch 16")
-    add_budget(parser)
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
     options = parser.parse_args()
-    runs = Runs(Study(options), options.output / "runs", deadline_of(options))
+    deadline = None if options.budget is None else time.time() + 60 * options.budget
+    runs = Runs(Study(options), options.output / "runs", deadline)
     rows = {name: row for name in options.methods if (row := runs.row(name, options.seeds)) is not None}
     text = "# Rated sentences\n\n" + table(rows)
     (options.output / "snippets.md").write_text(text, encoding="utf-8")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
+from transformers import GenerationMixin
 
 from llava.errors import InputError
 from llava.eval import accuracy
@@ -133,6 +135,31 @@ def test_command_writes_answers_and_summary(finished, records):
     assert [line["id"] for line in lines] == [r["id"] for r in records]
     assert (summary["total"], summary["complete"], summary["metric"]) == (6, True, "exact")
     assert summary["accuracy"] == summary["correct"] / 6
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_only_answers_of_a_list_are_given(loaded, records, tmp_path, monkeypatch, repeats):
+    """A model with random weights says anything else; one of text has the prompt in what it generates."""
+    choices = ["Yes", "No way", "No"]
+    free = {one["prediction"] for one in run(loaded, records, tmp_path)["answers"]}
+    if repeats:
+        turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]
+        records = [{"id": number, "conversations": turns} for number in range(2)]
+        monkeypatch.setattr(loaded[0], "generate", functools.partial(GenerationMixin.generate, loaded[0]))
+        monkeypatch.setattr(Answerer, "_takes_images", False)
+    given = run(loaded, records, tmp_path, choices=choices)["answers"]
+    assert {one["prediction"] for one in given} <= set(choices) and not free & set(choices)
+
+
+def test_answers_of_is_a_file_with_some(checkpoint, records, tmp_path, refused):
+    accuracy.main(flags(checkpoint, tmp_path, "--answers-of", str(tmp_path / "data.json")))
+    given = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert {one["prediction"] for one in given} <= {one["reference"] for one in given}
+    message = refused(accuracy.main, flags(checkpoint, tmp_path))
+    assert "answers_sha256" in message
+    (tmp_path / "one.json").write_text(json.dumps(records[:1]))
+    message = refused(accuracy.main, flags(checkpoint, tmp_path, "--answers-of", str(tmp_path / "one.json")))
+    assert "one.json: it has 1 different answers" in message
 
 
 def test_accuracy_of_each_question_type(checkpoint, records, tmp_path, capsys, refused):

@@ -10,6 +10,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parse_parts
+from llava.train.zo.settings import CLASSIFICATION
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,10 @@ def _check_trained(values: Any, targets: frozenset[str]) -> None:
 
 
 def _check_virtual_tokens(values: Any, given: Collection[str], kind: str) -> None:
-    if values.zo_objective == "accuracy" and values.trainer_mode == "zo":
-        raise InputError(f"--zo_objective accuracy excludes --adapter {kind}, in front of the model: give loss")
+    if values.zo_objective in ("accuracy", CLASSIFICATION) and values.trainer_mode == "zo":
+        raise InputError(
+            f"--zo_objective {values.zo_objective} excludes --adapter {kind}, in front of the model: give loss"
+        )
     if values.use_pos_skipping:
         raise InputError(f"--use_pos_skipping True excludes --adapter {kind}, whose tokens have the first positions")
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & set(given)

@@ -217,8 +217,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     zo_eps: float = flag(1e-3, "MeZO: size of the perturbation, in units of the weights")
     zo_objective: str = flag(
         "loss",
-        "MeZO: what is to become better: loss; accuracy (of single tokens); exact_match or f1 of generated answers, or "
-        "of these a MODULE:FUNCTION(predictions, references, records)",
+        "MeZO: what is to become better: loss; classification (loss among the answers of the training set); accuracy "
+        "(of single tokens); exact_match or f1 of generated answers, or of these a MODULE:FUNCTION(predictions, "
+        "references, records)",
     )
     zo_num_directions: int = flag(1, "MeZO: directions a step; forwards by estimator, see docs/mezo.md")
     zo_estimator: str = flag("spsa", f"MeZO: how losses become projected gradients: {', '.join(ESTIMATORS)}")

@@ -42,7 +42,7 @@ from llava.train.flags.learning_rate import number_or_auto, settle_learning_rate
 from llava.train.flags.optimizers import check_optimizer
 from llava.train.flags.ranges import check_numbers
 from llava.train.flags.validation_flags import check_validation_flags, settle_validation
-from llava.train.objectives import score_of
+from llava.train.objectives import chooses, score_of
 from llava.train.parts.build import class_of
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only, parse_parts
@@ -268,6 +268,11 @@ def _check_zeroth_order(values: Any, given: Collection[str]) -> None:
         )
     refuse_impossible(values)
     score_of(values.zo_objective)
+    if chooses(values) and not values.train_on_answers_only:
+        raise InputError(
+            f"--zo_objective {values.zo_objective} is about the answers, and --train_on_answers_only False supervises "
+            "markers of the prompt too: give --train_on_answers_only True"
+        )
 
 
 def _one_of(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -14,11 +14,12 @@ from llava.errors import InputError, naming, short
 from llava.eval.questions import question_and_reference
 from llava.model.checkpoint_kind import check_model, check_tower, looks_local
 from llava.runs.validation import LOSS
+from llava.samples.answers import different_answers
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
 from llava.samples.media import below
 from llava.samples.record import Record, read_record
-from llava.train.objectives import check_questions, score_of
+from llava.train.objectives import check_questions, chooses, score_of
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
@@ -71,7 +72,7 @@ def check_gathering(training_args: Any) -> None:
 
 
 def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
-    """The records, which make at least one batch, and are questions if `--zo_objective` wants answers to them."""
+    """The records, which make at least one batch, and are what `--zo_objective` wants."""
     parts = load_parts(data_args.data_path, data_args.seed or 0)
     dataset = _Unprocessed(data_args.data_path, None, copy.copy(data_args), parts)
     if len(dataset) == 0:
@@ -79,6 +80,9 @@ def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
     check_batches(dataset, training_args, processes)
     if training_args.trainer_mode == "zo" and score_of(training_args.zo_objective) is not None:
         check_questions(dataset)
+    if chooses(training_args):
+        with naming(f"--data_path {data_args.data_path}"):
+            different_answers(dataset.records)
     return parts
 
 

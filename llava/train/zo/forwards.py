@@ -12,11 +12,12 @@ from torch import nn
 
 from llava.mezo import MeZO, reuse_outputs
 from llava.mezo.algorithms.interface import Point
+from llava.mezo.answer_tree import AnswerTree
 from llava.mezo.errors import InputError
 from llava.mezo.head import cross_entropy, token_errors
 from llava.mezo.measuring import Loss
 from llava.train.zo.settings import Settings
-from llava.train.zo.sparse_loss import laid_out_loss, plain_head, sparse_loss, whole_model
+from llava.train.zo.sparse_loss import Measure, laid_out_loss, plain_head, sparse_loss, whole_model
 from llava.train.zo.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
 
 Inputs = dict[str, Any]
@@ -31,6 +32,7 @@ class Forwards:
         network: the model without a wrapper that would run the forward under autocast.
         prepare: brings a batch to the device.
         whole_loss: of a model and a batch, for models that need their own forward.
+        answers: among which the right one is to become likelier, in place of all tokens.
         known: asked for features of images that a batch does not bring with it.
 
     Raises:
@@ -46,13 +48,18 @@ class Forwards:
         whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],
         objective: Objective | None = None,
         known: KnownFeatures | None = None,
+        answers: AnswerTree | None = None,
     ) -> None:
         self.mezo = mezo
         self.network = network
         self.objective = objective
+        self._objective = zo.objective
         self._prepare = prepare
         self._whole_loss = whole_loss
-        self._measure = token_errors if zo.objective == "accuracy" else cross_entropy
+        self._answers = answers
+        self._measure: Measure = token_errors if zo.objective == "accuracy" else cross_entropy
+        if answers is not None:
+            self._measure = answers.loss
         base = whole_model(network)
         lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
@@ -77,6 +84,8 @@ class Forwards:
             return
         tensors = self.inputs(inputs) if self.inputs is not None and inputs.get("labels") is not None else None
         if tensors is not None:
+            if self._answers is not None:
+                tensors["targets"] = self._answers.places(tensors["targets"])
             yield self._laid_out_loss, tensors, False
             return
         inputs = with_pixels_as_weights(network, self._prepare(inputs))
@@ -95,12 +104,21 @@ class Forwards:
 
     def _loss(self, inputs: Inputs) -> torch.Tensor:
         """Of one forward; without logits where the model is a language model that allows it."""
-        loss = sparse_loss(self.network, inputs, self._measure)
+        answers, measure = self._answers, self._measure
+        if answers is not None:
+            measure = functools.partial(_placed, answers)
+        loss = sparse_loss(self.network, inputs, measure)
         if loss is not None:
             return loss
-        if self._measure is token_errors:
-            raise InputError(f"--zo_objective accuracy: {type(self.network).__name__} has no plain output head to ask")
+        if measure is not cross_entropy:
+            name = type(self.network).__name__
+            raise InputError(f"--zo_objective {self._objective}: {name} has no plain output head to ask")
         return self._whole_loss(self.network, dict(inputs))
+
+
+def _placed(answers: AnswerTree, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The answers' loss of supervised tokens on any device."""
+    return answers.loss(states, head, answers.places(targets.cpu()).to(targets.device))
 
 
 def with_pixels_as_weights(network: nn.Module, inputs: Inputs) -> Inputs:

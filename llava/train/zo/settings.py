@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 SHARDS = ("none", "fsdp")
 OFFLOADS = ("none", "cpu", "auto")
 """Where weights are: on the device of the run, or in the host's memory; "auto": there if they do not fit the device."""
+CLASSIFICATION = "classification"
+"""The objective that is the cross entropy among the answers of the training set."""
 ON_DIVERGENCE = ("warn", "stop", "halve", "off")
 
 
@@ -80,7 +82,7 @@ class Settings:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
         if own["probe_steps"] < 0:
             raise InputError(f"--zo_probe_steps {own['probe_steps']} must be at least 0 (never)")
-        if own["probe_steps"] and own["objective"] != "loss":
+        if own["probe_steps"] and own["objective"] not in ("loss", CLASSIFICATION):
             raise InputError(
                 f"--zo_probe_steps {own['probe_steps']} excludes --zo_objective {own['objective']}, a count, which has "
                 "no slope or curvature: leave one of them out"

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from llava.mezo import MeZO, no_decay_names
 from llava.mezo.algorithms.course import Course
+from llava.mezo.answer_tree import AnswerTree
 from llava.mezo.errors import InputError
 from llava.mezo.journal.diverging import size_of
 from llava.mezo.journal.records import applied_steps
@@ -34,7 +35,7 @@ from llava.train.zo.journaled_run import SaveResumePoints
 from llava.train.zo.offloading import offloads, to_host
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.probing import ProbeNowAndThen
-from llava.train.zo.settings import Settings, refuse_impossible
+from llava.train.zo.settings import CLASSIFICATION, Settings, refuse_impossible
 from llava.train.zo.sharded_run import ShardedRun
 from llava.train.zo.step_batches import parts_of
 from llava.train.zo.step_inputs import KnownFeatures
@@ -71,6 +72,8 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
         """Features of images that were encoded before, for models that lay batches out."""
         self.objective: Objective | None = None
         """Takes the place of the loss, where `--zo_objective` is of generated answers."""
+        self.answers: AnswerTree | None = None
+        """Those that `--zo_objective classification` is among."""
         self._forwards: tuple[nn.Module, Forwards] | None = None
         self._log_time: float | None = None
         self._log_step = 0
@@ -166,9 +169,12 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
 
         Raises:
             DivergedError: it had to stop because the loss is not finite, or as `--zo_on_divergence` says.
-            InputError: also an objective of generated answers without a function for it.
+            InputError: also an objective of generated answers without a function for it, or of answers without them.
         """
-        if self.zo.objective not in ("loss", "accuracy") and self.objective is None:
+        if self.zo.objective == CLASSIFICATION:
+            if self.answers is None:
+                raise InputError(f"--zo_objective {CLASSIFICATION}: set the trainer's `answers` to an AnswerTree")
+        elif self.zo.objective not in ("loss", "accuracy") and self.objective is None:
             raise InputError(f"--zo_objective {self.zo.objective}: set the trainer's `objective` to a function")
         result = super().train(*args, **kwargs)
         if self.diverged:
@@ -185,10 +191,10 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
         """Made once for a model as the loop has it, and its optimizer."""
         if self._forwards is None or self._forwards[0] is not model or self._forwards[1].mezo is not self.mezo:
             network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is no autocast
-            known, objective = self.known_features, self.objective
+            known, objective, answers = self.known_features, self.objective, self.answers
             prepare: Any = self._prepare_inputs
             loss: Any = self.compute_loss
-            self._forwards = model, Forwards(self.mezo, network, self.zo, prepare, loss, objective, known)
+            self._forwards = model, Forwards(self.mezo, network, self.zo, prepare, loss, objective, known, answers)
         return self._forwards[1]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -1,0 +1,64 @@
+"""`--zo_objective classification`: the loss among the answers of the training set."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llava.train.train as command
+from llava.errors import InputError
+from llava.mezo.journal.files import Journal
+from llava.train.flags.parsing import parse_arguments
+from llava.train.train import train
+
+Flags = Callable[..., list[str]]
+
+
+@pytest.fixture()
+def flags(text_run: Flags) -> Flags:
+    """Six records of two answers, of a model of text."""
+    own = {"zo_objective": "classification", "train_on_answers_only": True, "max_steps": 3, "zo_eps": 1e-3}
+    return functools.partial(text_run, per_device_train_batch_size=2, **own)
+
+
+@pytest.mark.parametrize("vision", [True, False])
+def test_losses_of_a_run_are_among_the_answers(vision: bool, flags: Flags, tmp_path: Path) -> None:
+    """With two answers and random weights about log 2, where a loss over the vocabulary is about log 916.
+
+    A LLaVA model is asked by what its layout gives, one of text by its own forward.
+    """
+    train(argv=flags(**({} if vision else {"vision_tower": None})))
+    losses = [loss for record in Journal.read(tmp_path / "out" / "mezo_journal").records for loss in record.losses]
+    assert len(losses) == 6 and all(abs(loss - math.log(2)) < 0.2 for loss in losses)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_on_answers_only": False}, "--train_on_answers_only False supervises markers .* give --train_on_answ"),
+        ({"learning_rate": "auto"}, "--zo_objective classification excludes --learning_rate auto"),
+        ({"adapter": "prompt", "mm_tunable_parts": None}, "--zo_objective classification excludes --adapter prompt"),
+    ],
+)
+def test_flags_that_exclude_it(changes: dict[str, Any], message: str, flags: Flags) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_arguments(flags(**changes))
+
+
+def test_data_without_a_list_of_answers_is_refused_before_loading(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(command, "build", lambda *args: pytest.fail("the model was loaded"))
+    words = flags()
+    records = json.loads((tmp_path / "data.json").read_text())
+    for record in records:
+        record["conversations"][1]["value"] = "Yes"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    said = refused(train, argv=words)
+    assert "data.json: it has 1 different answers (Yes, ...)" in said and "takes 2 to 1000" in said
