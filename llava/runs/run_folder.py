@@ -32,13 +32,19 @@ from llava.runs.validation import CURVE_FILE
 LOSS_PICTURE = "loss.png"
 RATE_FILE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
 """Of a run that found its rate."""
+PARTS_OF_MODELS = ("adapter_config.json", "mm_projector.safetensors", "quantized_scales.safetensors")
+OF_MODELS = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *(*PARTS_OF_MODELS, "adapter_model.safetensors", "non_lora_trainables.safetensors"),
+)
+"""What runs save, each kind its own files. Beside a model of another kind they would be taken for its."""
 
 
 def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
     """Make `folder` ready for a run: created, writable, and holding neither a finished run nor one of another kind.
 
     Args:
-        overwrite: start again where a run, finished or not, lies: its checkpoints and reports are removed.
+        overwrite: start again where a run, finished or not, lies: its checkpoints, model and reports are removed.
         journaled: whether the run keeps a journal.
 
     Raises:
@@ -59,6 +65,11 @@ def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
 def more_steps(folder: Path) -> str:
     """How a finished run is trained further: in another folder, from the last step of its journal or from its model."""
     if not (folder / JOURNAL_FOLDER / HEADER).exists():
+        if any((folder / name).exists() for name in PARTS_OF_MODELS):  # which no run starts from
+            return (
+                "For more steps merge it with its base first, where it can be merged (python -m llava.model.merge "
+                f"--adapter {folder}), and begin a run in another folder with the result"
+            )
         return f"For more steps begin a run in another folder with --model_name_or_path {folder}"
     journal = Journal.read(folder / JOURNAL_FOLDER)
     model = f"--model_name_or_path {journal.header.model}" if journal.header.model else "the model of this one"
@@ -172,5 +183,9 @@ def _remove_run(folder: Path) -> None:
         except JournalError as error:
             raise InputError(f"--overwrite_output_dir True: {error}") from error
         shutil.rmtree(folder / JOURNAL_FOLDER)
+    was_run = any((folder / name).exists() for name in (STATE_FILE, ARGUMENTS_FILE))
+    for pattern in OF_MODELS if was_run else ():
+        for path in folder.glob(pattern):
+            path.unlink()
     for name in (STATE_FILE, REPORT_FILE, LOSS_PICTURE, RATE_FILE, RATE_PICTURE, CURVE_FILE, PROBES_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -33,14 +33,29 @@ def test_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
 
 def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 4)
-    for name in ("trainer_state.json", "probes.json"):
+    for name in ("trainer_state.json", "probes.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(InputError, match=r"finished run.*--overwrite_output_dir.*For more steps.*--model_name_or_path"):
         prepare_output_dir(tmp_path, overwrite=False, journaled=False)
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_config.json")
+    with pytest.raises(InputError, match=r"For more steps merge it with its base first.*llava\.model\.merge --adapter"):
+        prepare_output_dir(tmp_path, overwrite=False, journaled=False)
     assert newest_checkpoint(tmp_path) is not None
     prepare_output_dir(tmp_path, overwrite=True, journaled=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["model-00001-of-00002.safetensors", "adapter_config.json", "mm_projector.safetensors"]
+)
+def test_a_model_of_another_kind_goes_with_its_run_alone(kind: str, tmp_path: Path) -> None:
+    (tmp_path / kind).write_text("{}")
+    prepare_output_dir(tmp_path, overwrite=True, journaled=False)
+    assert (tmp_path / kind).exists()  # nobody knows whose
+    (tmp_path / "training_args.json").write_text("{}")
+    prepare_output_dir(tmp_path, overwrite=True, journaled=False)
+    assert not (tmp_path / kind).exists()
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

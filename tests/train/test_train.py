@@ -302,3 +302,19 @@ def test_a_checkpoint_that_is_none_is_refused(quick: Flags, tmp_path: Path, refu
 
 def test_a_run_without_a_full_batch_is_refused(quick: Flags, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "no full batch" in refused(train, argv=quick(per_device_train_batch_size=500, dataloader_drop_last=True))
+
+
+def test_what_a_run_starts_from_is_not_written_over(
+    quick: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    train(argv=quick(trainer_mode="zo", max_steps=2))
+    for said, changes in (
+        ("is the folder of --model_name_or_path", {"model_name_or_path": out}),
+        ("excludes --zo_from_journal", {"zo_from_journal": f"{out}/mezo_journal:1", "overwrite_output_dir": True}),
+        ("excludes --pretrain_mm_mlp_adapter", {"pretrain_mm_mlp_adapter": out, "overwrite_output_dir": True}),
+    ):
+        with pytest.raises(SystemExit):
+            train(argv=quick(trainer_mode="zo", **changes))
+        assert said in capsys.readouterr().err
+    assert (out / "model.safetensors").exists() and (out / "mezo_journal" / "header.json").exists()

@@ -30,6 +30,12 @@ PATHS = (
     *("output_dir", "resume_from_checkpoint", "zo_from_journal", "mm_feature_cache", "cache_dir", "logging_dir"),
 )
 
+STARTS = (
+    *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter"),
+    *("resume_from_checkpoint", "zo_from_journal"),
+)
+"""Of these, what a run starts from."""
+
 
 def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
     """Data, folders and the journal to start from exist, and model and vision tower can be used as such."""
@@ -55,10 +61,30 @@ def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
     ):
         if value is not None and not Path(value).exists():
             raise InputError(f"{flag} {value}: no such file or folder")
+    _check_apart(model_args, training_args)
     given_checkpoint(training_args.resume_from_checkpoint)
     goes_on = has_journal(Path(training_args.output_dir)) and not training_args.overwrite_output_dir
     if training_args.trainer_mode == "zo" and training_args.zo_from_journal is not None and not goes_on:
         branching_point(training_args.zo_from_journal)
+
+
+def _check_apart(model_args: Any, training_args: Any) -> None:
+    """A run does not write over, or remove, what it starts from."""
+    folder = Path(training_args.output_dir).absolute()
+    if Path(model_args.model_name_or_path).absolute() == folder:
+        raise InputError(
+            f"--output_dir {training_args.output_dir} is the folder of --model_name_or_path, which would be written "
+            "over: choose another one"
+        )
+    if not training_args.overwrite_output_dir:
+        return
+    for name in STARTS:
+        value = getattr(model_args, name, None) or getattr(training_args, name, None)
+        if value and folder in (Path(value).absolute(), *Path(value).absolute().parents):
+            raise InputError(
+                f"--overwrite_output_dir True excludes --{name} {value}, which lies in --output_dir and would be "
+                "removed: choose another --output_dir"
+            )
 
 
 def check_gathering(training_args: Any) -> None:
