@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.conversation import get_template
 from llava.errors import InputError, command_with, naming
 from llava.eval.answers_file import AnswersFile, model_identity
 from llava.eval.generation import load_model
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-image-pixels", type=int, help="as in training")
     parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
     parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
-    parser.add_argument("--shots-seed", type=int, default=0, help="draws them, once for all questions")
+    parser.add_argument("--shots-seed", type=int, help="draws them, once for all questions; default: 0")
     parser.add_argument("--answers-of", metavar="DATA", help="only answers that these records have are given")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
@@ -103,14 +104,15 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _shots_identity(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides the demonstrations."""
     file = arguments.shots_data
-    return {"number": arguments.shots, "seed": arguments.shots_seed, "data_sha256": file_sha256(file)}
+    return {"number": arguments.shots, "seed": arguments.shots_seed or 0, "data_sha256": file_sha256(file)}
 
 
 def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
     """Those that the flags ask for."""
     if not arguments.shots:
-        if arguments.shots_data is not None:
-            raise InputError("--shots-data has no effect without --shots K")
+        for name in ("data", "seed"):
+            if getattr(arguments, f"shots_{name}") is not None:
+                raise InputError(f"--shots-{name} has no effect without --shots K")
         return []
     if arguments.shots_data is None:
         raise InputError(f"--shots {arguments.shots} needs --shots-data, the records to draw from: the training set")
@@ -118,7 +120,7 @@ def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
     if file_sha256(arguments.shots_data) == file_sha256(arguments.data):
         raise InputError("--shots-data is --data: its answers would stand before its questions; give the training set")
     with naming(arguments.shots_data):
-        return draw(records, arguments.shots, arguments.shots_seed, arguments.image_folder)
+        return draw(records, arguments.shots, arguments.shots_seed or 0, arguments.image_folder)
 
 
 def _choices(arguments: argparse.Namespace) -> list[str]:
@@ -161,6 +163,11 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     arguments = _parser().parse_args(argv)
     metric_named(arguments.metric)
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be at least 1")
+    if arguments.version is not None:
+        get_template(arguments.version)
     if not arguments.image_folder.is_dir():
         raise InputError(f"--image-folder {arguments.image_folder}: no such folder")
     records = load_file(arguments.data, "--data")

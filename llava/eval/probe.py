@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from llava.conversation import get_template
 from llava.errors import InputError, command_with, naming
 from llava.eval.generation import Answerer, load_model
 from llava.eval.logistic import best_strength, fit
@@ -31,7 +32,7 @@ from llava.mezo.durable import write_durably
 from llava.mezo.inference import evaluation_mode
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
-from llava.samples.loading import load_file
+from llava.samples.loading import file_sha256, load_file
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -115,10 +116,15 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {options.output}: the name must end in .json")
     if not options.image_folder.is_dir():
         raise InputError(f"--image-folder {options.image_folder}: no such folder")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size {options.batch_size} must be at least 1")
     given = {"--train-data": options.train_data, "--data": options.data}
     sets = {file: load_file(file, flag) for flag, file in given.items()}
+    if file_sha256(options.train_data) == file_sha256(options.data):
+        raise InputError("--train-data is --data: a probe is judged on records that it was not fitted on")
     check_checkpoint(options.model_path, options.model_base)
     version = options.version or template_of(options.model_path, options.model_base)
+    get_template(version)
     answerer = Answerer(*load_model(options.model_path, options.model_base, options.torch_dtype), version)
     features = {}
     for file, records in sets.items():

@@ -6,7 +6,9 @@ tokenizer, model, image_processor, context_len = load_pretrained_model(path, Non
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +16,17 @@ from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import is_initial
-from llava.model.checkpoint_files import find_file, read_tensors, usable
+from llava.model.checkpoint_files import find_file, read_json, read_tensors, usable
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
 from llava.model.loading import adapter_file, load_adapter, load_learned_tokens, load_plain
 from llava.model.own_settings import dtype_of, read_config
-from llava.model.quantised import SETTINGS, base_arguments, dequantise
+from llava.model.quantised import SETTINGS, base_arguments, bits_of, dequantise
 from llava.model.quantised_scales import SCALES_FILE, load_scales
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 DEFAULT_CONTEXT = 2048
@@ -44,7 +48,8 @@ def load_pretrained_model(
     """Load a full checkpoint, a LoRA run, an adapter-only run, or a plain language model.
 
     Args:
-        model_path: folder or hub id. With `model_base` it holds an adapter of PEFT or a projector alone.
+        model_path: folder or hub id. With `model_base` it holds an adapter, which PEFT itself may have saved, or a
+            projector alone.
         model_base: the model that `model_path` was trained from.
         model_name: decides, with "llava" in it, that the checkpoint sees images; so does `multimodal=True`, or a config
             that names a tower.
@@ -74,13 +79,15 @@ def load_pretrained_model(
         **quantisation(load_8bit, load_4bit),
         **kwargs,
     }
-    if not (multimodal or "llava" in model_name.lower() or (multimodal is None and _names_tower(model_path))):
+    # PEFT itself saves no config beside an adapter: it is the base's then
+    settings = model_path if model_base is None or _has_config(model_path) else model_base
+    if not (multimodal or "llava" in model_name.lower() or (multimodal is None and _names_tower(settings))):
         tokenizer, model = _load_plain(model_path, model_base, arguments)
         return tokenizer, model.eval(), None, _context_length(model.config)
-    config = customized_config if customized_config is not None else config_for(model_path)
+    config = customized_config if customized_config is not None else config_for(settings)
     overwrite_entries(config, overwrite_config or {})
     if not is_llava_config(config):
-        raise InputError(f"{model_path}: its config.json names no mm_vision_tower, so it is not a model with images.")
+        raise InputError(f"{settings}: its config.json names no mm_vision_tower, so it is not a model with images.")
     if model_base is None:
         tokenizer = load_tokenizer(model_path)
         check_fits(tokenizer, config.vocab_size, model_path)
@@ -101,7 +108,14 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     family = model_class_for(base_config, base)
     config = family.config_class.from_dict(config.to_dict() | {"model_type": family.config_class.model_type})
     config._name_or_path = str(path)
-    arguments |= base_arguments(config.to_dict().get(SETTINGS), arguments.pop(SETTINGS, None), path)
+    scales, of_run = find_file(path, SCALES_FILE), config.to_dict().get(SETTINGS)
+    bits, asked = bits_of(of_run), bits_of(arguments.get(SETTINGS))
+    if scales is not None and bits != asked:
+        raise InputError(
+            f"{scales}: these are scales of the base in {bits} bits, which is to be loaded in {asked}: give --bits "
+            f"{bits} (load_{bits}bit=True)"
+        )
+    arguments |= base_arguments(of_run, arguments.pop(SETTINGS, None), path)
     if hasattr(config, SETTINGS):
         delattr(config, SETTINGS)  # the library would look for quantised weights in the base's files
     backwards = arguments.pop("dequantise", False)
@@ -109,7 +123,6 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
     rows, config.vocab_size = config.vocab_size, base_config.vocab_size
     model = family.from_pretrained(base, config=config, vision_from_elsewhere=True, **arguments)
-    scales = find_file(path, SCALES_FILE)
     others = None if scales is None else load_scales(model, read_tensors(scales), scales, base, dtype_of(path))
     if backwards:
         dequantise(model)
@@ -122,7 +135,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     if find_file(path, "adapter_config.json") is not None:
         initial = _load_others(model, path, _non_lora_tensors(path), " or ".join(NON_LORA_FILES))
         model.get_vision_tower().load_model()  # an adapter may be in it
-        return tokenizer, _adapted(model, path, initial)
+        return tokenizer, _adapted(model, path, initial, base)
     load_adapter(model.get_model(), adapter_file(path))
     _load_embeddings(model, path)
     return tokenizer, model
@@ -145,6 +158,8 @@ def _non_lora_tensors(path: str) -> dict[str, torch.Tensor]:
         file = find_file(path, name)
         if file is not None:
             return read_tensors(file)
+    if not _has_config(path):
+        return {}  # PEFT saved it, and nothing else was trained
     raise InputError(f"{path}: an adapter of PEFT needs {' or '.join(NON_LORA_FILES)} next to adapter_config.json.")
 
 
@@ -170,12 +185,31 @@ def _load_others(model: Any, path: str, tensors: dict[str, torch.Tensor], files:
     return initial
 
 
-def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor]) -> Any:
+def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor], base: str) -> Any:
+    _compare_bases(path, base)
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"{path} is an adapter of PEFT: install peft (pip install peft).")
     from llava.model.tuners.reading import read_adapter
 
     return read_adapter(model, path, initial)
+
+
+def _compare_bases(path: str, base: str) -> None:
+    """A warning where adapter_config.json names another base: of the same shapes, it would give nonsense in silence.
+
+    A folder that was moved keeps its last name, and the hub's cache has the names of models in its paths.
+    """
+    file = find_file(path, "adapter_config.json")
+    named = None if file is None else read_json(file).get("base_model_name_or_path")
+    given = Path(base).absolute()
+    if named and Path(named).name != given.name and f"models--{named.replace('/', '--')}" not in given.parts:
+        logger.warning(
+            "%s was trained on %s, by its adapter_config.json, and is put on %s: its answers make sense if these have "
+            "the same weights",
+            path,
+            named,
+            base,
+        )
 
 
 def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -192,7 +226,11 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         dequantise(model)
     trained = find_file(path, NON_LORA_FILES[0])
     initial = {} if trained is None else read_tensors(trained, is_initial)
-    return load_tokenizer(base), _adapted(model, path, initial)
+    return load_tokenizer(base), _adapted(model, path, initial, base)
+
+
+def _has_config(path: str) -> bool:
+    return find_file(path, "config.json") is not None
 
 
 def _names_tower(path: str) -> bool:

@@ -9,6 +9,7 @@ fetched. docs/choosing.md says how the figures compare with measured ones, and w
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -244,13 +245,19 @@ def text(
         note = row.note if not row.host else f"and {row.host / GB:.2f} GB of the host's {host_memory:g}"
         lines.append(f"| {row.name} | {' | '.join([*cells, total, fits, f'{row.forwards:g}', *time, note])} |")
     taken = choice(found, gpu_memory, host_memory)
-    lines += [
-        "",
-        f"We would take: {taken.name}" if taken else "Nothing that trains fits: take a smaller model or batch",
-    ]
+    lines += ["", f"We would take: {taken.name}" if taken else _nothing(found[-1], gpu_memory)]
     if taken is not None and taken.name.startswith("MeZO"):
         lines[-1] += " (no backpropagation fits)"
     return "\n".join(lines) + "\n"
+
+
+def _nothing(offloaded: Row, gpu_memory: float) -> str:
+    """What can be done where nothing fits; `offloaded` is what needs least of the card."""
+    said = "Nothing that trains fits: take a smaller model or batch"
+    needed = math.ceil(offloaded.host / GB + HOST_RESERVE)
+    if offloaded.fits(gpu_memory, needed):
+        said += f", or a host with {needed} GB of memory (--host-memory), for {offloaded.name}"
+    return said
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -80,5 +80,11 @@ def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys, re
     found = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert found["total"] == 6 and found["settings"]["version"] == "qwen_1_5"
     assert f"accuracy {found['accuracy']:.4f}" in capsys.readouterr().out
-    for wrong, message in ((["--output", "x.txt"], "must end in .json"), (["--metric", "bleu"], "exact, choice")):
+    for wrong, message in (
+        (["--output", "x.txt"], "must end in .json"),
+        (["--metric", "bleu"], "exact, choice"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--version", "qwen"], "'qwen' is not a conversation template"),
+        (["--train-data", str(tmp_path / "data.json")], "--train-data is --data"),
+    ):
         assert message in refused(command.main, [*words, "--output", str(tmp_path / "p.json"), *wrong])

@@ -85,6 +85,10 @@ def test_the_command_draws_and_remembers_what_it_drew(checkpoint, train, tmp_pat
     [
         (["--shots", "2"], "--shots 2 needs --shots-data"),
         (["--shots-data", "train.json"], "--shots-data has no effect without --shots K"),
+        (["--shots-seed", "0"], "--shots-seed has no effect without --shots K"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0 must be at least 1"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--version", "qwen"], "'qwen' is not a conversation template"),
         (["--shots", "2", "--shots-data", "{}/data.json"], "--shots-data is --data"),
         (["--shots", "-1", "--shots-data", "{}/train.json"], "--shots -1: the training set has 6 records"),
     ],

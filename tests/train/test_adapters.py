@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModelForCausalLM
+from peft import LoraConfig, PeftModelForCausalLM, get_peft_model
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, VIRTUAL_TOKENS
@@ -139,6 +139,23 @@ def test_it_starts_from_singular_vectors(kind: str) -> None:
     assert not layer.lora_A.initial.weight.requires_grad and layer.lora_A.default.weight.requires_grad
 
 
+@pytest.mark.parametrize("kind", FROM_WEIGHTS)
+def test_more_singular_vectors_than_there_are_are_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=rf"--adapter_r 65: --adapter {kind} .* 128 inputs and 64 outputs, has 64"):
+        adapted(kind, "--lora_r", "65")
+    adapted(kind, "--lora_r", "64")
+
+
+@pytest.mark.parametrize("kind", VIRTUAL_TOKENS)
+def test_virtual_tokens_leave_room_for_the_text(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match=r"--adapter_tokens 4096: they take positions of the text, .* 4096 in all"):
+        adapted(kind, "--adapter_tokens", "4096")
+    adapted(kind, "--model_max_length", "4076")
+    assert "are more than" not in caplog.text
+    adapted(kind, "--model_max_length", "4077")
+    assert "samples of more than 4076 tokens" in caplog.text
+
+
 def test_other_readers_refuse_what_they_would_load_wrongly(tmp_path: Path) -> None:
     save_lora(adapted("milora")[0], tmp_path)
     with pytest.raises(ValueError, match="milora"):
@@ -237,3 +254,20 @@ def test_rate_and_eps_follow_from_the_kind() -> None:
     full = parse_arguments([*WORDS, "--trainer_mode", "zo"])[2]
     assert (full.learning_rate, full.zo_eps) == (5e-5, 1e-3)
     assert DEFAULTS.keys() == set(KINDS)
+
+
+@pytest.mark.parametrize("name", ["adapter", "llava-adapter"])
+def test_one_that_peft_saved_needs_its_base_alone(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = get_peft_model(load(TINY, None), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    moved(model)
+    expected = logits(model)
+    model.save_pretrained(tmp_path / name)
+    assert not (tmp_path / name / "config.json").exists()
+    loaded = load_pretrained_model(str(tmp_path / name), str(TINY), name, torch_dtype="float32")[1]
+    assert torch.allclose(logits(loaded), expected, atol=1e-4, rtol=1e-4) and loaded.get_vision_tower().is_loaded
+    merge(str(tmp_path / name), str(TINY), tmp_path / "merged")
+    assert torch.allclose(logits(load(tmp_path / "merged", None)), expected, atol=1e-4, rtol=1e-4)
+    assert "was trained on" not in caplog.text
+    (tmp_path / "other").symlink_to(TINY)
+    load(tmp_path / name, str(tmp_path / "other"))
+    assert f"was trained on {TINY}, by its adapter_config.json, and is put on {tmp_path / 'other'}" in caplog.text

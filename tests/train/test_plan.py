@@ -198,6 +198,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--model", "7b", "--gpu-memory", "24", "--host-memory", "12"])
     out = capsys.readouterr().out
     assert "| 1.65 | no | 2 | and 16.06 GB of the host's 12 |" in out
+    main(["--model", "7b", "--gpu-memory", "5", "--host-memory", "12"])
+    assert "or a host with 21 GB of memory (--host-memory), for MeZO, offloaded" in capsys.readouterr().out
+    main(["--model", "7b", "--gpu-memory", "1.5"])
+    assert "--host-memory" not in capsys.readouterr().out
+    main(["--model", "7b", "--gpu-memory", "24", "--host-memory", "12"])
+    out = capsys.readouterr().out
     assert "Offloaded, 24 GB of the card and 12 GB of the host train a decoder of up to 4 billion weights" in out
 
 

@@ -276,7 +276,7 @@ def test_another_base_than_in_training_is_said_or_refused(
     assert "was trained on its base in 4 bits, and is put on the base in 16" in caplog.text
     _, folder = saved(words, tmp_path / "llava-scales", 4, "scales")
     for bits in (8, 16):
-        with pytest.raises(InputError, match=r"scales is not of this base, quantised as it is"):
+        with pytest.raises(InputError, match=rf"in 4 bits, which is to be loaded in {bits}: give --bits 4"):
             loaded(folder, bits)
     other = shutil.copytree(TINY, tmp_path / "other-base")
     tensors = load_file(other / "model.safetensors")

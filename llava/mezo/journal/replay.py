@@ -6,7 +6,8 @@
 writes an ordinary checkpoint with the weights that the run had after N steps (default: all), bit for bit, whatever
 device, kernel or number of processes either used. Only updates are applied, for a perturbation leaves no trace; each
 part of a weight takes all steps while it is in the cache, so a step costs what its noise costs. Needs the trained
-weights in memory. BASE is a local folder or a hub id; the journal knows its fingerprint and refuses any other.
+weights in memory. BASE is a local folder or a hub id; the journal knows its fingerprint and refuses any other. Of a run
+that trained an adapter or another part that BASE lacks, the journal has the start, and nothing of BASE is read.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ def _wrapped(model: Any, path: str, initial: Mapping[str, torch.Tensor]) -> Any:
     if kind not in FROM_WEIGHTS:
         return PeftModelForCausalLM.from_pretrained(model, path)
     if not initial:
-        raise InputError(f"{path}: an adapter of --adapter {kind} needs non_lora_trainables.safetensors beside it")
+        raise InputError(
+            f"{path}: an adapter of --adapter {kind} needs non_lora_trainables.safetensors beside it. One that PEFT "
+            "saved has to become LoRA there (save_pretrained, path_initial_model_for_weight_conversion)"
+        )
     config.init_lora_weights = False  # its values come from the file
     wrapped = PeftModelForCausalLM.from_pretrained(model, path, config=config)
     residual.load_initial(wrapped, initial)

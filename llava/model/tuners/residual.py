@@ -18,12 +18,18 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from llava.errors import InputError
 from llava.model.adapter_kinds import INITIAL
 
 
 @torch.no_grad()
 def start_from_weights(model: Any, kind: str) -> None:
-    """Set LoRA's matrices of a fresh PEFT model as `kind` says, and add the adapter that takes them off again."""
+    """Set LoRA's matrices of a fresh PEFT model as `kind` says, and add the adapter that takes them off again.
+
+    Raises:
+        InputError: a layer has fewer singular vectors than the rank asks for.
+    """
+    _check_rank(model, kind)
     for layer in _layers(model):
         if kind == "pissa":
             weight = layer.get_base_layer().weight
@@ -37,6 +43,17 @@ def start_from_weights(model: Any, kind: str) -> None:
     for layer in _layers(model):
         layer.lora_A[INITIAL].weight.data = layer.lora_A["default"].weight.detach().clone()
         layer.lora_B[INITIAL].weight.data = -layer.lora_B["default"].weight.detach()
+
+
+def _check_rank(model: Any, kind: str) -> None:
+    r = model.peft_config["default"].r
+    smallest = min((layer.get_base_layer().weight for layer in _layers(model)), key=lambda weight: min(weight.shape))
+    if r > min(smallest.shape):
+        raise InputError(
+            f"--adapter_r {r}: --adapter {kind} starts from as many singular vectors of each layer, and the smallest, "
+            f"of {smallest.shape[1]} inputs and {smallest.shape[0]} outputs, has {min(smallest.shape)}: give as many "
+            "at most"
+        )
 
 
 def _minor_vectors(layer: Any) -> None:

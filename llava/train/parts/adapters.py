@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from llava.errors import InputError
 from llava.model.adapter_kinds import FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
 from llava.model.quantised import keep_dtypes, ready_for_adapters
 from llava.train.parts.tunable import LANGUAGE_MODEL, VISION_TOWER, parse_parts, vision_modules
+
+logger = logging.getLogger(__name__)
 
 # PEFT matches last name parts anywhere in the model; these parts of it are not the language model.
 _OUTSIDE = {"mm_projector", "vision_tower", "vision_resampler", "lm_head"}
@@ -36,7 +39,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
         args: training arguments; `args.adapter` is one of `ADAPTERS`, `args.adapter_targets` says where it goes.
 
     Raises:
-        InputError: one that starts from weights which DeepSpeed keeps in pieces.
+        InputError: one that starts from weights which DeepSpeed keeps in pieces, or more of it than the model has room
+            for.
     """
     from peft import get_peft_model
 
@@ -44,6 +48,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
 
     if args.adapter in FROM_WEIGHTS and zero_3(args):
         raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
+    if args.adapter in VIRTUAL_TOKENS:
+        _check_positions(args, model.config.max_position_embeddings)
     # Without PEFT's prepare_model_for_kbit_training: it makes float32 of all that is not quantised, word embeddings and
     # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
     model = ready_for_adapters(model)
@@ -60,6 +66,18 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     if args.adapter in VIRTUAL_TOKENS:
         return virtual_tokens.VirtualTokensModel.of(wrapped)
     return keep_dtypes(wrapped)
+
+
+def _check_positions(args: Any, most: int) -> None:
+    tokens = args.adapter_tokens
+    if tokens >= most:
+        raise InputError(f"--adapter_tokens {tokens}: they take positions of the text, and the model has {most} in all")
+    if tokens + args.model_max_length > most:
+        logger.warning(
+            "--adapter_tokens %d and --model_max_length %d are more than the model's %d positions: it is not made for "
+            "samples of more than %d tokens, and does not answer longer prompts",
+            *(tokens, args.model_max_length, most, most - tokens),
+        )
 
 
 def _config(model: nn.Module, args: Any) -> Any:
