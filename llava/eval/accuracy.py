@@ -110,9 +110,9 @@ def _shots_identity(arguments: argparse.Namespace) -> dict[str, Any]:
 def _demonstrations(arguments: argparse.Namespace) -> list[Demonstration]:
     """Those that the flags ask for."""
     if not arguments.shots:
-        for name in ("data", "seed"):
-            if getattr(arguments, f"shots_{name}") is not None:
-                raise InputError(f"--shots-{name} has no effect without --shots K")
+        for flag, value in (("--shots-data", arguments.shots_data), ("--shots-seed", arguments.shots_seed)):
+            if value is not None:
+                raise InputError(f"{flag} has no effect without --shots K")
         return []
     if arguments.shots_data is None:
         raise InputError(f"--shots {arguments.shots} needs --shots-data, the records to draw from: the training set")

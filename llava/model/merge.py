@@ -23,7 +23,8 @@ from llava.model.adapter_kinds import MERGED
 from llava.model.builder import load_pretrained_model
 from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, read_json
-from llava.model.loading import adapter_file
+from llava.model.checkpoint_kind import looks_local
+from llava.model.loading import ADAPTER_FILES
 from llava.model.own_settings import read_config
 from llava.model.quantised import SETTINGS, bits_of
 from llava.model.quantised_scales import SCALES_FILE
@@ -110,7 +111,13 @@ def _check_kind(adapter: str) -> None:
     if file is None and find_file(adapter, SCALES_FILE) is not None:
         return
     if file is None:
-        adapter_file(adapter)  # says what is missing
+        if not Path(adapter).exists() and looks_local(adapter):
+            raise InputError(f"--adapter {adapter}: no such folder; give the output folder of a run, or a hub id")
+        if not Path(adapter).is_file() and not any(find_file(adapter, name) for name in ADAPTER_FILES):
+            raise InputError(
+                f"--adapter {adapter} holds no adapter: there is none of adapter_config.json, {SCALES_FILE} and "
+                f"{', '.join(ADAPTER_FILES)}"
+            )
         return
     kind = read_json(file).get("peft_type")
     if kind not in MERGED:
@@ -129,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command_with(_parser)
+@command_with(_parser, **{"model-path": "adapter", "model-base": "base"})
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)

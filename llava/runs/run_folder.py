@@ -67,8 +67,8 @@ def more_steps(folder: Path) -> str:
     if not (folder / JOURNAL_FOLDER / HEADER).exists():
         if any((folder / name).exists() for name in PARTS_OF_MODELS):  # which no run starts from
             return (
-                "For more steps merge it with its base first, where it can be merged (python -m llava.model.merge "
-                f"--adapter {folder}), and begin a run in another folder with the result"
+                "For more steps merge it with its base first, where it can be merged (`python -m llava.model.merge "
+                f"--adapter {folder} --base MODEL --output FOLDER`), and begin a run in another folder with the result"
             )
         return f"For more steps begin a run in another folder with --model_name_or_path {folder}"
     journal = Journal.read(folder / JOURNAL_FOLDER)

@@ -116,6 +116,8 @@ def _read(path: str, shown: str) -> list[Any]:
         return read_table(path)
     parsers: dict[str, Callable[[str, str], list[Any]]] = {".json": _parse_json, ".jsonl": _parse_jsonl}
     parse = parsers.get(Path(path).suffix)
+    if parse is None and Path(path).suffix == ".yaml":
+        raise InputError(f"data file {shown}: a mixture is for training alone; give one of its files")
     if parse is None:
         raise InputError(
             f"data file {shown}: its name must end in .json, .jsonl or .parquet (or .yaml for a mixture), or begin "

@@ -129,10 +129,20 @@ def _read_named(path: str, datasets: Any) -> Any:
             if match["split"] is not None:
                 raise InputError(f"data file {short(path)}: {name} was saved without splits; give hf:{name}")
             return saved
-        if split not in saved:
-            raise InputError(f"data file {short(path)}: no split {split!r}; allowed: {', '.join(saved)}")
-        return saved[split]
+        return _part(saved, split, path, datasets)
     owner_and_name = name.split("/")
     if not Path(name).is_dir() and len(owner_and_name) == 3:
         return datasets.load_dataset("/".join(owner_and_name[:2]), owner_and_name[2], split=split)
     return datasets.load_dataset(name, split=split)
+
+
+def _part(saved: Any, split: str, path: str, datasets: Any) -> Any:
+    """A split of what `save_to_disk` wrote, or a part of it, as `datasets` itself has it only for files."""
+    name = split.partition("[")[0]
+    if name not in saved:
+        raise InputError(f"data file {short(path)}: no split {name!r}; allowed: {', '.join(saved)}")
+    if name == split:
+        return saved[name]
+    lengths = {key: len(rows) for key, rows in saved.items()}
+    [part] = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return saved[name].select(range(part.from_, part.to))

@@ -144,6 +144,10 @@ def _backpropagation(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) 
             held = _full(of, number, float(states_bytes), activations)
             moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
             yield Row(f"full, {name}{suffix}", held, forwards, vision, moved)
+        if checkpointing and LANGUAGE_MODEL in parts:
+            held = _full(of, of.layer, 2.0 * SINGLE * of.layer, activations)
+            moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
+            yield Row(f"full, a layer at a time{suffix}", held, forwards, vision, moved, note="--cycle_blocks")
         lomo = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(of, parts))}
         held = lomo | {"activations": activations}
         yield Row(f"full, LOMO{suffix}", held, forwards, vision, 4.0 * HALF * number, note="no clipping by the norm")
@@ -214,6 +218,7 @@ BEST_FIRST = (
     "LoRA + AdamW",
     "LoRA + AdamW, checkpointing",
     "full, Adafactor, checkpointing",
+    "full, a layer at a time, checkpointing",
     "full, LOMO, checkpointing",
     "QLoRA + AdamW, checkpointing",
     "MeZO, full",

@@ -391,7 +391,7 @@ def test_parts_of_a_model_are_named(folders: Path, tmp_path: Path) -> None:
     (lora / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"model.mm_projector.0.weight": torch.zeros(1)}, projector / "mm_projector.safetensors")
     for folder in (lora, projector):
-        with pytest.raises(InputError, match=r"a part of a model .* python -m llava\.model\.merge"):
+        with pytest.raises(InputError, match=r"a part of a model .* `python -m llava\.model\.merge"):
             convert(str(folder), tmp_path / "to")
     (lora / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
     with pytest.raises(InputError, match=r"of kind PREFIX_TUNING does not become weights"):

@@ -136,6 +136,10 @@ def test_every_form_gives_the_samples_of_the_json(tmp_path: Path) -> None:
 def test_a_part_of_a_split(tmp_path: Path) -> None:
     parquet(tmp_path / "set")
     assert [record["id"] for record in load_file(f"hf:{tmp_path}/set:train[1:]")] == ["r1", "r2"]
+    (tmp_path / "forms").mkdir()
+    all_forms(tmp_path / "forms")
+    assert [record["id"] for record in load_file(f"hf:{tmp_path}/forms/splits:val[1:]")] == ["r1", "r2"]
+    assert [record["id"] for record in load_file(f"hf:{tmp_path}/forms/splits:val[:34%]")] == ["r0"]
 
 
 def test_paths_without_bytes_are_below_the_image_folder(tmp_path: Path) -> None:
@@ -214,6 +218,9 @@ def test_columns_that_json_does_not_have_are_left_out_aloud(tmp_path: Path, capl
         ("hf:{}/nothing", "data file hf:.*nothing cannot be read: "),
         ("hf:{}/set:test", r"data file hf:.*set:test cannot be read: Unknown split \"test\".*train"),
         ("hf:{}/splits", "no split 'train'; allowed: val"),
+        ("hf:{}/splits:train[1:]", "no split 'train'; allowed: val"),
+        ("hf:{}/splits:val[1", r"splits:val\[1 cannot be read: "),
+        ("mixture.yaml", "a mixture is for training alone; give one of its files"),
         ("hf:{}/saved:train", r"was saved without splits; give hf:.*saved$"),
         ("hf:no-one/no-such-set", "data file hf:no-one/no-such-set cannot be read: "),
     ],

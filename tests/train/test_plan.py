@@ -127,6 +127,13 @@ def test_a_layers_activations_are_what_autograd_keeps() -> None:
     assert counted == pytest.approx(sum(kept.values()), rel=0.35)
 
 
+def test_a_layer_at_a_time_is_near_what_was_counted_of_a_run(half_b: Sizes) -> None:
+    """By `scripts/study/memory.py --count`, docs/reproduction.md."""
+    row = by_name(half_b, Batch(1, 2048, 2, 12))["full, a layer at a time, checkpointing"]
+    assert row.total / 1e9 == pytest.approx(2.18, rel=0.03)
+    assert row.bytes["optimizer"] == 8 * half_b.layer
+
+
 def test_what_memory_follows(half_b: Sizes) -> None:
     small, large = by_name(half_b, Batch(1, 1500, 2)), by_name(half_b, Batch(8, 1500, 2))
     for name, row in small.items():

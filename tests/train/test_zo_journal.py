@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -365,6 +366,22 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert replay(["--model-path", str(cut), *words]) == 2
     assert "is no safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_an_adapter_branches_off_with_its_own_shape_and_base(
+    flags: Flags, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = {"adapter": "lora", "lora_r": 2, "max_steps": 1}
+    train(argv=flags(**lora, output_dir=tmp_path / "first"))
+    branch = {**lora, "zo_from_journal": tmp_path / "first" / "mezo_journal"}
+    with pytest.raises(SystemExit):
+        train(argv=flags(**branch | {"lora_r": 4}, output_dir=tmp_path / "other_rank"))
+    assert re.search(r"lora_A\S+ is \[2, \d+\] there, and \[4, \d+\] in this run", capsys.readouterr().err)
+    train(argv=flags(**branch, output_dir=tmp_path / "branch"))
+    assert "is of a run on" not in caplog.text
+    (tmp_path / "moved").symlink_to(base)
+    train(argv=flags(**branch, model_name_or_path=tmp_path / "moved", output_dir=tmp_path / "elsewhere"))
+    assert f"is of a run on {base}, and this one is on {tmp_path / 'moved'}" in caplog.text
 
 
 @pytest.mark.parametrize("storage", ["native", "fixed16"])

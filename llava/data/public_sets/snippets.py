@@ -65,7 +65,7 @@ def _text(source: Path) -> str:
             raise InputError(f"--source {source}: no {FILE} in it")
         return _decoded(found[0].read_bytes())
     if not source.is_file():
-        raise InputError(f"--source {source}: no such file or folder; see python -m llava.data.prepare --help")
+        raise InputError(f"--source {source}: no such file or folder; see `python -m llava.data.prepare --help`")
     try:
         return _decoded(_member(source.read_bytes()))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

@@ -100,7 +100,7 @@ def _whole_one(part: str) -> str:
     kind = None if file is None else read_json(file).get("peft_type")
     if file is not None and kind not in MERGED:
         return f"An adapter of kind {kind} does not become weights, so it cannot; those that do: {', '.join(MERGED)}"
-    merge = f"python -m llava.model.merge --adapter {part} --base MODEL --output FOLDER"
+    merge = f"`python -m llava.model.merge --adapter {part} --base MODEL --output FOLDER`"
     return f"Make it a whole one, and convert that: {merge}"
 
 

@@ -146,7 +146,7 @@ def check_readable(values: Mapping[str, Any], source: str) -> None:
     if kept_layers(values, source) < layers:
         raise InputError(
             f"{source}: its tower has layers whose output is not used; leave them out first: "
-            f"python -m llava.model.convert --from {source} --to FOLDER"
+            f"`python -m llava.model.convert --from {source} --to FOLDER`"
         )
 
 

@@ -126,6 +126,8 @@ def prepare(
         stored = base.stored(base.trained)  # before a branch changes the weights
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
+        if journal is not None and not exists:
+            base.compare(journal)
         return StartingPoint(
             folder=folder,
             model=base.name,
@@ -168,14 +170,31 @@ class _BaseFiles:
             shutil.copytree(theirs, self.overlay)
 
     def load(self) -> None:
-        """The overlay's weights, if it has any, into the model."""
+        """The overlay's weights, if it has any, into the model. InputError: this has others."""
         files = TensorFiles(self.overlay)
         stored = self.stored(self.parameters) if files.files else {}
         with torch.no_grad():
             for name, parameter in self.parameters.items() if files.files else ():
                 there = stored.get(name, [name])[0]
-                if there in files:
-                    write_into(parameter, files.read(there))
+                if there not in files:
+                    continue
+                value = files.read(there)
+                if value.shape != parameter.shape:
+                    raise InputError(
+                        f"{self.overlay}: {name} is {list(value.shape)} there, and {list(parameter.shape)} in this "
+                        "run: give the flags of the run that it is of"
+                    )
+                write_into(parameter, value)
+
+    def compare(self, journal: Journal) -> None:
+        """A warning about another base, which no fingerprint tells of where the journal has all that was trained."""
+        theirs = journal.header.model
+        if TensorFiles(self.overlay).files and Path(theirs).name != Path(self.name).name:
+            logger.warning(
+                "%s is of a run on %s, and this one is on %s: what was trained there makes sense if these have the "
+                "same weights",
+                *(journal.folder, theirs, self.name),
+            )
 
     def complete(self, branch: str | None, save: Callable[[Path], None], tokenizer: Any, first: bool) -> None:
         """Put into the overlay what the checkpoint lacks.
