@@ -49,7 +49,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
     if args.adapter in FROM_WEIGHTS and zero_3(args):
         raise InputError(f"--adapter {args.adapter} needs whole weights, which --deepspeed keeps in pieces with ZeRO-3")
     if args.adapter in VIRTUAL_TOKENS:
-        _check_positions(args, model.config.max_position_embeddings)
+        settings: Any = model.config
+        _check_positions(args, settings.max_position_embeddings)
     # Without PEFT's prepare_model_for_kbit_training: it makes float32 of all that is not quantised, word embeddings and
     # tower included, more than all of a small model. Norms and losses are computed in float32 anyway.
     model = ready_for_adapters(model)
