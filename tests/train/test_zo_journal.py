@@ -368,6 +368,7 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_branches_off_with_its_own_shape_and_base(
     flags: Flags, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
