@@ -6,11 +6,11 @@
     python scripts/study/snippets.py --output runs/study/snippets --budget 60
 
 As SST-2 in the MeZO paper (Malladi et al. 2023): "SENTENCE It was", then "great" or "terrible", whichever is likelier;
-the loss is that between the two words, as there. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA with MeZO and
-others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO trains bfloat16 weights, AdamW
-float32 weights with forwards in bfloat16. Batches are of sentences of similar length. Rates are chosen on the
-validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md and, a
-file a run, runs/.
+the loss is that between the two words, as there. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA
+with MeZO and others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO trains bfloat16
+weights, AdamW float32 weights with forwards in bfloat16. Batches are of sentences of similar length. Rates are chosen
+on the validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md
+and, a file a run, runs/.
 """
 
 from __future__ import annotations
