@@ -28,6 +28,7 @@ from llava.runs.run_card import write_run_card
 from llava.runs.run_report import closing_table, update_report
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
+from llava.train.objectives import chooses
 from llava.train.parts.build import run_dtype
 from llava.train.parts.tunable import adapter_only
 
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             return None
         say(f"accuracy {name} training, on {options.eval_data} ...")
         flags = bits_flags(training_args)
+        flags += ["--answers-of", data_args.data_path] if chooses(training_args) else []
         return evaluate(answers_file(folder, name), model_path, model_base, model_args, data_args, options, flags)
 
     if not trained:

@@ -119,6 +119,17 @@ def test_the_whole_job_in_4_bits(more: tuple[str, ...], questions: Path, tmp_pat
     assert kinds[0]["bnb_4bit_use_double_quant"] == ("--adapter" in more)
 
 
+def test_a_run_among_the_answers_is_asked_for_those(
+    questions: Path, tmp_path: Path, demo_here: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(run_and_evaluate, "run", lambda words: asked.append(words) or sys.exit(9))
+    assert demo_here(tmp_path, questions, "--zo_objective", "classification")[0] == 9
+    assert demo_here(tmp_path, questions)[0] == 9
+    data = str(PLAYGROUND / "data" / "scan" / "train.json")
+    assert asked[0][asked[0].index("--answers-of") + 1] == data and "--answers-of" not in asked[1]
+
+
 @pytest.mark.slow
 def test_the_whole_job(questions: Path, tmp_path: Path, demo_here: Callable[..., tuple[int, str, str]]) -> None:
     folder = tmp_path / "run"
