@@ -47,6 +47,11 @@ class AnswerTree:
         for node, children in enumerate(self._children):
             self._allowed[node, [self._columns[token] for token in children]] = True
 
+    def to(self, device: torch.device | str) -> AnswerTree:
+        """This tree, with what `loss` reads on a device."""
+        self._tokens, self._allowed = self._tokens.to(device), self._allowed.to(device)
+        return self
+
     def next(self, given: Iterable[int]) -> list[int]:
         """The tokens that may follow these, which begin an answer; none behind a whole one, or what is none."""
         node: int | None = 0
@@ -81,14 +86,14 @@ class AnswerTree:
         Args:
             states: hidden states [n, D] before supervised tokens.
             head: weights of the output head [V, D]; only rows of tokens that answers have are read.
-            places: [n], as `places` gives them, on the device of the states; `IGNORED` ones do not count.
+            places: [n], as `places` gives them; `IGNORED` ones do not count.
+
+        All of these on the device that the tree was brought to.
         """
-        if self._tokens.device != states.device:
-            self._tokens, self._allowed = self._tokens.to(states.device), self._allowed.to(states.device)
         counts = places != IGNORED
         node = places.clamp(min=0) // len(self._tokens)
         column = places.clamp(min=0) % len(self._tokens)
         logits = functional.linear(states, functional.embedding(self._tokens, head)).float()
-        logits = logits.masked_fill(~functional.embedding(node, self._allowed), -torch.inf)
+        logits = logits.where(self._allowed.index_select(0, node), -torch.inf)
         losses = logits.logsumexp(dim=1) - logits.gather(1, column[:, None]).squeeze(1)
         return losses.where(counts, 0.0).sum() / (counts & (node == 0)).sum()

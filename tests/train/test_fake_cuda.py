@@ -17,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llava.mezo import MeZO, MeZOConfig, StepResult, measuring, reuse_outputs
+from llava.mezo.answer_tree import AnswerTree
+from llava.mezo.head import IGNORED, cross_entropy
 from llava.mezo.kernels import torch_any
 from llava.mezo.kernels.interface import Piece, Weight
 from llava.mezo.tables import PerturbedTable
-from llava.train.zo.sparse_loss import laid_out_loss, sparse_loss
+from llava.train.zo.sparse_loss import Measure, laid_out_loss, sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
@@ -76,8 +78,10 @@ def one_step(model: torch.nn.Module, inputs: dict[str, Any], storage: str) -> St
     return optimizer.last
 
 
-def laid_out_step(optimizer: MeZO, model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> StepResult:
-    loss = functools.partial(laid_out_loss, model)
+def laid_out_step(
+    optimizer: MeZO, model: torch.nn.Module, tensors: dict[str, torch.Tensor], measure: Measure = cross_entropy
+) -> StepResult:
+    loss = functools.partial(laid_out_loss, model, measure=measure)
     for _ in range(2):
         optimizer.accumulate(0, loss, tensors)
     optimizer.step()
@@ -133,11 +137,11 @@ def reading_losses_alone() -> Iterator[list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("vision", "dtype", "storage"),
-    [("frozen", torch.bfloat16, "fixed16"), ("trained projector", torch.float32, "native")],
+    ("vision", "dtype", "storage", "among_answers"),
+    [("frozen", torch.bfloat16, "fixed16", True), ("trained projector", torch.float32, "native", False)],
 )
 def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
-    vision: str, dtype: torch.dtype, storage: str
+    vision: str, dtype: torch.dtype, storage: str, among_answers: bool
 ) -> None:
     model, inputs = build("llava_qwen", attn_implementation="eager").to(dtype), batch("right", images=True)
     tensors = model.geometry.lay_out(inputs, 8).tensors()
@@ -147,13 +151,19 @@ def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
             tensors["vectors"] = model.encode_images(pixels).flatten(0, 1)
         else:
             tensors["tower_features"] = model.get_vision_tower()(pixels).contiguous()
+    measure: Measure = cross_entropy
+    if among_answers:
+        tree = AnswerTree([[token] for token in set(tensors["targets"].tolist()) - {IGNORED}])
+        tensors["targets"], measure = tree.places(tensors["targets"]), tree.loss
     twin = copy.deepcopy(model)
-    expected = laid_out_step(prepared(twin, storage), twin, tensors)
+    expected = laid_out_step(prepared(twin, storage), twin, tensors, measure)
     with fake_cuda():
         move(model)
         tensors, optimizer = on_fake_cuda(tensors), prepared(model, storage)
+        if among_answers:
+            vars(tree).update(on_fake_cuda({name: vars(tree)[name] for name in ("_tokens", "_allowed")}))
         with reading_losses_alone() as counts:
-            result = laid_out_step(optimizer, model, tensors)
+            result = laid_out_step(optimizer, model, tensors, measure)
     assert counts == [4, 4]
     assert result == expected
 

@@ -59,7 +59,7 @@ class Forwards:
         self._answers = answers
         self._measure: Measure = token_errors if zo.objective == "accuracy" else cross_entropy
         if answers is not None:
-            self._measure = answers.loss
+            self._measure = answers.to(mezo.device).loss
         base = whole_model(network)
         lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
