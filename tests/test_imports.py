@@ -33,6 +33,7 @@ LAYERS = (
 MAY_IMPORT_MEZO = (
     "llava.eval",
     "llava.runs",
+    "llava.samples.answers",
     "llava.train.zo",
     "llava.train.flags.arguments",
     "llava.train.found_rate",

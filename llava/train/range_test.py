@@ -75,13 +75,23 @@ class RangeTest:
     @property
     def breaking_rate(self) -> float | None:
         """Of the first of `LASTING` marks that are broken; None if there are none after a good one."""
+        return self.marks[self._broken].rate if self._broken else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether further marks change nothing."""
+        return self._broken is not None and len(self.marks) > self._broken + LASTING
+
+    @property
+    def _broken(self) -> int | None:
+        """The number of that mark."""
         losses = [mark.loss for mark in self.marks]
         smooth = [statistics.median(losses[max(0, k - 1) : k + 2]) for k in range(len(losses))]
         lowest = self.start
         for number, loss in enumerate(smooth):
             risen = min(smooth[number : number + LASTING]) - lowest
             if risen > max(LOST * (self.start - lowest), LEAST * self.start):
-                return self.marks[number].rate if number else None
+                return number
             lowest = min(lowest, loss)
         return None
 
@@ -175,5 +185,5 @@ class _GrowingRate(TrainerCallback):
         loss = self.validation.measure(self.trainer)
         self.marks.append(Mark(self.rate, loss if math.isfinite(loss) else math.inf))
         logger.info("rate %.2g: loss %.4f (%.4f at the start)", self.rate, loss, self.start)
-        if self.marks[-1].loss >= 2 * self.start:
+        if RangeTest(self.start, self.marks).settled or self.marks[-1].loss >= 2 * self.start:
             control.should_training_stop = True

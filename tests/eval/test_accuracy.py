@@ -216,7 +216,7 @@ def test_answers_without_settings_or_out_of_order_are_refused(finished, checkpoi
         (["--image-folder", "/nowhere"], "--image-folder /nowhere"),
         (["--data", "/nowhere.json"], "/nowhere.json"),
         (["--output", "answers.txt"], ".jsonl"),
-        (["--batch-size", "0"], "batches of 0"),
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
     ],
 )
 def test_wrong_flags_are_named(checkpoint, records, tmp_path, refused, more, message):

@@ -284,7 +284,7 @@ class TestTheirOwn:
         assert again["image_token_index"] == 903
 
     def test_spare_layers_have_to_go_first(self, published: Path) -> None:
-        with pytest.raises(InputError, match=r"layers whose output is not used.* python -m llava\.model\.convert"):
+        with pytest.raises(InputError, match=r"layers whose output is not used.* `python -m llava\.model\.convert"):
             load_model(str(published), None, "float32")
 
     def test_the_usual_tower_goes_by_its_name(self, published: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_perturbed_weights_are_made_once_for_all_tokens(
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ("bleu", "allowed are loss, accuracy, exact_match, f1, or MODULE:FUNCTION"),
+        ("bleu", "allowed are loss, classification, accuracy, exact_match, f1, or MODULE:FUNCTION"),
         ("nowhere:f", "cannot be imported"),
         ("math:nothing", "cannot be imported"),
         ("math:pi", "pi is no function"),

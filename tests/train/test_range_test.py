@@ -37,6 +37,15 @@ def test_where_a_run_breaks(losses: list[float], broken: int | None) -> None:
     found = RangeTest(2.0, [Mark(10.0**k, loss) for k, loss in enumerate(losses)], 0.5)
     assert found.breaking_rate == (None if broken is None else 10.0**broken)
     assert found.rate == (None if broken is None else 0.5 * 10.0**broken)
+    for number in range(1, len(losses)):
+        part = RangeTest(2.0, found.marks[:number])
+        assert not part.settled or part.breaking_rate == found.breaking_rate
+
+
+def test_when_a_run_has_broken_for_good() -> None:
+    marks = [Mark(10.0**k, loss) for k, loss in enumerate([2.0, 1.5, 1.0, 1.0, 1.6, 1.7, 1.6, 1.8])]
+    assert [RangeTest(2.0, marks[:number]).settled for number in range(5, 9)] == [False, False, False, True]
+    assert RangeTest(2.0, [Mark(1.0, 9.0)] * 4).settled  # from the first rate on
 
 
 @pytest.mark.parametrize(
