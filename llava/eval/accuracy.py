@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
     parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
     parser.add_argument("--shots-seed", type=int, help="draws them, once for all questions; default: 0")
-    parser.add_argument("--answers-of", metavar="DATA", help="only answers that these records have are given")
+    parser.add_argument("--answers-of", metavar="DATA", help="only whole answers of these records are given")
     parser.add_argument("--output", type=Path, required=True, help="answers, a .jsonl file")
     parser.add_argument("--group-by", help="also give the accuracy for every value of this field of the records")
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that are in --output")

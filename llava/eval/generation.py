@@ -18,7 +18,6 @@ from transformers.generation.streamers import BaseStreamer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle, get_template
 from llava.errors import InputError, naming
-from llava.mezo.answer_tree import AnswerTree
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     get_model_name_from_path,
@@ -29,6 +28,7 @@ from llava.mm_utils import (
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import LlavaMetaForCausalLM, PromptTooLong
 from llava.model.own_settings import own_template
+from llava.samples.answers import answer_tree
 from llava.samples.media import open_picture
 from llava.samples.pictures import PictureSettings
 from llava.samples.stored import StoredPicture
@@ -82,10 +82,7 @@ class Answerer:
 
     `version` names a template in place of the model's own; `image_mode` replaces its way of making tiles (a value
     of `--image_aspect_ratio`) for all images; `pictures` says how they are read; `keep` has tiles by question, of
-    questions that are answered several times.
-
-    Attributes:
-        answers: those that can be given; None: any text.
+    questions that are answered several times; `choices` are the answers that can be given, where not any text can.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class Answerer:
         image_mode: str | None = None,
         pictures: PictureSettings | None = None,
         keep: dict[int, Tiles] | None = None,
+        choices: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -105,7 +103,7 @@ class Answerer:
         self.image_mode = image_mode
         self.pictures = pictures
         self.keep = keep
-        self.answers: AnswerTree | None = None
+        self.answers = answer_tree(choices, tokenizer, self.template) if choices else None
 
     @torch.no_grad()
     def answer(

@@ -15,7 +15,6 @@ from llava.eval.metrics import metric_named
 from llava.eval.questions import question_and_reference, record_id
 from llava.eval.shots import Demonstration, with_demonstrations
 from llava.mezo.inference import evaluation_mode
-from llava.samples.answers import answer_tree
 from llava.samples.pictures import PictureSettings
 from llava.samples.record import record_name
 from llava.samples.turns import check_text
@@ -66,8 +65,7 @@ def evaluate(
     # All records are checked before the first is answered: a bad one at the end would waste the run.
     asked = [question_and_reference(record, k, image_folder) for k, record in enumerate(records)]
     answers = list(done or [])
-    answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures)
-    answerer.answers = answer_tree(choices, tokenizer, answerer.template) if choices else None
+    answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures, choices=choices)
     with evaluation_mode(model):
         for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
             questions = [with_demonstrations(asked[k][0], demonstrations) for k in batch]

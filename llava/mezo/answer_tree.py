@@ -1,8 +1,9 @@
 """A closed set of answers as a tree of tokens: the cross entropy among them, and what may come next when one is given.
 
-Malladi et al. 2023 train this way wherever answers come from a list: what counts is how likely the right answer is
-among them, not that the model knows what it is asked for. Likely here is what a decoding gives that takes only tokens
-that lead to an answer, so one forward does for answers of any length.
+Malladi et al. 2023 train this way wherever answers come from a list (`train_as_classification` of their code): what
+counts is how likely the right answer is among them, not that the model knows what it is asked for. They compare whole
+answers, a forward each; likely here is what a decoding gives that takes only tokens that lead to an answer, so one
+forward does for answers of any length. For answers of one token it is the same.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class AnswerTree:
         for answer in answers:
             node = 0
             for token in answer:
-                self._children.append({})
-                node = self._children[node].setdefault(token, len(self._children) - 1)
+                if token not in self._children[node]:
+                    self._children[node][token] = len(self._children)
+                    self._children.append({})
+                node = self._children[node][token]
             ends.add(node)
             self.longest = max(self.longest, len(answer))
         if any(self._children[node] for node in ends):
@@ -81,7 +84,7 @@ class AnswerTree:
         return torch.tensor(places, dtype=targets.dtype)
 
     def loss(self, states: torch.Tensor, head: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Mean over the answers of -log of the right one's probability among all; float32, a tensor of one element.
+        """Mean over the answers of -log of the right one's probability among all, in nats; float32, of one element.
 
         Args:
             states: hidden states [n, D] before supervised tokens.
@@ -90,10 +93,13 @@ class AnswerTree:
 
         All of these on the device that the tree was brought to.
         """
-        counts = places != IGNORED
-        node = places.clamp(min=0) // len(self._tokens)
-        column = places.clamp(min=0) % len(self._tokens)
+        counts, known = places != IGNORED, places.clamp(min=0)
+        node, column = known // len(self._tokens), known % len(self._tokens)
         logits = functional.linear(states, functional.embedding(self._tokens, head)).float()
         logits = logits.where(self._allowed.index_select(0, node), -torch.inf)
         losses = logits.logsumexp(dim=1) - logits.gather(1, column[:, None]).squeeze(1)
         return losses.where(counts, 0.0).sum() / (counts & (node == 0)).sum()
+
+    def loss_of_tokens(self, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The same of the supervised tokens themselves, for which it waits."""
+        return self.loss(states, head, self.places(targets.cpu()).to(targets.device))

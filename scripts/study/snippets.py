@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from settings import mean_and_spread, positive
+from settings import add_budget, deadline_of, from_middle, mean_and_spread, positive
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -101,7 +101,7 @@ class Study:
     """Model, data and what is asked of them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.options = options
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,7 +112,18 @@ class Study:
         self.words = torch.tensor([token for (token,) in ids], device=self.device)
         self.pad = tokenizer.pad_token_id or 0
         self.sets = {s: Sentences.read(options.data / f"{s}.json", tokenizer) for s in ("train", "val", "test")}
-        self.auto: Any = AutoModelForCausalLM
+
+    def load(self, method: Method) -> Any:
+        """The model, with the adapter of a method that has one."""
+        from transformers import AutoModelForCausalLM
+
+        dtype = torch.float32 if method.kind == "adamw" else torch.bfloat16
+        model: Any = AutoModelForCausalLM.from_pretrained(self.options.model, dtype=dtype)
+        if method.lora:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        return model.to(self.device)
 
     def batch(self, sentences: Sentences, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
         """Ids padded on the right, the place of each last one, the right word."""
@@ -149,13 +160,7 @@ class Study:
     def run(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         """Tune with a method, and count what is right in the validation and in the test set."""
         torch.manual_seed(seed)
-        dtype = torch.float32 if method.kind == "adamw" else torch.bfloat16
-        model = self.auto.from_pretrained(self.options.model, dtype=dtype).to(self.device)
-        if method.lora:
-            from peft import LoraConfig, get_peft_model
-
-            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-        shots = self._shots(seed) if method.kind == "context" else []
+        model, shots = self.load(method), self._shots(seed) if method.kind == "context" else []
         begin = time.perf_counter()
         losses = self._tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
         seconds = time.perf_counter() - begin
@@ -236,9 +241,8 @@ class Runs:
     def row(self, name: str, seeds: Sequence[int]) -> Row | None:
         """A method at its best rate; None if runs are missing."""
         rates = METHODS[name].rates
-        middle = (len(rates) - 1) / 2
         tried = {
-            rate: self.accuracy(name, rate, 0) for rate in sorted(rates, key=lambda r: abs(rates.index(r) - middle))
+            rate: self.accuracy(name, rate, 0) for rate in sorted(rates, key=lambda rate: from_middle(rate, rates))
         }
         known = {rate: found["val"] for rate, found in tried.items() if found is not None}
         if len(known) < len(rates):
@@ -290,10 +294,9 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=16, help="records a step")
     parser.add_argument("--steps", type=positive, default=5000, help="of MeZO")
     parser.add_argument("--adamw_steps", type=positive, default=190, help="three epochs of batch 16")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="start no run after so long; default: all")
+    add_budget(parser)
     options = parser.parse_args()
-    deadline = None if options.budget is None else time.time() + 60 * options.budget
-    runs = Runs(Study(options), options.output / "runs", deadline)
+    runs = Runs(Study(options), options.output / "runs", deadline_of(options))
     rows = {name: row for name in options.methods if (row := runs.row(name, options.seeds)) is not None}
     text = "# Rated sentences\n\n" + table(rows)
     (options.output / "snippets.md").write_text(text, encoding="utf-8")

@@ -53,17 +53,18 @@ class Forwards:
         self.mezo = mezo
         self.network = network
         self.objective = objective
-        self._objective = zo.objective
         self._prepare = prepare
         self._whole_loss = whole_loss
-        self._answers = answers
+        self._flag = f"--zo_objective {zo.objective}"
+        self._answers = None if answers is None else answers.to(mezo.device)
         self._measure: Measure = token_errors if zo.objective == "accuracy" else cross_entropy
+        of_layout: Measure = self._measure
         if answers is not None:
-            self._measure = answers.to(mezo.device).loss
+            self._measure, of_layout = answers.loss_of_tokens, answers.loss
         base = whole_model(network)
         lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
-        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=self._measure)
+        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=of_layout)
 
     def accumulate(self, step: int, inputs: Inputs, rows: int) -> float:
         """The forwards of one micro-batch, which counts as so many rows; their mean loss."""
@@ -104,21 +105,12 @@ class Forwards:
 
     def _loss(self, inputs: Inputs) -> torch.Tensor:
         """Of one forward; without logits where the model is a language model that allows it."""
-        answers, measure = self._answers, self._measure
-        if answers is not None:
-            measure = functools.partial(_placed, answers)
-        loss = sparse_loss(self.network, inputs, measure)
+        loss = sparse_loss(self.network, inputs, self._measure)
         if loss is not None:
             return loss
-        if measure is not cross_entropy:
-            name = type(self.network).__name__
-            raise InputError(f"--zo_objective {self._objective}: {name} has no plain output head to ask")
+        if self._measure is not cross_entropy:
+            raise InputError(f"{self._flag}: {type(self.network).__name__} has no plain output head to ask")
         return self._whole_loss(self.network, dict(inputs))
-
-
-def _placed(answers: AnswerTree, states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The answers' loss of supervised tokens on any device."""
-    return answers.loss(states, head, answers.places(targets.cpu()).to(targets.device))
 
 
 def with_pixels_as_weights(network: nn.Module, inputs: Inputs) -> Inputs:
