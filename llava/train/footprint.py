@@ -6,7 +6,8 @@ allocator, a framework and CUDA's context take on top is not counted. `python -m
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from llava.train.parts.adapters import find_all_linear_names
+from llava.train.parts.lean_adapters import TILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of, vision_modules
 
 HALF, SINGLE = 2, 4
@@ -60,9 +62,17 @@ class Sizes:
         """Weights of these parts."""
         return sum(self.parts.get(part, 0) for part in parts)
 
+    def shapes(self, parts: Collection[str]) -> list[tuple[int, ...]]:
+        """Those of all weights of these parts."""
+        return [shape for part in parts for shape in self.matrices.get(part, ())]
+
     def lora(self, rank: int) -> int:
         """Weights of LoRA on every linear layer of the language model: rank x (in + out) each."""
-        return sum(rank * (into + out) for into, out in self.linears)
+        return sum(torch.Size(shape).numel() for shape in self.lora_matrices(rank))
+
+    def lora_matrices(self, rank: int) -> list[tuple[int, int]]:
+        """Shapes of these."""
+        return [shape for into, out in self.linears for shape in ((rank, into), (out, rank))]
 
 
 def sizes_of(model: nn.Module) -> Sizes:
@@ -139,8 +149,8 @@ def logits_bytes(sizes: Sizes, batch: Batch) -> float:
     return batch.rows * batch.supervised * sizes.vocabulary * (HALF + SINGLE)
 
 
-def layer_activations(sizes: Sizes, batch: Batch) -> float:
-    """What one layer of the language model keeps for its backward pass.
+def layer_activations(sizes: Sizes, batch: Batch, at_once: float = math.inf) -> float:
+    """What one layer of the language model keeps for its backward pass; its MLP, of so many positions at a time.
 
     Of a position, in bytes: each of the two norms its input in float32 and its result (4 + 2 widths), the inputs of
     the projections (2 x 2 widths), queries, keys, values before and behind their rotation's product and attention's
@@ -149,7 +159,8 @@ def layer_activations(sizes: Sizes, batch: Batch) -> float:
     norms = 2 * (SINGLE + HALF) * sizes.width
     projections = HALF * 2 * sizes.width
     attention = HALF * (2 * sizes.queries + 2 * sizes.keys)
-    return batch.positions * (norms + projections + attention + HALF * 4 * sizes.inner)
+    inner = min(batch.positions, at_once) * HALF * 4 * sizes.inner
+    return batch.positions * (norms + projections + attention) + inner
 
 
 def tower_activations(sizes: Sizes, batch: Batch) -> float:
@@ -158,10 +169,10 @@ def tower_activations(sizes: Sizes, batch: Batch) -> float:
     return batch.patches * sizes.patches * of_patch
 
 
-def lora_activations(sizes: Sizes, batch: Batch) -> float:
+def lora_activations(sizes: Sizes, batch: Batch, at_once: float = math.inf) -> float:
     """What LoRA keeps besides in one layer: a dropped-out copy and a mask of each linear layer's input."""
-    inputs = 5 * sizes.width + sizes.queries + sizes.inner
-    return batch.positions * inputs * (HALF + 1)
+    inputs = batch.positions * (5 * sizes.width + sizes.queries) + min(batch.positions, at_once) * sizes.inner
+    return inputs * (HALF + 1)
 
 
 def graph_bytes(sizes: Sizes, batch: Batch, checkpointing: bool, lora: bool, tower: bool) -> float:
@@ -169,19 +180,19 @@ def graph_bytes(sizes: Sizes, batch: Batch, checkpointing: bool, lora: bool, tow
 
     Args:
         checkpointing: each layer keeps its input alone, and its other activations are made again, a layer at a time
-            (Chen et al. 2016).
+            (Chen et al. 2016); of LoRA's MLPs a tile at a time (`llava.train.parts.lean_adapters`).
         tower: whether gradients go through the vision tower, which is not checkpointed.
     """
-    of_layer = layer_activations(sizes, batch) + (lora_activations(sizes, batch) if lora else 0)
+    at_once = TILE if lora and checkpointing else math.inf
+    of_layer = layer_activations(sizes, batch, at_once) + (lora_activations(sizes, batch, at_once) if lora else 0)
     inputs = batch.positions * HALF * sizes.width
     language = sizes.layers * inputs + of_layer if checkpointing else sizes.layers * of_layer
     vision = sizes.tower_layers * tower_activations(sizes, batch) if tower else 0.0
     return language + vision + 2 * logits_bytes(sizes, batch)
 
 
-def adafactor_states(sizes: Sizes, parts: Collection[str]) -> int:
+def adafactor_states(shapes: Iterable[Sequence[int]]) -> int:
     """Bytes of Adafactor's second moments: a row and a column a matrix (Shazeer and Stern 2018), vectors whole."""
-    shapes = [shape for part in parts for shape in sizes.matrices.get(part, ())]
     numbers = sum(
         torch.Size(shape).numel() // shape[-1] + torch.Size(shape).numel() // shape[-2] if len(shape) > 1 else shape[0]
         for shape in shapes
@@ -189,6 +200,6 @@ def adafactor_states(sizes: Sizes, parts: Collection[str]) -> int:
     return SINGLE * numbers
 
 
-def largest(sizes: Sizes, parts: Collection[str]) -> int:
-    """Weights of the largest tensor of these parts."""
-    return max(torch.Size(shape).numel() for part in parts for shape in sizes.matrices.get(part, ()))
+def largest(shapes: Iterable[Sequence[int]]) -> int:
+    """Weights of the largest of these tensors."""
+    return max(torch.Size(shape).numel() for shape in shapes)

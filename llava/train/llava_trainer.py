@@ -7,6 +7,7 @@ LoRA runs included) and no pickle.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from llava.train.parts.adapters import zero_3
 from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.feature_cache import FeatureCache
 from llava.train.parts.fused_optimizers import FUSED
+from llava.train.parts.lean_adapters import lean
 from llava.train.parts.low_rank import load_plain_state, plain_state
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.optimizers import fused_options, with_masters
@@ -111,7 +113,9 @@ class LLaVATrainer(ValidatedRun):
         Raises:
             FloatingPointError: the loss is not finite, on any rank: the weights are lost, and are not saved.
         """
-        loss = super().training_step(*args, **kwargs)
+        adapted = saving.is_peft(self.model) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        with lean(self.model, self.accelerator.native_amp) if adapted else nullcontext():
+            loss = super().training_step(*args, **kwargs)
         total = loss if self.args.world_size == 1 else self.accelerator.reduce(loss.detach().clone(), "sum")
         if not torch.isfinite(total):
             raise FloatingPointError(f"the loss of step {self.state.global_step + 1} is {float(loss)}{self.advice()}")

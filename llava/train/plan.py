@@ -46,6 +46,7 @@ SHOTS = (1, 4, 8)
 LORA_RANK = 64
 OPT_VOCABULARY = 50_272
 WITHOUT, WITH = "", ", checkpointing"
+LOMO_NOTE = "no clipping by the norm"
 
 
 @dataclass(frozen=True)
@@ -129,31 +130,42 @@ def _without_training(of: Sizes, batch: Batch) -> Iterator[Row]:
 
 
 def _backpropagation(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator[Row]:
+    for suffix, forwards in ((WITHOUT, 3.0), (WITH, 4.0)):
+        yield from _with_lora(of, batch, rank, suffix, forwards)
+        yield from _full(of, batch, parts, suffix, forwards)
+
+
+def _with_lora(of: Sizes, batch: Batch, rank: int, suffix: str, forwards: float) -> Iterator[Row]:
+    """Adapters in float32, on a base in 16 or in 4 bits."""
+    adapter, shapes = float(SINGLE * of.lora(rank)), of.lora_matrices(rank)
+    activations = graph_bytes(of, batch, suffix == WITH, lora=True, tower=False)
+    for name, weights in (("LoRA", float(HALF * of.weights)), ("QLoRA", _quantised(of))):
+        held = {"weights": weights + adapter, "activations": activations}
+        for optimizer, states in (("AdamW", 2 * adapter), ("Adafactor", float(adafactor_states(shapes)))):
+            whole = held | {"gradients": adapter, "optimizer": states}
+            yield Row(f"{name} + {optimizer}{suffix}", whole, forwards, moved=2 * (2 * adapter + states))
+        fused = held | {"gradients": float(SINGLE * largest(shapes))}
+        yield Row(f"{name} + LOMO{suffix}", fused, forwards, moved=4 * adapter, note=LOMO_NOTE)
+
+
+def _full(of: Sizes, batch: Batch, parts: frozenset[str], suffix: str, forwards: float) -> Iterator[Row]:
+    """All weights of these parts."""
     tower = VISION_TOWER in parts
-    adapter = of.lora(rank)
-    for checkpointing in (False, True):
-        suffix, forwards = (WITH, 4.0) if checkpointing else (WITHOUT, 3.0)
-        of_lora = graph_bytes(of, batch, checkpointing, lora=True, tower=False)
-        for name, weights in (("LoRA + AdamW", HALF * of.weights), ("QLoRA + AdamW", _quantised(of))):
-            trained = {"weights": weights + SINGLE * adapter, "gradients": float(SINGLE * adapter)}
-            states = {"optimizer": 2.0 * SINGLE * adapter, "activations": of_lora}
-            yield Row(name + suffix, trained | states, forwards, moved=2 * (4.0 * SINGLE * adapter))
-        vision = 3.0 if tower else 1.0  # which no checkpoint runs again
-        number, activations = of.trained(parts), graph_bytes(of, batch, checkpointing, lora=False, tower=tower)
-        for name, states_bytes in (("AdamW", 2 * SINGLE * number), ("Adafactor", adafactor_states(of, parts))):
-            held = _full(of, number, float(states_bytes), activations)
-            moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
-            yield Row(f"full, {name}{suffix}", held, forwards, vision, moved)
-        if checkpointing and LANGUAGE_MODEL in parts:
-            held = _full(of, of.layer, 2.0 * SINGLE * of.layer, activations)
-            moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
-            yield Row(f"full, a layer at a time{suffix}", held, forwards, vision, moved, note="--cycle_blocks")
-        lomo = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(of, parts))}
-        held = lomo | {"activations": activations}
-        yield Row(f"full, LOMO{suffix}", held, forwards, vision, 4.0 * HALF * number, note="no clipping by the norm")
+    vision = 3.0 if tower else 1.0  # which no checkpoint runs again
+    number, shapes = of.trained(parts), of.shapes(parts)
+    activations = graph_bytes(of, batch, suffix == WITH, lora=False, tower=tower)
+    trained = [("AdamW", number, 2 * SINGLE * number, ""), ("Adafactor", number, adafactor_states(shapes), "")]
+    if suffix == WITH and LANGUAGE_MODEL in parts:
+        trained.append(("a layer at a time", of.layer, 2 * SINGLE * of.layer, "--cycle_blocks"))
+    for name, with_masters, states, note in trained:
+        held = _held(of, with_masters, float(states), activations)
+        moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
+        yield Row(f"full, {name}{suffix}", held, forwards, vision, moved, note=note)
+    held = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(shapes)), "activations": activations}
+    yield Row(f"full, LOMO{suffix}", held, forwards, vision, 4.0 * HALF * number, note=LOMO_NOTE)
 
 
-def _full(of: Sizes, number: int, states: float, activations: float) -> dict[str, float]:
+def _held(of: Sizes, number: int, states: float, activations: float) -> dict[str, float]:
     """Weights in bfloat16 with float32 masters; the larger of a backward pass and the optimizer's step.
 
     In the backward pass gradients are bfloat16 and activations are there; in the step gradients are float32.
@@ -169,7 +181,7 @@ def _mezo(of: Sizes, batch: Batch, parts: frozenset[str], rank: int) -> Iterator
     whole = float(HALF * of.weights)
     copies = 2.0 * HALF * of.layer  # of a layer, perturbed both ways
     if LANGUAGE_MODEL not in parts:
-        copies = 2.0 * HALF * largest(of, parts)
+        copies = 2.0 * HALF * largest(of.shapes(parts))
     adapter = float(SINGLE * of.lora(rank))
     of_adapter = 2 * adapter / of.layers
     # both copies of a weight are made (6 bytes), and it is updated (4)
@@ -186,7 +198,7 @@ def offloaded(of: Sizes, batch: Batch, parts: frozenset[str]) -> Row:
 
     `scripts/benchmark/offload.py` counts what the engine does: this is 5 to 12 % more from 7b on.
     """
-    matrix = max((into * out for into, out in of.linears), default=largest(of, parts))
+    matrix = max((into * out for into, out in of.linears), default=largest(of.shapes(parts)))
     held = {"weights": 2.0 * HALF * of.layer, "copies": 2.0 * HALF * matrix}
     held["activations"] = 2 * forward_bytes(of, batch)
     vision = 2.0 if VISION_TOWER in parts else 1.0
@@ -219,8 +231,10 @@ BEST_FIRST = (
     "LoRA + AdamW, checkpointing",
     "full, Adafactor, checkpointing",
     "full, a layer at a time, checkpointing",
+    "LoRA + Adafactor, checkpointing",
     "full, LOMO, checkpointing",
     "QLoRA + AdamW, checkpointing",
+    "QLoRA + Adafactor, checkpointing",
     "MeZO, full",
     "MeZO, LoRA",
     "MeZO, 4-bit with LoRA",

@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.fused_optimizers import FUSED
+from llava.train.parts.lean_adapters import lean
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.saving import adapter_names
 from llava.train.zo.sparse_loss import sparse_loss
@@ -98,11 +100,13 @@ def _backward(model: Any, inputs: dict[str, Any], optimizer: Any, clipped: Seque
     """As LLaVATrainer's regular mode: layers run again in the backward pass; gradients that are kept are clipped."""
     model.train()
     model.gradient_checkpointing_enable()
+    adapted = hasattr(model, "peft_config")
 
     def run() -> None:
-        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
-            loss = model(**inputs, loss_alone=True).loss
-        loss.backward()
+        with lean(model, autocast=True) if adapted else nullcontext():
+            with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
+                loss = model(**inputs, loss_alone=True).loss
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -16,6 +16,7 @@ and, a file a run, runs/.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import time
@@ -92,10 +93,6 @@ class Sentences:
         answers = [word.strip() for word in WORDS]
         return cls([tokenizer(prompt)["input_ids"] for prompt, _ in turns], [answers.index(word) for _, word in turns])
 
-    def after(self, start: Sequence[int]) -> Sentences:
-        """The same behind other tokens."""
-        return Sentences([[*start, *prompt] for prompt in self.prompts], self.right)
-
 
 class Study:
     """Model, data and what is asked of them."""
@@ -135,12 +132,16 @@ class Study:
         right = torch.tensor([sentences.right[k] for k in chosen])
         return {name: t.to(self.device) for name, t in {"ids": ids, "last": last, "right": right}.items()}
 
-    def logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Of the whole vocabulary after each prompt; what is behind a last token is not seen by it."""
+    def logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor], before: Any = None) -> torch.Tensor:
+        """Of the whole vocabulary after each prompt; what is behind a last token is not seen by it.
+
+        Args:
+            before: keys and values of the tokens before all prompts.
+        """
         base: Any = getattr(model, "get_base_model", lambda: model)()
         masters = base.lm_head.weight.dtype == torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=masters):
-            hidden = base.model(batch["ids"], use_cache=False)[0]
+            hidden = base.model(batch["ids"], past_key_values=before, use_cache=before is not None)[0]
             return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -148,13 +149,17 @@ class Study:
         return functional.cross_entropy(self.logits(model, batch)[:, self.words].float(), batch["right"])
 
     @torch.no_grad()
-    def accuracy(self, model: nn.Module, sentences: Sentences) -> float:
-        """Share of the sentences whose right word is the likelier."""
+    def accuracy(self, model: Any, sentences: Sentences, start: Sequence[int] = ()) -> float:
+        """Share of the sentences whose right word is the likelier, behind other tokens if there are any."""
         model.eval()
+        shared = model.model(torch.tensor([start], device=self.device)).past_key_values if start else None
         hits = 0
         for first in range(0, len(sentences.right), EVALUATED_AT_ONCE):
             batch = self.batch(sentences, range(first, min(first + EVALUATED_AT_ONCE, len(sentences.right))))
-            hits += int((self.logits(model, batch)[:, self.words].argmax(1) == batch["right"]).sum())
+            before = copy.deepcopy(shared)
+            if before is not None:
+                before.batch_repeat_interleave(len(batch["right"]))
+            hits += int((self.logits(model, batch, before)[:, self.words].argmax(1) == batch["right"]).sum())
         return hits / len(sentences.right)
 
     def run(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
@@ -164,7 +169,7 @@ class Study:
         begin = time.perf_counter()
         losses = self._tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
         seconds = time.perf_counter() - begin
-        found = {split: self.accuracy(model, self.sets[split].after(shots)) for split in ("val", "test")}
+        found = {split: self.accuracy(model, self.sets[split], shots) for split in ("val", "test")}
         return {"accuracy": found, "losses": losses, "seconds": seconds}
 
     def _shots(self, seed: int) -> list[int]:

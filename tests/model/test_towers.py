@@ -97,6 +97,19 @@ def test_features_follow_the_towers_dtype(siglip_folder):
     assert tower(torch.zeros(1, 3, 32, 32)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("trained", (False, True))
+def test_what_nothing_is_differentiated_through_keeps_nothing(siglip_folder, trained):
+    """Layers that are to run again keep their inputs, whether anything is trained or not."""
+    tower = build_vision_tower(settings(siglip_folder)).requires_grad_(trained)
+    seen = []
+    tower.vision_tower.vision_model.encoder.layers[0].register_forward_hook(
+        lambda *_: seen.append(torch.is_grad_enabled())
+    )
+    features = tower(torch.zeros(1, 3, 32, 32))
+    assert seen == [trained] and features.requires_grad == trained
+    assert tower(torch.zeros(1, 3, 32, 32, requires_grad=True)).requires_grad
+
+
 def test_pixels_of_another_size_are_refused(siglip_folder):
     tower = build_vision_tower(settings(siglip_folder))
     with pytest.raises(InputError, match="takes 32 x 32 pixels"):

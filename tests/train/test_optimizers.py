@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from llava.errors import InputError
 from llava.train.flags.parsing import parse_arguments
+from llava.train.parts import lean_adapters
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS
 from llava.train.train import train
@@ -121,8 +123,14 @@ def test_checkpointed_layers_and_accumulated_batches(optim: str, precision: str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", ("adamw_torch", "sgd", "adalomo", "adamw_8bit"))
-def test_an_adapter_with_any_optimizer(optim: str, words: Flags, tmp_path: Path) -> None:
-    train(argv=words(optim, lora_enable=True, lora_r=4, mm_tunable_parts="mm_language_model", bf16=True))
+def test_an_adapter_with_any_optimizer(
+    optim: str, words: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = Mock(wraps=lean_adapters._in_tiles)
+    monkeypatch.setattr(lean_adapters, "_in_tiles", tiles)
+    adapter = {"lora_enable": True, "lora_r": 4, "mm_tunable_parts": "mm_language_model"}
+    train(argv=words(optim, **adapter, bf16=True, gradient_checkpointing=True))
+    assert tiles.called
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert all(bool(w.any()) for name, w in adapter.items() if "lora_B" in name)
 

@@ -83,7 +83,7 @@ def test_adafactors_states_are_those_of_the_optimizer() -> None:
     of = sizes(str(TINY))
     shapes = tuple(tuple(parameter.shape) for parameter in model.model.layers.parameters())
     only = Sizes(**{**vars(of), "matrices": {LANGUAGE_MODEL: shapes}})
-    assert adafactor_states(only, LM) == held
+    assert adafactor_states(only.shapes(LM)) == held
 
 
 @pytest.mark.parametrize(("name", "measured", "within"), [("zero-shot", 2.00, 0.07), ("MeZO, full", 2.08, 0.08)])
@@ -127,11 +127,24 @@ def test_a_layers_activations_are_what_autograd_keeps() -> None:
     assert counted == pytest.approx(sum(kept.values()), rel=0.35)
 
 
-def test_a_layer_at_a_time_is_near_what_was_counted_of_a_run(half_b: Sizes) -> None:
+def test_checkpointed_rows_are_near_what_was_counted_of_a_run(half_b: Sizes) -> None:
     """By `scripts/study/memory.py --count`, docs/reproduction.md."""
-    row = by_name(half_b, Batch(1, 2048, 2, 12))["full, a layer at a time, checkpointing"]
-    assert row.total / 1e9 == pytest.approx(2.18, rel=0.03)
-    assert row.bytes["optimizer"] == 8 * half_b.layer
+    found = {row.name.removesuffix(", checkpointing"): row for row in rows(half_b, Batch(1, 2048, 2, 12), LM, rank=8)}
+    counted = {"full, a layer at a time": 2.18, "LoRA + AdamW": 2.01, "QLoRA + AdamW": 1.50}
+    for name, total in counted.items():
+        assert found[name].total / 1e9 == pytest.approx(total, rel=0.03), name
+    assert found["full, a layer at a time"].bytes["optimizer"] == 8 * half_b.layer
+
+
+def test_adapters_with_other_optimizers(half_b: Sizes) -> None:
+    """Adafactor keeps a row and a column of each of LoRA's matrices, LOMO one gradient."""
+    found = by_name(half_b, Batch())
+    matrices = half_b.lora_matrices(64)
+    assert found["LoRA + Adafactor"].bytes["optimizer"] == 4 * sum(map(sum, matrices))
+    assert found["QLoRA + LOMO"].bytes["gradients"] == 4 * max(rows * columns for rows, columns in matrices)
+    for base in ("LoRA", "QLoRA"):
+        adamw, adafactor, lomo = (found[f"{base} + {name}"].total for name in ("AdamW", "Adafactor", "LOMO"))
+        assert lomo < adafactor < adamw
 
 
 def test_what_memory_follows(half_b: Sizes) -> None:
@@ -148,14 +161,15 @@ def test_what_memory_follows(half_b: Sizes) -> None:
 
 def test_backpropagation_is_taken_wherever_it_fits() -> None:
     found = rows(sizes("7b"), Batch(1, 1500, 2), LM)
-    taken = {memory: choice(found, memory) for memory in (200, 80, 24, 16, 10, 4, 2)}
+    taken = {memory: choice(found, memory) for memory in (200, 80, 24, 16, 10, 9, 4, 2)}
     names = {memory: row.name if row else None for memory, row in taken.items()}
     assert names == {
         200: "full, AdamW",
         80: "LoRA + AdamW",
         24: "LoRA + AdamW, checkpointing",
         16: "QLoRA + AdamW, checkpointing",
-        10: "MeZO, 4-bit with LoRA",
+        10: "QLoRA + Adafactor, checkpointing",
+        9: "MeZO, 4-bit with LoRA",
         4: "MeZO, offloaded",
         2: None,
     }

@@ -118,7 +118,10 @@ class VisionTower(nn.Module):
                 "vision tower %s has random weights: load a checkpoint, or its own weights with load_model()",
                 self.vision_tower_name,
             )
-        return self.encode(images.to(device=self.device, dtype=self.dtype))
+        # checkpointed layers that nothing is differentiated through would keep their inputs all the same
+        differentiated = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(differentiated and torch.is_grad_enabled()):
+            return self.encode(images.to(device=self.device, dtype=self.dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Torch's hook for `load_state_dict`: takes names without the inner level too, and notes a complete load."""

@@ -68,8 +68,8 @@ class JournaledRun(transformers.Trainer):
 
     @property
     def mezo(self) -> MeZO:
-        """The optimizer without accelerate's wrapper."""
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        """The optimizer."""
+        return self.optimizer
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the base class; a run is also resumed from its journal's folder, or from a resume point in it.

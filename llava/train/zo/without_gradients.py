@@ -11,6 +11,8 @@ import transformers
 class WithoutGradients(transformers.Trainer):
     """A Trainer whose ranks share losses alone."""
 
+    model: Any
+
     def create_accelerator_and_postprocess(self) -> None:
         """As the base class, but models are not wrapped in DistributedDataParallel.
 
@@ -18,7 +20,24 @@ class WithoutGradients(transformers.Trainer):
         """
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.prepare_optimizer = _as_it_is  # a wrapper would scale gradients
         self.accelerator.device_placement = False  # layouts are made of batches as the data loader gives them
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, whose loop would look through all modules for gradients to clear after each step."""
+        self.model.zero_grad = _nothing
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            del self.model.zero_grad
 
     def _get_grad_norm(self, *given: Any, **options: Any) -> None:
         """None: there are no gradients to look for."""
+
+
+def _as_it_is(optimizer: Any, **kwargs: Any) -> Any:
+    return optimizer
+
+
+def _nothing(**kwargs: Any) -> None:
+    pass
