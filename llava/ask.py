@@ -19,8 +19,9 @@ from pathlib import Path
 from llava.conversation import get_template
 from llava.errors import InputError, command_with
 from llava.eval.dialogue import Dialogue
-from llava.eval.generation import Answerer, Decoding, load_model
+from llava.eval.generation import Answerer, Decoding
 from llava.eval.journaled import JournaledModel
+from llava.eval.loading_flags import add_loading_flags, load, quantised
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.samples.pictures import PictureSettings
@@ -39,8 +40,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
     parser.add_argument("--top-p", type=float, help="with a temperature: draw from the likeliest tokens alone")
-    parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
-    parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
+    add_loading_flags(parser)
 
 
 def decoding_of(options: argparse.Namespace) -> Decoding:
@@ -69,12 +69,13 @@ def load_answerer(options: argparse.Namespace) -> Answerer:
             raise InputError("give --model-path, or --journal with --step N")
         check_checkpoint(options.model_path, options.model_base)
         template = template_of(options.model_path, options.model_base)
-        loaded = load_model(options.model_path, options.model_base, options.torch_dtype)
+        loaded = load(options)
     else:
         step = run.step_of(options.step)
         check_checkpoint(run.path, None)
         template = run.template()
-        loaded = run.load("sdpa")
+        quantised(options)
+        loaded = run.load(options.attn_implementation)
         run.go_to(step)
     return Answerer(*loaded, options.conv_mode or template, pictures=pictures)
 

@@ -31,16 +31,15 @@ from typing import Any
 from llava.conversation import get_template
 from llava.errors import InputError, command_with, naming
 from llava.eval.answers_file import AnswersFile, model_identity
-from llava.eval.generation import load_model
 from llava.eval.journaled import JournaledModel
+from llava.eval.loading_flags import add_loading_flags, load, quantised
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
 from llava.eval.shots import Demonstration, draw
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
-from llava.model.load_settings import quantisation, resolve_dtype
-from llava.model.own_settings import dtype_of, template_of
+from llava.model.own_settings import template_of
 from llava.runs.plots import plot_accuracy
 from llava.samples.answers import different_answers
 from llava.samples.loading import file_sha256, load_file
@@ -67,13 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="records answered together")
     parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
     parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
-    parser.add_argument("--bits", type=int, default=16, help="4 or 8: load with bitsandbytes, as in training")
-    parser.add_argument("--quant-type", default="nf4", help="with --bits 4: nf4 or fp4")
-    parser.add_argument("--double-quant", default="True", help="with --bits 4: True or False")
-    parser.add_argument("--attn-implementation", default="sdpa", help="sdpa, eager or flash_attention_2")
-    parser.add_argument("--image-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="as in training")
-    parser.add_argument("--max-image-pixels", type=int, help="as in training")
+    add_loading_flags(parser)
     parser.add_argument("--shots", type=int, default=0, metavar="K", help="answered records before each question")
     parser.add_argument("--shots-data", help="the records that they are drawn from; not --data itself")
     parser.add_argument("--shots-seed", type=int, help="draws them, once for all questions; default: 0")
@@ -132,32 +125,6 @@ def _choices(arguments: argparse.Namespace) -> list[str]:
         return different_answers(read_record(record, number) for number, record in enumerate(records))
 
 
-def _quantised(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of bits, for `from_pretrained`; computed in the dtype of the other weights, as in training.
-
-    Raises:
-        InputError: a value that is not allowed, or that would have no effect.
-    """
-    bits, kind, double = arguments.bits, arguments.quant_type, arguments.double_quant
-    for flag, value, allowed in (
-        ("bits", bits, (4, 8, 16)),
-        ("quant-type", kind, ("nf4", "fp4")),
-        ("double-quant", double, ("True", "False")),
-    ):
-        if value not in allowed:
-            raise InputError(f"--{flag} {value}: allowed are {', '.join(map(str, allowed))}")
-    if bits != 4 and (kind, double) != ("nf4", "True"):
-        raise InputError(f"--quant-type and --double-quant have no effect with --bits {bits}: they are for 4")
-    if bits == 16:
-        return {}
-    if arguments.journal is not None:
-        raise InputError(f"--bits {bits} excludes --journal, whose models are whole ones: write a step and give that")
-    given = arguments.torch_dtype
-    if given == "auto":
-        given = dtype_of(arguments.model_path, arguments.model_base)
-    return quantisation(bits == 8, bits == 4, resolve_dtype(given), double == "True", kind)
-
-
 @command_with(_parser)
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
@@ -175,19 +142,16 @@ def main(argv: list[str] | None = None) -> None:
         check_field(records, arguments.group_by)
     arguments.demonstrations = _demonstrations(arguments)
     arguments.choices = _choices(arguments)
-    run, quantised = _journaled(arguments), _quantised(arguments)
+    PictureSettings.of(arguments)  # refused before anything is loaded
+    run, bits = _journaled(arguments), quantised(arguments)
     if run is not None:
         _evaluate_steps(run, arguments, records)
         return
     check_checkpoint(arguments.model_path, arguments.model_base)  # before a file of answers is begun
     arguments.version = arguments.version or template_of(arguments.model_path, arguments.model_base)
 
-    def load() -> tuple[Any, Any, Any]:
-        given = arguments.torch_dtype, arguments.attn_implementation
-        return load_model(arguments.model_path, arguments.model_base, *given, quantised)
-
-    settings = _settings(arguments) | {name: value.to_dict() for name, value in quantised.items()}
-    _evaluate_into(arguments.output, settings, arguments, records, load)
+    settings = _settings(arguments) | {name: value.to_dict() for name, value in bits.items()}
+    _evaluate_into(arguments.output, settings, arguments, records, functools.partial(load, arguments))
 
 
 def _evaluate_steps(run: JournaledModel, arguments: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> None:

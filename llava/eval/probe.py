@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from llava.conversation import get_template
 from llava.errors import InputError, command_with, naming
-from llava.eval.generation import Answerer, load_model
+from llava.eval.generation import Answerer
+from llava.eval.loading_flags import add_loading_flags, load, quantised
 from llava.eval.logistic import best_strength, fit
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import question_and_reference
@@ -33,6 +34,7 @@ from llava.mezo.inference import evaluation_mode
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.samples.loading import file_sha256, load_file
+from llava.samples.pictures import PictureSettings
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", default="exact", help=f"one of {', '.join(METRICS)}")
     parser.add_argument("--batch-size", type=int, default=8, help="records at a time")
     parser.add_argument("--version", help="conversation template; default: the checkpoint's own")
-    parser.add_argument("--torch-dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
+    add_loading_flags(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the folds of the cross-validation")
     parser.add_argument("--output", type=Path, required=True, help="a .json file for the result")
     return parser
@@ -118,6 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--image-folder {options.image_folder}: no such folder")
     if options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size} must be at least 1")
+    pictures = PictureSettings.of(options)
+    quantised(options)  # refused before anything is loaded
     given = {"--train-data": options.train_data, "--data": options.data}
     sets = {file: load_file(file, flag) for flag, file in given.items()}
     if file_sha256(options.train_data) == file_sha256(options.data):
@@ -125,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     check_checkpoint(options.model_path, options.model_base)
     version = options.version or template_of(options.model_path, options.model_base)
     get_template(version)
-    answerer = Answerer(*load_model(options.model_path, options.model_base, options.torch_dtype), version)
+    answerer = Answerer(*load(options), version, pictures=pictures)
     features = {}
     for file, records in sets.items():
         with naming(file):

@@ -113,7 +113,10 @@ class LLaVATrainer(ValidatedRun):
         Raises:
             FloatingPointError: the loss is not finite, on any rank: the weights are lost, and are not saved.
         """
-        adapted = saving.is_peft(self.model) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        others = (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.torch_compile
+        )  # see to memory themselves
+        adapted = saving.is_peft(self.model) and not others
         with lean(self.model, self.accelerator.native_amp) if adapted else nullcontext():
             loss = super().training_step(*args, **kwargs)
         total = loss if self.args.world_size == 1 else self.accelerator.reduce(loss.detach().clone(), "sum")

@@ -10,6 +10,7 @@ import pytest
 
 from llava import ask
 from llava.errors import InputError
+from llava.eval import loading_flags
 from llava.eval.dialogue import Dialogue, Words
 from llava.eval.generation import Answerer, Decoding, Question
 
@@ -72,10 +73,10 @@ def test_words_come_as_they_are_complete(loaded):
 
 def test_what_is_shown_is_the_answer(loaded, capsys, monkeypatch):
     """Streamed by the command, from flags or standard input, or in a batch: one answer."""
-    model, tokenizer, processor = ask.load_model(str(MODEL), None, "float32")
+    model, tokenizer, processor = loading_flags.load_model(str(MODEL), None, "float32")
     asked = [Question(str(n), [(f"<image>\n{QUESTION}", None)], [Path(picture(n))]) for n in range(3)]
     batch = Answerer(model, tokenizer, processor).answer(asked, Decoding(8))
-    monkeypatch.setattr(ask, "load_model", lambda *_: (model, tokenizer, processor))
+    monkeypatch.setattr(loading_flags, "load_model", lambda *_: (model, tokenizer, processor))
     for number in range(3):
         ask.main(["--model-path", str(MODEL), "--image", picture(number), QUESTION, QUESTION])
         assert capsys.readouterr().out == 2 * f"{batch[number]}\n"
@@ -94,10 +95,12 @@ def test_what_is_shown_is_the_answer(loaded, capsys, monkeypatch):
         (["--model-path", str(MODEL), "--conv-mode", "new", "x"], "'new' is not a conversation template"),
         (["--model-path", str(MODEL), "--step", "3", "x"], "--journal with --step"),
         (["--journal", "nowhere", "--torch-dtype", "float32", "x"], "--journal excludes"),
+        (["--model-path", str(MODEL), "--bits", "3", "x"], "--bits 3: allowed are 4, 8, 16"),
+        (["--model-path", str(MODEL), "--max-image-pixels", "0", "x"], "--max-image-pixels 0 must be at least 1"),
         (["--model-path", str(MODEL), " "], "a QUESTION is empty"),
         (["--model-path", str(MODEL), "--max-new-tokens", "0", "x"], "--max-new-tokens"),
     ],
 )
 def test_refused_before_anything_is_loaded(words, said, refused, monkeypatch):
-    monkeypatch.setattr(ask, "load_model", None)
+    monkeypatch.setattr(loading_flags, "load_model", None)
     assert said in refused(ask.main, words)

@@ -1,4 +1,4 @@
-"""`accuracy --bits`: the base of a run on 4 or 8 bits is evaluated as it was trained on."""
+"""`--bits` of the commands that ask a model: the base of a run on 4 or 8 bits is evaluated as it was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llava.eval import accuracy
+from llava import ask
+from llava.eval import accuracy, loading_flags, probe
 from llava.model.own_settings import read_config
 from llava.model.quantised import quantised_layers, weight_of
 from llava.train.flags.from_checkpoint import take_from_checkpoint
@@ -28,13 +29,13 @@ DATA = Path(__file__).parents[2] / "playground" / "data" / "scan"
 def models(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models that evaluations load."""
     seen: list[Any] = []
-    load = accuracy.load_model
+    load = loading_flags.load_model
 
     def watched(*given: Any) -> Any:
         seen.append(load(*given))
         return seen[-1]
 
-    monkeypatch.setattr(accuracy, "load_model", watched)
+    monkeypatch.setattr(loading_flags, "load_model", watched)
     return seen
 
 
@@ -86,12 +87,25 @@ def test_before_and_after_are_on_the_base_of_training(
     assert (settings["load_in_4bit"], settings["load_in_8bit"]) == (bits == 4, bits == 8)
 
 
+def test_other_commands_load_so_too(models: list[Any], tmp_path: Path) -> None:
+    ask.main(["--model-path", str(TINY), "--bits", "4", "--max-new-tokens", "1", "What?"])
+    records = json.loads((DATA / "val.json").read_text())
+    for name, some in (("train", records[:20]), ("test", records[20:26])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(some))
+    sets = ["--train-data", str(tmp_path / "train.json"), "--data", str(tmp_path / "test.json")]
+    where = ["--image-folder", str(DATA), "--output", str(tmp_path / "probe.json"), "--version", "qwen_1_5"]
+    probe.main(["--model-path", str(TINY), *sets, *where, "--bits", "8"])
+    assert [len(quantised_layers(model)) for model, _, _ in models] == [28, 28]
+    assert json.loads((tmp_path / "probe.json").read_text())["settings"]["bits"] == 8
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (("--bits", "2"), "--bits 2: allowed are 4, 8, 16"),
         (("--bits", "4", "--quant-type", "nf8"), "--quant-type nf8: allowed are nf4, fp4"),
         (("--bits", "4", "--double-quant", "maybe"), "--double-quant maybe: allowed are True, False"),
+        (("--max-image-pixels", "0"), "error: --max-image-pixels 0 must be at least 1"),
         (("--double-quant", "False"), "--quant-type and --double-quant have no effect with --bits 16"),
     ],
 )
