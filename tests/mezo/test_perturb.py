@@ -13,7 +13,7 @@ from llava.mezo import passes, units
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.noise import direction_values
 from llava.mezo.perturb import Perturbation
-from llava.mezo.scratch import ScratchPool
+from llava.mezo.scratch import ALIGNED, ScratchPool
 from llava.mezo.tables import PerturbedTable
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update
@@ -451,6 +451,7 @@ def test_scratch_blocks_are_reused_once_free() -> None:
     assert pool.empty(shape, torch.float32, torch.device("cpu")).data_ptr() != address
     del view
     taken = [pool.empty(shape, torch.float32, torch.device("cpu")) for _ in range(3)]
+    assert {one.data_ptr() % ALIGNED for one in taken} == {0}
     assert address in [t.data_ptr() for t in taken]
     assert len({t.data_ptr() for t in taken}) == 3
 
