@@ -49,7 +49,7 @@ FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.inference")
 CHOSEN_LATER = {
     "llava.mezo.kernels.choice": {"llava.mezo.kernels"},
     "llava.train.train": {"llava.train.zo.trainer"},
-    "llava.train.zo.offloading": {"llava.train.footprint", "llava.train.plan"},  # not in other trees
+    "llava.train.zo.offloading": {"llava.train.footprint", "llava.train.methods"},  # not in other trees
     "llava.model.builder": {"llava.model.tuners"},
     "llava.train.parts.adapters": {"llava.model.tuners"},
 }

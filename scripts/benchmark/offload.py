@@ -27,7 +27,7 @@ from fake_device import CARD, fake_card
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.train.plan import RESERVE
+from llava.train.methods import RESERVE
 from llava.train.zo.sparse_loss import laid_out_loss
 
 ZO2 = {

@@ -14,9 +14,10 @@ from llava.model.shapes import SHAPES, shape_config
 from llava.train import plan
 from llava.train.cards import CARDS
 from llava.train.footprint import HALF, Batch, Sizes, adafactor_states, graph_bytes, layer_activations
+from llava.train.methods import Row, largest_offloaded, offloaded, rows
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.tunable import LANGUAGE_MODEL, PARTS
-from llava.train.plan import Row, choice, largest_offloaded, main, offloaded, rows, sizes
+from llava.train.plan import choice, main, sizes
 
 TINY = Path(__file__).parents[2] / "playground" / "tiny-llava-onevision"
 LM, ALL = frozenset({LANGUAGE_MODEL}), frozenset(PARTS)

@@ -41,7 +41,7 @@ def gigabytes_needed(model: nn.Module, rows: int) -> float:
     A row is one of `llava.train.footprint.Batch`.
     """
     from llava.train.footprint import Batch, forward_bytes, sizes_of
-    from llava.train.plan import GB, RESERVE
+    from llava.train.methods import GB, RESERVE
 
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     base = whole_model(model)
