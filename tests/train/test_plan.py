@@ -137,7 +137,7 @@ def test_checkpointed_rows_are_near_what_was_counted_of_a_run(half_b: Sizes) -> 
 
 
 def test_tiles_have_all_of_an_mlp(half_b: Sizes) -> None:
-    """What LoRA keeps besides at a position beyond them: of the inputs of q, k, v and o alone, in 2 bytes and a mask."""
+    """At a position beyond them LoRA keeps copies and masks (2 + 1 bytes) of the inputs of q, k, v and o alone."""
     shorter, longer = (lora_activations(half_b, Batch(1, tokens, 0, 12), at_once=512) for tokens in (1000, 1001))
     assert longer - shorter == (2 + 1) * (3 * half_b.width + half_b.queries)
 
