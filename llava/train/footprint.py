@@ -171,8 +171,8 @@ def tower_activations(sizes: Sizes, batch: Batch) -> float:
 
 def lora_activations(sizes: Sizes, batch: Batch, at_once: float = math.inf) -> float:
     """What LoRA keeps besides in one layer: a dropped-out copy and a mask of each linear layer's input."""
-    inputs = batch.positions * (5 * sizes.width + sizes.queries) + min(batch.positions, at_once) * sizes.inner
-    return inputs * (HALF + 1)
+    of_attention, of_mlp = 3 * sizes.width + sizes.queries, 2 * sizes.width + sizes.inner
+    return (batch.positions * of_attention + min(batch.positions, at_once) * of_mlp) * (HALF + 1)
 
 
 def graph_bytes(sizes: Sizes, batch: Batch, checkpointing: bool, lora: bool, tower: bool) -> float:

@@ -113,10 +113,8 @@ class LLaVATrainer(ValidatedRun):
         Raises:
             FloatingPointError: the loss is not finite, on any rank: the weights are lost, and are not saved.
         """
-        others = (
-            self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.torch_compile
-        )  # see to memory themselves
-        adapted = saving.is_peft(self.model) and not others
+        sees_to_memory = self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.torch_compile
+        adapted = saving.is_peft(self.model) and not sees_to_memory
         with lean(self.model, self.accelerator.native_amp) if adapted else nullcontext():
             loss = super().training_step(*args, **kwargs)
         total = loss if self.args.world_size == 1 else self.accelerator.reduce(loss.detach().clone(), "sum")

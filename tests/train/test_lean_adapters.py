@@ -16,7 +16,6 @@ from llava.train.parts import lean_adapters
 from llava.train.parts.lean_adapters import lean
 
 POSITIONS, TILE = 11, 4
-TILES = 2 * 6  # 2 rows of 11 positions, 4 at a time: 6 a layer
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ def test_gradients_are_those_of_whole_layers(reentrant: bool) -> None:
         torch.testing.assert_close(tiled[name], value, msg=name)
 
 
-def test_an_mlp_runs_no_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mlp_runs_no_more_often() -> None:
     model, whole, in_tiles = adapted(), [], []
     with counted(model, whole):
         gradients(model)
@@ -100,7 +99,7 @@ def test_dropout_is_the_same_when_it_runs_again() -> None:
     assert (found[0][0] != mlp(x)).any()  # there was dropout
 
 
-def test_bits_under_autocast_are_those_of_inputs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_under_autocast_are_those_of_inputs_in_float32() -> None:
     """Autocast makes bfloat16 of PEFT's copies again."""
     model = adapted(torch.bfloat16, checkpointing=False)
     layer = model.get_base_model().model.layers[0].mlp.down_proj.lora_A["default"]

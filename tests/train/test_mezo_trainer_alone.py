@@ -284,6 +284,17 @@ def test_the_log_shows_a_zeroth_order_step(mezo: Make) -> None:
 
 
 @pytest.mark.slow
+def test_gradients_are_cleared_again_after_it(module: ModuleType, mezo: Make) -> None:
+    """Its loop looks for none; nothing of that stays with a model, be it one that `model_init` made."""
+    given = mezo()
+    others = {"train_dataset": given.train_dataset, "data_collator": collate}
+    made = module.MeZOTrainer(args=given.args, model_init=make_model, **others)
+    for trainer in (given, made):
+        model = trainer.model
+        trainer.train()
+        assert "zero_grad" not in vars(model) | vars(trainer.model)
+
+
 def test_the_loss_goes_down(mezo: Make) -> None:
     trainer = mezo(max_steps=60, learning_rate=2e-2, per_device_train_batch_size=16, logging_steps=5)
     trainer.train()

@@ -13,7 +13,7 @@ from llava.model import LlavaQwenForCausalLM
 from llava.model.shapes import SHAPES, shape_config
 from llava.train import plan
 from llava.train.cards import CARDS
-from llava.train.footprint import HALF, Batch, Sizes, adafactor_states, graph_bytes, layer_activations
+from llava.train.footprint import HALF, Batch, Sizes, adafactor_states, graph_bytes, layer_activations, lora_activations
 from llava.train.methods import Row, largest_offloaded, offloaded, rows
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.tunable import LANGUAGE_MODEL, PARTS
@@ -135,6 +135,12 @@ def test_checkpointed_rows_are_near_what_was_counted_of_a_run(half_b: Sizes) -> 
     for name, total in counted.items():
         assert found[name].total / 1e9 == pytest.approx(total, rel=0.03), name
     assert found["full, a layer at a time"].bytes["optimizer"] == 8 * half_b.layer
+
+
+def test_tiles_have_all_of_an_mlp(half_b: Sizes) -> None:
+    """At a position beyond them LoRA keeps copies and masks (2 + 1 bytes) of the inputs of q, k, v and o alone."""
+    shorter, longer = (lora_activations(half_b, Batch(1, tokens, 0, 12), at_once=512) for tokens in (1000, 1001))
+    assert longer - shorter == (2 + 1) * (3 * half_b.width + half_b.queries)
 
 
 def test_adapters_with_other_optimizers(half_b: Sizes) -> None:

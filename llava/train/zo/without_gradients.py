@@ -25,11 +25,12 @@ class WithoutGradients(transformers.Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, whose loop would look through all modules for gradients to clear after each step."""
-        self.model.zero_grad = _nothing
+        model = self.model  # which `model_init` replaces
+        model.zero_grad = _nothing
         try:
             return super().train(*args, **kwargs)
         finally:
-            del self.model.zero_grad
+            vars(model).pop("zero_grad", None)
 
     def _get_grad_norm(self, *given: Any, **options: Any) -> None:
         """None: there are no gradients to look for."""
