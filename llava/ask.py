@@ -22,6 +22,7 @@ from llava.eval.dialogue import Dialogue
 from llava.eval.generation import Answerer, Decoding
 from llava.eval.journaled import JournaledModel
 from llava.eval.loading_flags import add_loading_flags, load, quantised
+from llava.mezo.command_line import Parser
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
 from llava.samples.pictures import PictureSettings
@@ -81,7 +82,7 @@ def load_answerer(options: argparse.Namespace) -> Answerer:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: lines of standard input")
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--chat", action="store_true", help="questions follow on each other")

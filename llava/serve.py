@@ -21,6 +21,7 @@ from typing import Any
 from llava.ask import add_model_flags, decoding_of, load_answerer
 from llava.errors import InputError, command_with
 from llava.eval.dialogue import Dialogue
+from llava.mezo.command_line import Parser
 
 LARGEST_PORT = 65535
 Message = Mapping[str, Any]
@@ -114,7 +115,7 @@ def page(dialogue: Callable[[list[Path]], Dialogue], title: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also for other machines, without a password")
     parser.add_argument("--port", type=int, default=7860)

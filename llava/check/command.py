@@ -30,6 +30,7 @@ from llava.check.survey import Place, Survey
 from llava.check.text import report_lines
 from llava.check.without_weights import prepare_data_arguments
 from llava.errors import EXIT_BAD_INPUT, InputError, command_with
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import read_config
@@ -55,7 +56,7 @@ RUN_FLAGS = (
 Sets = list[tuple[str, Parts]]
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Says in one line what is wrong with the flags."""
 
     def error(self, message: str) -> NoReturn:

@@ -27,6 +27,7 @@ from llava.data.prepared_folder import new_folder, write_manifest, write_split
 from llava.data.public_sets import br35h, chartqa, snippets, we_math
 from llava.data.splits import SPLITS, Divide, Sizes, balanced, grouped, published
 from llava.errors import InputError, command_with
+from llava.mezo.command_line import Parser
 from llava.utils import setup_logging
 
 
@@ -88,7 +89,7 @@ def prepare(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make LLaVA JSON of a public set.")
+    parser = Parser(description="Make LLaVA JSON of a public set.")
     parser.add_argument("task", help=f"one of {', '.join(SETS)}")
     parser.add_argument("--output", type=Path, required=True, help="folder to make; must not exist or be empty")
     parser.add_argument("--source", help="folder or hub id; default: the set's hub id (br35h and snippets have none)")

@@ -37,6 +37,7 @@ from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import record_id
 from llava.eval.scoring import check_field, evaluate, grouped
 from llava.eval.shots import Demonstration, draw
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.own_settings import template_of
@@ -52,7 +53,7 @@ def _counts(result: Mapping[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Accuracy of a LLaVA model on a LLaVA JSON set.")
+    parser = Parser(description="Accuracy of a LLaVA model on a LLaVA JSON set.")
     parser.add_argument("--model-path", help="checkpoint folder or hub id; with --journal: the run's base model")
     parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
     parser.add_argument("--journal", type=Path, metavar="DIR", help="mezo_journal of a run: evaluate a step of it")

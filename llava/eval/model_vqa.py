@@ -24,6 +24,7 @@ from tqdm import tqdm
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError, command_with, naming, short
 from llava.eval.generation import Answerer, Decoding, Question, load_model
+from llava.mezo.command_line import Parser
 from llava.mm_utils import get_model_name_from_path
 from llava.samples.loading import load_file
 from llava.samples.media import below
@@ -99,7 +100,7 @@ def _with_tags(text: str, images: Sequence[Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Answer a file of questions about images.")
+    parser = Parser(description="Answer a file of questions about images.")
     parser.add_argument("--model-path", default="facebook/opt-350m")
     parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
     parser.add_argument("--image-folder", default="")

@@ -29,6 +29,7 @@ from llava.eval.loading_flags import add_loading_flags, load, quantised
 from llava.eval.logistic import best_strength, fit
 from llava.eval.metrics import METRICS, metric_named
 from llava.eval.questions import question_and_reference
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.mezo.inference import evaluation_mode
 from llava.model.checkpoint_kind import check_checkpoint
@@ -94,7 +95,7 @@ def probe(train: Features, test: Features, metric: str = "exact", seed: int = 0)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Logistic regression on the last hidden states of a LLaVA model.")
+    parser = Parser(description="Logistic regression on the last hidden states of a LLaVA model.")
     parser.add_argument("--model-path", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--model-base", help="language model that a LoRA or projector-only checkpoint belongs to")
     parser.add_argument("--train-data", required=True, help="records to fit on: x.json, x.jsonl, x.parquet, hf:NAME")

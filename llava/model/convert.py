@@ -21,6 +21,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from llava.errors import InputError, command_with
+from llava.mezo.command_line import Parser
 from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.checkpoint_kind import looks_local
@@ -129,7 +130,7 @@ def push(folder: Path, repository: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="checkpoint: a folder or hub id")
     parser.add_argument(
         "--to", dest="target", required=True, type=Path, metavar="FOLDER", help="must not exist, or be empty"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from llava.errors import InputError, command_with
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import follow_umask
 from llava.mm_utils import get_model_name_from_path
 from llava.model.adapter_kinds import MERGED
@@ -127,7 +128,7 @@ def _check_kind(adapter: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make one checkpoint of an adapter and its base.")
+    parser = Parser(description="Make one checkpoint of an adapter and its base.")
     parser.add_argument(
         "--adapter", required=True, help="output folder of a run that saves an adapter, a projector or scales"
     )

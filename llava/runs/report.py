@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError, command
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.runs.plots import plot_bars, plot_curves
 from llava.runs.run_report import REPORT_FILE
@@ -293,7 +294,7 @@ def write(folders: Sequence[Path], output: Path, title: str, notes: Sequence[str
 @command
 def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folder of a run, or one of many")
     parser.add_argument("--output", type=Path, required=True, help="the page, a .md file")
     parser.add_argument("--title", default="Runs")

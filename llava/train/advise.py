@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError, command
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.model.own_settings import read_config
 from llava.runs.plots import plot_range_test
@@ -49,7 +50,7 @@ def told_rate(found: RangeTest) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m llava.train.advise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directions", type=int, default=25, help="random directions, at least 3")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from llava.errors import InputError, command
+from llava.mezo.command_line import Parser
 from llava.model.families import config_for, model_class_for
 from llava.model.multimodal_encoder.tower_config import describe_tower, tower_name
 from llava.model.shapes import SHAPES, shape_config
@@ -104,17 +105,17 @@ def _nothing(offloaded: Row, gpu_memory: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Memory and time of every method, counted, and what we would take.")
+    parser = Parser(description="Memory and time of every method, counted, and what we would take.")
     parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or one of {', '.join(SHAPES)}")
     parser.add_argument("--gpu-memory", type=float, required=True, metavar="GB", help="of the card, in 10^9 bytes")
     parser.add_argument("--host-memory", type=float, default=HOST_MEMORY, metavar="GB", help="default: %(default)g")
     parser.add_argument("--gpu", choices=CARDS, help="also the time of a step on this one, from its data sheet")
-    parser.add_argument("--tokens", type=int, default=1500, help="positions of a row, images among them")
-    parser.add_argument("--batch", type=int, default=1, help="rows of a step")
-    parser.add_argument("--tiles", type=int, default=2, help="tiles of the pictures of a row")
-    parser.add_argument("--supervised", type=int, default=12, help="supervised positions of a row")
-    parser.add_argument("--mm_tunable_parts", default=LANGUAGE_MODEL, help="as for train.py")
-    parser.add_argument("--lora_r", type=int, default=LORA_RANK, help="as for train.py")
+    parser.add_argument("--tokens", type=int, default=1500, help="positions of a row, images among them (%(default)d)")
+    parser.add_argument("--batch", type=int, default=1, help="rows of a step (%(default)d)")
+    parser.add_argument("--tiles", type=int, default=2, help="tiles of the pictures of a row (%(default)d)")
+    parser.add_argument("--supervised", type=int, default=12, help="supervised positions of a row (%(default)d)")
+    parser.add_argument("--mm_tunable_parts", default=LANGUAGE_MODEL, help="as for train.py (%(default)s)")
+    parser.add_argument("--lora_r", type=int, default=LORA_RANK, help="as for train.py (%(default)d)")
     return parser
 
 

@@ -90,7 +90,7 @@ run_preset() {
     esac
     local -a flags extra=()
     for word in "$@"; do
-        if [ "$word" = --dry_run ]; then dry_run=1; else extra+=("$word"); fi
+        if [[ $word == --dry[_-]run ]]; then dry_run=1; else extra+=("$word"); fi
     done
 
     case $preset in

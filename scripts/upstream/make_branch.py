@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--branch", default="mezo-trainer", help="name of the new branch")
     parser.add_argument("--base", default="HEAD", help="commit to start from, best the newest of upstream's main")
     parser.add_argument("--text", type=Path, help="where the pull request's text goes; default: in the checkout's .git")
-    parser.add_argument("--dry_run", action="store_true", help="print the diff; nothing is written")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the diff; nothing is written")
     options = parser.parse_args(argv)
 
     repository = Repository(options.checkout, keep=not options.dry_run)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from llava.mezo.command_line import Parser
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.records import Record
@@ -36,7 +37,7 @@ def _table(journal: Journal, records: Sequence[Record]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("show", "check"))
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--last", type=int, metavar="N", help="show the last N records alone")

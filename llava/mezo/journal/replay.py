@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from llava.mezo.algorithms.course import Course
+from llava.mezo.command_line import Parser
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.base_model import BaseModel, folder_of
 from llava.mezo.journal.files import Journal
@@ -153,7 +154,7 @@ class Replay:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True, metavar="BASE", help="base model: a folder or a hub id")
     parser.add_argument("--journal", required=True, type=Path, metavar="DIR", help="OUTPUT_DIR/mezo_journal")
     parser.add_argument("--output-dir", required=True, type=Path, metavar="OUT", help="must not exist, or be empty")

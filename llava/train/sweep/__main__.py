@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llava.errors import EXIT_SIGNAL, InputError, command
+from llava.mezo.command_line import Parser
 from llava.mezo.durable import write_durably
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_folder import check_writable, held_alone
@@ -103,7 +104,7 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m llava.train.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--space", required=True, help=f"NAME=VALUES,... or a JSON or YAML file; VALUES: {FORMS}")

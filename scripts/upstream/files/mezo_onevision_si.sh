@@ -27,7 +27,7 @@ shift
 DRY_RUN=""
 EXTRA=()
 for word in "$@"; do
-    if [ "$word" = --dry_run ]; then DRY_RUN=1; else EXTRA+=("$word"); fi
+    if [[ $word == --dry[_-]run ]]; then DRY_RUN=1; else EXTRA+=("$word"); fi
 done
 
 FLAGS=(
