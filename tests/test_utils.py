@@ -72,3 +72,10 @@ def test_disable_torch_init(monkeypatch):
 def test_semaphore_text():
     assert utils.pretty_print_semaphore(None) == "None"
     assert utils.pretty_print_semaphore(asyncio.Semaphore(2)) == "Semaphore(value=2, locked=False)"
+
+
+def test_the_kernel_that_bitsandbytes_misses_is_not_complained_of(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no kernels")
+    logger.warning("another thing")
+    assert caplog.messages == ["another thing"]

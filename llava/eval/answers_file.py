@@ -98,6 +98,9 @@ class AnswersFile:
         for name in sorted({*earlier, *self.settings}):
             before, now = earlier.get(name), self.settings.get(name)
             if before != now:
+                if name == "quantization_config":
+                    other = "with other --bits, --quant-type or --double-quant"
+                    raise InputError(f"{self.path}: has answers of another run, {other}; {_START_AGAIN}")
                 raise InputError(
                     f"{self.path}: has answers of another run: {name} was {before!r}, now {now!r}; {_START_AGAIN}"
                 )

@@ -40,7 +40,10 @@ def copy_settings(model_args: Any, config: Any, keep_tower: bool, keep_projector
         if hasattr(model_args, name):
             setattr(config, name, getattr(model_args, name))
     _name("mm_vision_tower", getattr(model_args, "vision_tower", None), config, keep_tower)
-    _name("mm_projector_type", getattr(model_args, "mm_projector_type", "linear"), config, keep_projector)
+    projector = getattr(model_args, "mm_projector_type", "linear")
+    if keep_projector and "mm_projector_type" not in getattr(model_args, "given", ("mm_projector_type",)):
+        projector = None  # the flag's default, which nobody asked for
+    _name("mm_projector_type", projector, config, keep_projector)
 
 
 def _name(entry: str, asked: Any, config: Any, keep: bool) -> None:

@@ -329,6 +329,7 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
     )
     write_run_card(folder)
     trainer.save_state()
+    logger.info("finished: %s holds the model, README.md and report.json", folder)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from transformers import GenerationMixin
 from llava.errors import InputError
 from llava.eval import accuracy
 from llava.eval.accuracy import evaluate
+from llava.eval.answers_file import AnswersFile
 from llava.eval.generation import Answerer, Decoding, Question, left_padded
 from llava.eval.scoring import check_field
 
@@ -229,3 +230,10 @@ def test_wrong_flags_are_named(checkpoint, records, tmp_path, refused, more, mes
 def test_values_that_cannot_name_a_group(value, message):
     with pytest.raises(InputError, match=rf"--group-by kind: record 1 \(number 1\): .*{message}"):
         check_field([{"kind": ["a"]}, {"kind": value}], "kind")
+
+
+def test_answers_of_other_bits_name_the_flags(tmp_path):
+    with AnswersFile(tmp_path / "out.jsonl", {"quantization_config": {"load_in_4bit": True}}, ["a"]) as file:
+        file.append([{"id": "a", "prediction": "Yes"}])
+    with pytest.raises(InputError, match=r"has answers of another run, with other --bits, --quant-type or"):
+        AnswersFile(tmp_path / "out.jsonl", {}, ["a"])

@@ -13,6 +13,7 @@ import pytest
 from llava.errors import InputError
 from llava.eval.generation import Answerer
 from llava.model.own_settings import own_template, read_config, template_of
+from llava.model.vision_settings import copy_settings
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import Arguments, parse_arguments
 from llava.train.train import build
@@ -96,3 +97,18 @@ def test_a_model_trained_with_a_template_answers_in_it(tmp_path: Path) -> None:
     assert read_config(tmp_path / "saved")["conversation_template"] == "qwen_2"
     assert settled(read_config(tmp_path / "saved"), *words)[0].version == "qwen_2"
     assert Answerer(model, tokenizer, None).template == Answerer(model, tokenizer, None, "qwen_2").template
+
+
+def test_only_a_projector_that_was_asked_for_is_said_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:
+    for words, said in (((), False), (("--mm_projector_type", "identity"), True)):
+        caplog.clear()
+        model_args = settled(read_config(str(TINY)), "--model_name_or_path", str(TINY), *words)[0]
+        config = SimpleNamespace(mm_vision_tower=None, mm_projector_type="mlp2x_gelu")
+        copy_settings(model_args, config, keep_tower=True, keep_projector=True)
+        assert config.mm_projector_type == "mlp2x_gelu"
+        assert ("'identity' is not used" in caplog.text) == said and "linear" not in caplog.text
+
+
+def test_a_mistyped_flag_gets_each_suggestion_once() -> None:
+    with pytest.raises(InputError, match=r"unknown flag --image_foldr; did you mean --image_folder or --video_folder"):
+        settled({}, "--image_foldr", "x")

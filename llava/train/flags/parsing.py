@@ -287,5 +287,6 @@ def _names(known: Collection[str], argv: Sequence[str]) -> Iterator[str]:
         if name in known:
             yield name
         elif name.startswith("--") and not name[2:3].isdigit():
-            close = difflib.get_close_matches(name, known, n=3)
+            flags = {flag.replace("-", "_"): flag for flag in sorted(known)}  # of two spellings that with underscores
+            close = [flags[flag] for flag in difflib.get_close_matches(name.replace("-", "_"), flags, n=3)]
             raise InputError(f"unknown flag {name}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
