@@ -75,7 +75,7 @@ def load_answerer(options: argparse.Namespace) -> Answerer:
         step = run.step_of(options.step)
         check_checkpoint(run.path, None)
         template = run.template()
-        quantised(options)
+        quantised(options)  # refused with a journal
         loaded = run.load(options.attn_implementation)
         run.go_to(step)
     return Answerer(*loaded, options.conv_mode or template, pictures=pictures)

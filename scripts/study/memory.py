@@ -35,7 +35,7 @@ from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.lean_adapters import lean
 from llava.train.parts.master_weights import MasterWeights
-from llava.train.parts.saving import adapter_names
+from llava.train.parts.saving import adapter_names, is_peft
 from llava.train.zo.sparse_loss import sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
@@ -100,7 +100,7 @@ def _backward(model: Any, inputs: dict[str, Any], optimizer: Any, clipped: Seque
     """As LLaVATrainer's regular mode: layers run again in the backward pass; gradients that are kept are clipped."""
     model.train()
     model.gradient_checkpointing_enable()
-    adapted = hasattr(model, "peft_config")
+    adapted = is_peft(model)
 
     def run() -> None:
         with lean(model, autocast=True) if adapted else nullcontext():
