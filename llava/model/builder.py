@@ -6,9 +6,7 @@ tokenizer, model, image_processor, context_len = load_pretrained_model(path, Non
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import is_initial
-from llava.model.checkpoint_files import find_file, read_json, read_tensors, usable
+from llava.model.base_mark import KEY, compare_bases
+from llava.model.checkpoint_files import find_file, read_tensors, usable
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
 from llava.model.load_settings import quantisation, resolve_attention, resolve_device_map, resolve_dtype
@@ -25,8 +24,6 @@ from llava.model.own_settings import dtype_of, read_config
 from llava.model.quantised import SETTINGS, base_arguments, bits_of, dequantise
 from llava.model.quantised_scales import SCALES_FILE, load_scales
 from llava.model.vocabulary import check_fits, grow_embeddings, image_tokens, load_tokenizer
-
-logger = logging.getLogger(__name__)
 
 NON_LORA_FILES = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 DEFAULT_CONTEXT = 2048
@@ -103,6 +100,7 @@ def load_pretrained_model(
 
 def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) -> tuple[Any, Any]:
     """A base model plus what a run saved of an adapter, a projector or scales."""
+    compare_bases(path, base)
     # The run's config may come from a language model of the same family without images, so the base decides.
     base_config = config_for(base)
     family = model_class_for(base_config, base)
@@ -116,8 +114,8 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
             f"{bits} (load_{bits}bit=True)"
         )
     arguments |= base_arguments(of_run, arguments.pop(SETTINGS, None), path)
-    if hasattr(config, SETTINGS):
-        delattr(config, SETTINGS)  # the library would look for quantised weights in the base's files
+    vars(config).pop(SETTINGS, None)  # the library would look for quantised weights in the base's files
+    vars(config).pop(KEY, None)  # what is saved next need not have this base
     backwards = arguments.pop("dequantise", False)
     tokenizer = load_tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)
@@ -135,7 +133,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
     if find_file(path, "adapter_config.json") is not None:
         initial = _load_others(model, path, _non_lora_tensors(path), " or ".join(NON_LORA_FILES))
         model.get_vision_tower().load_model()  # an adapter may be in it
-        return tokenizer, _adapted(model, path, initial, base)
+        return tokenizer, _adapted(model, path, initial)
     load_adapter(model.get_model(), adapter_file(path))
     _load_embeddings(model, path)
     return tokenizer, model
@@ -185,31 +183,12 @@ def _load_others(model: Any, path: str, tensors: dict[str, torch.Tensor], files:
     return initial
 
 
-def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor], base: str) -> Any:
-    _compare_bases(path, base)
+def _adapted(model: Any, path: str, initial: dict[str, torch.Tensor]) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise InputError(f"{path} is an adapter of PEFT: install peft (pip install peft).")
     from llava.model.tuners.reading import read_adapter
 
     return read_adapter(model, path, initial)
-
-
-def _compare_bases(path: str, base: str) -> None:
-    """A warning where adapter_config.json names another base: of the same shapes, it would give nonsense in silence.
-
-    A folder that was moved keeps its last name, and the hub's cache has the names of models in its paths.
-    """
-    file = find_file(path, "adapter_config.json")
-    named = None if file is None else read_json(file).get("base_model_name_or_path")
-    given = Path(base).absolute()
-    if named and Path(named).name != given.name and f"models--{named.replace('/', '--')}" not in given.parts:
-        logger.warning(
-            "%s was trained on %s, by its adapter_config.json, and is put on %s: its answers make sense if these have "
-            "the same weights",
-            path,
-            named,
-            base,
-        )
 
 
 def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -219,6 +198,7 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         model = load_plain(AutoModelForCausalLM, path, **arguments)
         check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], path)
         return tokenizer, model
+    compare_bases(path, base)
     arguments |= base_arguments(read_config(path).get(SETTINGS), arguments.pop(SETTINGS, None), path)
     backwards = arguments.pop("dequantise", False)
     model = load_plain(AutoModelForCausalLM, base, **arguments)
@@ -226,7 +206,7 @@ def _load_plain(path: str, base: str | None, arguments: dict[str, Any]) -> tuple
         dequantise(model)
     trained = find_file(path, NON_LORA_FILES[0])
     initial = {} if trained is None else read_tensors(trained, is_initial)
-    return load_tokenizer(base), _adapted(model, path, initial, base)
+    return load_tokenizer(base), _adapted(model, path, initial)
 
 
 def _has_config(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Whether an unfinished run is gone on with as it was begun: same data, same settings, or changes that were asked for.
 
 Beside every checkpoint and resume point lie the flags that led to it (`training_args.json`), with a hash of each file
-of records. Pictures and videos are not hashed, but for those that lie in tables.
+of records and a mark of the model. Pictures and videos are not hashed, but for those that lie in tables.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
+from llava.model.base_mark import KEY
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_report import ARGUMENTS_FILE
 from llava.samples.loading import file_sha256
@@ -108,8 +109,10 @@ def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, c
 
 
 def _told(changed: Mapping[str, list[Any]]) -> str:
-    parts = []
-    for name, (before, now) in sorted(changed.items()):
-        said = {DATA: "other records in --data_path", "data_processes": f"{before} processes (now {now})"}
-        parts.append(said.get(name, f"--{name} {before} (now {now})"))
+    said = {
+        DATA: "other records in --data_path",
+        KEY: "other weights in --model_name_or_path",
+        "data_processes": "{0} processes (now {1})",
+    }
+    parts = (said.get(name, f"--{name} {{0}} (now {{1}})").format(*pair) for name, pair in sorted(changed.items()))
     return ", ".join(parts)

@@ -13,6 +13,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.messages import exchanged, handed_out, leave, raising_together
+from llava.model.base_mark import KEY, base_mark
 from llava.runs import run_folder, same_run
 from llava.runs.run_report import STATE_FILE
 from llava.samples.loading import data_files
@@ -40,15 +41,22 @@ def header(
     values = run_folder.flat_arguments(model_args, data_args, training_args)
     values["world_size"], values["data_processes"] = training_args.world_size, training_args.data_processes
     values[launches.LAUNCH] = launches.launch()
-    values[same_run.DATA] = same_run.hashes(data_files(data_args.data_path))
+    files: dict[str, Any] = {same_run.DATA: same_run.hashes(data_files(data_args.data_path))}
+    model = str(model_args.model_name_or_path)
+    mark = base_mark(model)
+    if mark is not None:  # a hub id that has not been fetched yet has none
+        files[KEY] = mark
+    values |= files
     found: dict[str, Any] = {}
     with raising_together(training_args.device):
         if training_args.process_index == 0:  # flags of others may name the same files by other paths
-            found = _history(training_args, values, checkpoint) | {same_run.DATA: values[same_run.DATA]}
+            found = _history(training_args, values, checkpoint) | files
     found = json.loads(handed_out(json.dumps(found).encode(), 0, training_args.device))
     with raising_together(training_args.device):
         if values[same_run.DATA] != found[same_run.DATA]:
             raise InputError(f"--data_path {data_args.data_path} has other records here than where rank 0 is")
+        if found.get(KEY, mark) != mark and mark is not None:
+            raise InputError(f"--model_name_or_path {model} has other weights here than where rank 0 is")
     values |= found
     then = Begun(values["data_processes"], values["gradient_accumulation_steps"])
     now = Begun(training_args.data_processes, training_args.gradient_accumulation_steps)

@@ -287,6 +287,20 @@ def test_a_run_goes_on_with_changes_that_are_wanted(
     assert not same(weights(out), before)
 
 
+def test_an_adapter_does_not_go_on_with_another_base(
+    quick: Flags, bases: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(bases["qwen2-base"], base)
+    flags = {"model_name_or_path": base, "adapter": "lora", "mm_tunable_parts": None, "save_steps": 2}
+    train(argv=quick(**flags))
+    (tmp_path / "out" / "trainer_state.json").unlink()
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    assert "unfinished run with other weights in --model_name_or_path" in refused(train, argv=quick(**flags))
+
+
 def test_a_run_does_not_go_on_without_its_optimizer(quick: Flags, tmp_path: Path, refused: Callable[..., str]) -> None:
     train(argv=quick(trainer_mode="regular", save_steps=2, save_only_model=True))
     for path in (tmp_path / "out" / "trainer_state.json", tmp_path / "out" / "checkpoint-4" / "trainer_state.json"):

@@ -5,6 +5,7 @@ File names are LLaVA-NeXT's with `.safetensors` in place of `.bin`; `llava.model
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from llava.errors import InputError
 from llava.mezo.durable import follow_umask
 from llava.model.adapter_kinds import is_initial
+from llava.model.base_mark import KEY, base_mark
 from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.model.quantised_scales import SCALES_FILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
@@ -195,9 +197,13 @@ def _name_outside_lora(name: str) -> str:
 
 
 def _save_config(model: Any, folder: Path) -> None:
-    """config.json where `model.save_pretrained`, which names the class in it, does not write the weights."""
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
+    """config.json beside what needs its base: the model's, with the class and the base's mark."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    mark = base_mark(config._name_or_path)
+    if mark is not None:
+        setattr(config, KEY, mark)
+    config.save_pretrained(folder)
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
