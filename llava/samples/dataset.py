@@ -93,7 +93,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record, samples = self.records[index], self.samples
-        with naming(self._file_of(record.number)), naming(record.name):
+        with naming(self.file_of(record.number)), naming(record.name):
             media = samples.open(record)
             entries = samples.entries(media)
             encoded = samples.encode(record, media)
@@ -119,7 +119,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         """The records; with `skip_bad_samples` those that are good, so that all processes skip the same ones."""
         for number, one in enumerate(raw):
             try:
-                with naming(self._file_of(number)):
+                with naming(self.file_of(number)):
                     record = read_record(one, number)
                     if self.settings.skip_bad_samples:
                         with naming(record.name):
@@ -135,10 +135,10 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def examine(self) -> None:
         """All checks of all records, at once. Raises `InputError` for the first that is bad."""
         for record in self.records:
-            with naming(self._file_of(record.number)), naming(record.name):
+            with naming(self.file_of(record.number)), naming(record.name):
                 self.samples.examine(record)
 
-    def _file_of(self, number: int) -> str:
+    def file_of(self, number: int) -> str:
         """Where a record stands."""
         return short(self._files[bisect.bisect_right(self._ends, number)])
 

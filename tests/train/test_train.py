@@ -332,3 +332,13 @@ def test_what_a_run_starts_from_is_not_written_over(
             train(argv=quick(trainer_mode="zo", **changes))
         assert said in capsys.readouterr().err
     assert (out / "model.safetensors").exists() and (out / "mezo_journal" / "header.json").exists()
+
+
+def test_a_picture_that_is_missing_is_found_before_the_first_step(
+    quick: Flags, golden: Path, tmp_path: Path, refused: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    records = json.loads((golden / "fullmodel" / "data" / "data.json").read_text())
+    next(record for record in reversed(records) if "image" in record)["image"] = "none.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    said = refused(train, argv=quick(data_path=tmp_path / "data.json"))
+    assert "none.png does not exist; check --image_folder" in said and "loading the model" not in caplog.text

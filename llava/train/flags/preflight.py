@@ -17,7 +17,7 @@ from llava.runs.validation import LOSS
 from llava.samples.answers import different_answers
 from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
-from llava.samples.media import below
+from llava.samples.media_files import check_media_files
 from llava.samples.record import Record, read_record
 from llava.train.objectives import check_questions, chooses, score_of
 from llava.train.order import check_batches
@@ -98,7 +98,7 @@ def check_gathering(training_args: Any) -> None:
 
 
 def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
-    """The records, which make at least one batch, and are what `--zo_objective` wants."""
+    """The records, which make at least one batch, and are what `--zo_objective` wants; their files are there."""
     parts = load_parts(data_args.data_path, data_args.seed or 0)
     dataset = _Unprocessed(data_args.data_path, None, copy.copy(data_args), parts)
     if len(dataset) == 0:
@@ -109,6 +109,9 @@ def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
     if chooses(training_args):
         with naming(f"--data_path {data_args.data_path}"):
             different_answers(dataset.records)
+    if not data_args.skip_bad_samples:
+        named = ((dataset.file_of(record.number), record) for record in dataset.records)
+        check_media_files(named, data_args.image_folder, data_args.video_folder)
     return parts
 
 
@@ -121,20 +124,16 @@ def check_validation(data_args: Any, training_args: Any) -> Parts | None:
     if not data_args.eval_data_path:
         return None
     parts = load_parts(data_args.eval_data_path, data_args.seed or 0)
-    number = 0
+    named: list[tuple[str, Record]] = []
     for file, records in parts:
         for raw in records:
             with naming(short(file)):
-                record = read_record(raw, number)
+                named.append((file, read_record(raw, len(named))))
                 if training_args.eval_metric != LOSS:
-                    question_and_reference(raw, number, data_args.image_folder or "")
-                for picture in record.images:
-                    path = below(data_args.image_folder, picture)
-                    if isinstance(path, Path) and not path.exists():
-                        raise InputError(f"{record.name}: image {short(path)} does not exist; check --image_folder")
-            number += 1
-    if not number:
+                    question_and_reference(raw, len(named) - 1, data_args.image_folder or "")
+    if not named:
         raise InputError(f"--eval_data_path {data_args.eval_data_path} holds no records to evaluate on")
+    check_media_files(named, data_args.image_folder, data_args.video_folder)
     return parts
 
 
