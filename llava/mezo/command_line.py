@@ -11,8 +11,14 @@ from typing import Any
 class Parser(argparse.ArgumentParser):
     """argparse's, for which --model_path is --model-path, and --lora-r is --lora_r; help and errors have its own names.
 
-    What stands behind a lone `--` stays as it is.
+    What stands behind a lone `--` stays as it is. What `python -m` started is called so, not by its file's name.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is not None and spec.name.startswith("llava."):
+            kwargs.setdefault("prog", f"python -m {spec.name.removesuffix('.__main__')}")
+        super().__init__(*args, **kwargs)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

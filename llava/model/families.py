@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from llava.errors import InputError
 from llava.mm_utils import get_model_name_from_path
-from llava.model.checkpoint_files import usable
+from llava.model.checkpoint_files import find_file, usable
 from llava.model.configuration import TOWER_KEYS
 from llava.model.hf.from_hf import MODEL_TYPE as HF_MODEL_TYPE
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -78,8 +78,10 @@ def config_for(name_or_path: str, **hub: Any) -> PretrainedConfig:
     """Read the config of a LLaVA or plain checkpoint as the config class of our model (`model_class_for`).
 
     Raises:
-        InputError: as there, and for a config.json that cannot be read or has impossible values.
+        InputError: as there, and for a config.json that cannot be found or read, or has impossible values.
     """
+    if find_file(name_or_path, "config.json", **hub) is None:
+        raise InputError(f"{name_or_path}: no folder with a config.json here, and none that the hub gives by this name")
     with usable(f"{name_or_path}: its config.json"):
         values, _ = PretrainedConfig.get_config_dict(name_or_path, **hub)
         family = model_class_for(values, name_or_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+
 import pytest
 
 from llava.mezo.command_line import Parser
@@ -32,3 +35,18 @@ def test_errors_name_the_flag_as_the_help_does(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         _parser().parse_args(["--lora-r", "many"])
     assert "argument --lora_r: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "called"),
+    [
+        ("llava.train.plan", "python -m llava.train.plan"),
+        ("llava.mezo.journal.__main__", "python -m llava.mezo.journal"),
+        ("pytest.__main__", "file.py"),
+    ],
+)
+def test_it_is_called_as_it_was_started(module: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module, None))
+    monkeypatch.setattr(sys, "argv", ["file.py"])
+    assert Parser().prog == called
+    assert Parser(prog="mine").prog == "mine"
