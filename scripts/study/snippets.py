@@ -70,12 +70,10 @@ METHODS = {
     "MeZO": Method("mezo", (1e-6, 3e-6, 1e-5)),
     "LoRA, MeZO": Method("mezo", (1e-4, 3e-4, 1e-3), {"eps": 1e-2}, lora=True),
     "MeZO, answers spread": Method("mezo", (1e-6, 3e-6, 1e-5), spread=True),
-    "normalized": Method("mezo", (1e-5, 3e-5, 1e-4), {"rule": "normalized"}, decay=True),
+    "normalized": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "normalized"}, decay=True),
     "momentum": Method("mezo", (1e-6, 3e-6, 1e-5), {"rule": "momentum"}),
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
-    "FZOO": Method(
-        "mezo", (3e-6, 1e-5, 3e-5), {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher", "eps": 1e-4}
-    ),
+    "FZOO": Method("mezo", (3e-4, 1e-3, 3e-3), {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher"}),
 }
 
 
