@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
@@ -47,6 +49,15 @@ def said(file: Path) -> Iterator[str]:
         if raised or logged:
             parts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
             yield re.sub(r"`[^`]*`", "", "\0".join(parts))
+
+
+@pytest.mark.parametrize("module", (*COMMANDS, *WITH_FLAGS_OF_TRAINING), ids=lambda module: module.__name__)
+def test_a_command_is_called_as_it_was_started(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module.__name__, None))
+    assert module._parser().prog in (
+        f"python -m {module.__name__.removesuffix('.__main__')}",
+        "python -m llava.data.check",
+    )
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)

@@ -50,9 +50,7 @@ def told_rate(found: RangeTest) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "python -m llava.train.advise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directions", type=int, default=25, help="random directions, at least 3")
     parser.add_argument("--batches", type=int, default=8, help="batches measured along each, at least 2")
     parser.add_argument(

@@ -104,9 +104,7 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m llava.train.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", required=True, help=f"NAME=VALUES,... or a JSON or YAML file; VALUES: {FORMS}")
     parser.add_argument(
         "--budget", type=float, required=True, metavar="HOURS", help="of this call; running trials go on later"
