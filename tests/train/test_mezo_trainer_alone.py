@@ -338,6 +338,24 @@ def test_a_resumed_run_is_the_same_run(mezo: Make, tmp_path: Path, dtype: torch.
     assert first == second and len(resumed.model.losses) == 4 * 2 * 2
 
 
+@pytest.mark.parametrize("journal", [True, False])
+def test_it_does_not_go_on_from_a_run_with_gradients(journal: bool, mezo: Make, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(PlainTrainer, tmp_path / "run", weight_decay=0.1, **saving).train()
+    with pytest.raises(ValueError, match=r"checkpoint-4 is of a run with another optimizer .*another --output_dir"):
+        mezo("run", zo_journal=journal, **saving).train(resume_from_checkpoint=True)
+    (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-4 has no state of an optimizer.*another --output_dir"):
+        mezo("run", zo_journal=journal, **saving).train(resume_from_checkpoint=True)
+
+
+def test_without_a_journal_it_does_not_go_on_from_one(mezo: Make) -> None:
+    mezo("run", zo_journal=True).train()
+    again = mezo("run")
+    again.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in steps_of(again)] == [1, 2, 3, 4]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["native", "fixed16"])
 @pytest.mark.parametrize("seconds", [0.0, 1e9])

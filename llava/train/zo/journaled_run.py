@@ -38,7 +38,14 @@ from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
 from llava.train.zo.disks import Disks
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
-from llava.train.zo.resume_points import full_checkpoint, has_optimizer, resume_points, start_of, steps_of
+from llava.train.zo.resume_points import (
+    full_checkpoint,
+    has_optimizer,
+    newest_checkpoint,
+    resume_points,
+    start_of,
+    steps_of,
+)
 from llava.train.zo.settings import Settings
 from llava.train.zo.starting_point import StartingPoint, prepare, take_steps
 
@@ -83,7 +90,8 @@ class JournaledRun(transformers.Trainer):
         """
         resume = resume_from_checkpoint
         if resume is True:
-            resume = start_of(Path(str(self.args.output_dir)))
+            folder = Path(str(self.args.output_dir))
+            resume = start_of(folder) if self.zo.journal else newest_checkpoint(folder)
         resume = str(resume) if resume else None
         try:
             if self.zo.journal:
@@ -193,7 +201,7 @@ class JournaledRun(transformers.Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.starting_point is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            self._load_whole(checkpoint)
             return
         resume = Path(checkpoint)
         full = self._full_checkpoint(resume)
@@ -213,6 +221,18 @@ class JournaledRun(transformers.Trainer):
                 Optimizer.load_state_dict(mezo, state.load_state(resume, "optimizer") or {})
                 self.lr_scheduler.load_state_dict(state.load_state(resume, "scheduler") or {})
         mezo.catch_up(steps_of(full), step)
+
+    def _load_whole(self, checkpoint: str | None) -> None:
+        """As the base class, of a checkpoint that such a run saved."""
+        advice = "choose another --output_dir, or start from its model (--model_name_or_path)"
+        if checkpoint is not None and not has_optimizer(Path(checkpoint)):
+            raise InputError(f"{checkpoint} has no state of an optimizer, and a run cannot go on from it: {advice}")
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except InputError:
+            raise
+        except ValueError as error:  # torch's, of groups and moments
+            raise InputError(f"{checkpoint} is of a run with another optimizer ({error}): {advice}") from error
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self._is_resume_point(Path(checkpoint)):
