@@ -27,6 +27,13 @@ LEFT_OUT = ("zo_cuda_graphs", "zo_graph_memory_gb", "zo_length_bucket", "zo_quan
 """Flags that LLaVA-NeXT's models have no use for: they put a batch together on the GPU, which cannot be recorded, and
 their layers in 4 and 8 bits have no scales of their own. Nor is it known that their models can be cut into shards, or
 that they are loaded onto the host."""
+THERE = {
+    "zo_objective": {
+        "help": "MeZO: what is to become better: loss, or accuracy (of single tokens)",
+        "choices": ["loss", "accuracy"],
+    }
+}
+"""What is said otherwise of a flag: its train.py generates no answers and reads none of a list."""
 MESSAGE = """MeZO: zeroth-order training as an engine and a trainer of its own
 
 --trainer_mode zo is MeZOTrainer, a LLaVATrainer that touches transformers' loop nowhere. Perturbed weights are
@@ -95,7 +102,7 @@ def flags() -> str:
             continue
         kind = TrainingArguments.__annotations__[field.name]  # as written; field.type may have been resolved since
         kind = f"Optional[{kind.removesuffix(' | None')}]" if kind.endswith(" | None") else kind
-        metadata = {"help": field.metadata["help"]}
+        metadata = {"help": field.metadata["help"].replace("docs/mezo.md", "docs/MeZO.md")} | THERE.get(field.name, {})
         if field.name == "trainer_mode":
             metadata["choices"] = list(TRAINER_MODES)
         value = f"field(default={_literal(field.default)}, metadata={_literal(metadata)})"

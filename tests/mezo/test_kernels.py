@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava.mezo.kernels import choice
 from llava.mezo.kernels.agreement import disagreements, random_case, results, same_bits
 from llava.mezo.kernels.choice import kernel_for, load
 from llava.mezo.kernels.interface import Aim, Grid, Kernel, Piece, Weight, WeightTable
@@ -292,3 +294,12 @@ def test_kernels_without_directions_of_low_rank_are_refused() -> None:
     with pytest.raises(ValueError, match="kernel 'numba' has no directions of low rank"):
         kernel_for("numba", "cpu", "lowrank-2")
     assert kernel_for("auto", "cpu", "lowrank-2").name == "torch"
+
+
+def test_what_falls_back_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "llava.mezo.kernels.triton_cuda", raising=False)
+    choice.available.cache_clear()
+    assert (choice.fastest("cuda"), choice.fastest("cuda")) == ("torch", "torch")
+    assert len(caplog.messages) == 1 and "the kernel triton is not here (" in caplog.text
+    choice.available.cache_clear()

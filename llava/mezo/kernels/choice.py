@@ -92,10 +92,11 @@ def load(name: str, device_type: str) -> Kernel:
 
 @cache
 def available(name: str) -> bool:
-    """Whether the kernel's package is here, and fit for it."""
+    """Whether the kernel's package is here, and fit for it; once it is said why not."""
     try:
         _TABLE[name].load()
-    except ImportError:
+    except ImportError as error:
+        logger.warning("the kernel %s is not here (%s): slower ones compute the same bits", name, error)
         return False
     return True
 

@@ -290,8 +290,8 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_probe_steps: int = flag(
         0,
-        "MeZO: every so many steps measure signal and curvature by six forwards, into OUTPUT_DIR/probes.json and what "
-        "is made of it; changes no bit of the run; 0: never",
+        "MeZO: every so many steps measure signal and curvature by six forwards, into OUTPUT_DIR/probes.json; "
+        "changes no bit of the run; 0: never",
     )
     zo_max_bad_steps: int = flag(3, "MeZO: stop after this many steps in a row whose loss is not finite")
 

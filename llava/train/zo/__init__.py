@@ -1,1 +1,1 @@
-"""Zeroth-order training in the Hugging Face Trainer: what travels to LLaVA-NeXT together with the engine."""
+"""Zeroth-order training in the Hugging Face Trainer: with the engine all that a MeZO run needs of it."""

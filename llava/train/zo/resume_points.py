@@ -128,7 +128,7 @@ def full_checkpoint(output_dir: Path, most: int) -> Path | None:
 
 
 def has_optimizer(checkpoint: Path) -> bool:
-    """Whether it holds the state of the optimizer, in this tree's form or in transformers'."""
+    """Whether it holds the state of the optimizer, as JSON or as transformers has it."""
     return any((checkpoint / name).exists() for name in ("optimizer.json", "optimizer.pt"))
 
 

@@ -38,7 +38,7 @@ def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Meas
     """The same of a batch whose layout was worked out on the host; nothing here waits for the device.
 
     Args:
-        model: a LLaVA model of this tree, whose head is plain, without PEFT's wrapper.
+        model: a LLaVA model whose head is plain, without PEFT's wrapper.
         tensors: as for its `laid_out_states`.
         measure: as for `sparse_loss`.
     """

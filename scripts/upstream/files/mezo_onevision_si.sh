@@ -59,7 +59,7 @@ FLAGS=(
     --image_aspect_ratio anyres_max_9
     --image_grid_pinpoints "(1x1),...,(6x6)"
     --mm_patch_merge_type spatial_unpad
-    --model_max_length 1792
+    --model_max_length 32768 # a longer sample would lose its answer
     --frames_upbound 32
     --lazy_preprocess True
 
