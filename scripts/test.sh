@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets everything up, looks at the code (ruff, mypy) and runs the tests: bash scripts/test.sh
-# With arguments, pytest alone: bash scripts/test.sh -m "not slow" (a minute), bash scripts/test.sh tests/samples.
+# With arguments, pytest alone: bash scripts/test.sh -m "not slow" (two minutes), bash scripts/test.sh tests/samples.
 # Two processes share the tests; -n 0 is one alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 HUB, PARQUET = "hf:", ".parquet"
 ROWS_AT_ONCE = 100
-INSTALL_HINT = "pip install 'llava[data]'"
+INSTALL_HINT = "pip install -e '.[data]'"
 _NAME = re.compile(r"hf:(?P<name>[^:]+)(?::(?P<split>.+))?", re.DOTALL)
 _SAVED = ("state.json", "dataset_dict.json")
 

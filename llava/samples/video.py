@@ -16,7 +16,7 @@ from llava.samples.pictures import read_picture
 
 FOLDER_FPS = 2
 FOLDER_FRAMES = 10
-INSTALL_HINT = "pip install 'llava[video]'"
+INSTALL_HINT = "pip install -e '.[video]'"
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_without_optuna_it_says_how_to_get_it(
     given: Any, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'llava[sweep]'" in refused(main, given("learning_rate=1e-3"))
+    assert "pip install optuna" in refused(main, given("learning_rate=1e-3"))
 
 
 def test_a_dry_run_lists_and_starts_nothing(given: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

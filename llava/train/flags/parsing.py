@@ -226,7 +226,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
     _check_bits(values, given)
     # asked here because transformers would look for it only after changing global state
     if values.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install 'llava[deepspeed]'")
+        raise InputError(f"--deepspeed {values.deepspeed} needs DeepSpeed: pip install -e '.[deepspeed]'")
     if values.deepspeed and "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
         raise InputError(f"--deepspeed {values.deepspeed} needs a launcher, for one process too: start with torchrun")
 

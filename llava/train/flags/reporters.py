@@ -28,8 +28,8 @@ def check_reporters(names: Any) -> None:
             raise InputError(f"--report_to {name}: allowed are {allowed}, all and none")
         if name in EXTRAS and not any(map(importlib.util.find_spec, EXTRAS[name])):
             raise InputError(
-                f"--report_to {name} needs the package {EXTRAS[name][0]}: pip install 'llava[{name}]' (in this "
-                f"checkout: pip install -e '.[{name}]'), or give --report_to none"
+                f"--report_to {name} needs the package {EXTRAS[name][0]}: pip install -e '.[{name}]' in this "
+                "checkout, or give --report_to none"
             )
         if name == "wandb":
             _check_wandb()

@@ -32,7 +32,7 @@ SEEDS = 1_000_003
 def optuna() -> Any:
     """The package. InputError: it is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise InputError("a sweep needs Optuna: pip install 'llava[sweep]' (or pip install optuna)")
+        raise InputError("a sweep needs Optuna: pip install optuna")
     module = importlib.import_module("optuna")
     module.logging.set_verbosity(module.logging.WARNING)
     return module
