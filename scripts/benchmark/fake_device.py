@@ -7,15 +7,14 @@ nothing: the engine's own code decides what is made, copied and dropped, and whe
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
+from measuring import LiveStorages
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llava.mezo import trained
@@ -28,32 +27,15 @@ from llava.mezo.updates import Update
 CARD = torch.device("cuda", 0)
 
 
-class Memory(TorchDispatchMode):
+class Memory(LiveStorages):
     """Counts the bytes of tensors on the card, memory that they share once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._live: dict[int, int] = {}
-        self.now = 0
-        self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
-                self._note(tensor.untyped_storage())
+                self.count(tensor)
         return result
-
-    def _note(self, storage: Any) -> None:
-        key = storage._cdata
-        if key not in self._live:
-            self._live[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._live.pop(key)
 
 
 @contextmanager

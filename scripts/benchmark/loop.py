@@ -9,7 +9,6 @@ forwards and the update's kernels is the host's. The samples are photographs of 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import Times, time_calls
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -42,23 +42,6 @@ PINPOINTS = "(1x1),...,(6x6)"
 WARM_UP = 20
 STEP_SECONDS, BATCH = 0.025, 4
 
-Times = dict[str, list[float]]
-
-
-def timed(times: Times, owner: type, method: str, name: str) -> None:
-    """From now on each call of the method adds its seconds to those of the step under way."""
-    function = getattr(owner, method)
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            times[name][-1] += time.perf_counter() - begin
-
-    setattr(owner, method, wrapper)
-
 
 def loop(steps: int) -> dict[str, float]:
     """Milliseconds of a step, medians: `step`, its `forwards` and `update`, and what the `host` takes, in parts."""
@@ -70,7 +53,7 @@ def loop(steps: int) -> dict[str, float]:
         (Geometry, "lay_out", "of it layout"),
         (Journal, "append", "of it journal"),
     ):
-        timed(times, owner, method, name)
+        time_calls(times, owner, method, name)
     begins: list[float] = []
     training_step = MeZOTrainer.training_step
 

@@ -1,17 +1,23 @@
-"""Peak memory of some work, on a CPU or on CUDA; and a script started again in a process of its own."""
+"""Peak memory of some work, on a CPU or on CUDA; live storages counted; methods timed; a script in its own process."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Times = dict[str, list[float]]
 
 
 def peak_over_loaded(device: torch.device, make: Callable[[], Callable[[], Any]], times: int = 3) -> int:
@@ -49,3 +55,46 @@ def in_own_process(script: str, *argv: str) -> Any:
     """
     words = [sys.executable, script, *argv]
     return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of storages that it is told of, each once, until nobody has them any more.
+
+    Attributes:
+        now: bytes alive.
+        peak: most of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """From now on the tensor's storage counts."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive or size == 0:
+            return
+        self._alive[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._dies, key)
+
+    def _dies(self, key: int) -> None:
+        self.now -= self._alive.pop(key)
+
+
+def time_calls(times: Times, owner: type, method: str, name: str) -> None:
+    """From now on each call of the method adds its seconds to the last ones of that name."""
+    function = getattr(owner, method)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            times[name][-1] += time.perf_counter() - begin
+
+    setattr(owner, method, wrapper)

@@ -97,10 +97,10 @@ def prepared_update(table: object, updates: list[Update]) -> Callable[[], object
 def markdown(found: dict[str, dict[str, float]], unit: str = "ns") -> str:
     """The table."""
     columns = next(iter(found.values()))
-    scale, digits = (1e3, 2) if unit == "ps" else (1.0, 2)
+    scale = 1e3 if unit == "ps" else 1.0
     lines = [f"| {unit} an element | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for name, row in found.items():
-        lines.append(f"| {name} | {' | '.join(f'{scale * row[column]:.{digits}f}' for column in columns)} |")
+        lines.append(f"| {name} | {' | '.join(f'{scale * row[column]:.2f}' for column in columns)} |")
     return "\n".join(lines)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaQwenForCausalLM
 from llava.model.shapes import SHAPES, shape_config
 from llava.train.parts.tunable import parse_parts, parts_of
 
-__all__ = ["SHAPES", "batch", "build", "count"]
+__all__ = ["SHAPES", "batch", "build"]
 
 
 def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> LlavaQwenForCausalLM:
@@ -56,8 +55,3 @@ def batch(model: Any, tokens: int, tiles: int, supervised: int, rows: int = 1) -
         "image_sizes": [(size * (tiles - 1), size) if tiles > 1 else (size, size)] * rows,
         "modalities": ["image"] * rows,
     }
-
-
-def count(module: nn.Module) -> int:
-    """Parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 from inplace import InPlaceMeZO
-from measuring import in_own_process, peak_over_loaded
-from shapes import SHAPES, batch, build, count
+from measuring import Times, in_own_process, peak_over_loaded, time_calls
+from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
@@ -132,32 +132,19 @@ class Variants:
         return run
 
 
-class Clock:
+def clock(model: Any, kernel_name: str) -> Times:
     """Seconds spent in parts of our step, by wrapping the functions that do them; for devices that do not queue.
 
     In none of these one forward hands over to the other, so that what is timed is what is done.
     """
-
-    def __init__(self, model: Any, kernel_name: str) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        table = type(kernel_for(kernel_name, "cpu").table([], "gaussian"))
-        self._wrap(table, "perturb", "noise")
-        self._wrap(table, "look_up", "noise")
-        self._wrap(table, "update", "update")
-        if frozen_image_modules(model):  # else it is a part of the forwards
-            self._wrap(type(model.get_vision_tower()), "forward", "vision")
-
-    def _wrap(self, owner: Any, name: str, part: str) -> None:
-        original = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self.seconds[part] += time.perf_counter() - begin
-
-        setattr(owner, name, timed)
+    seconds: Times = defaultdict(lambda: [0.0])
+    table = type(kernel_for(kernel_name, "cpu").table([], "gaussian"))
+    time_calls(seconds, table, "perturb", "noise")
+    time_calls(seconds, table, "look_up", "noise")
+    time_calls(seconds, table, "update", "update")
+    if frozen_image_modules(model):  # else it is a part of the forwards
+        time_calls(seconds, type(model.get_vision_tower()), "forward", "vision")
+    return seconds
 
 
 def timed(functions: Mapping[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
@@ -187,15 +174,16 @@ def parts(options: argparse.Namespace) -> dict[str, float]:
     run = variants.function("ours")
     if variants.device.type == "cuda":
         return kernel_seconds(run)
-    clock = Clock(variants.model, options.kernel)
+    seconds = clock(variants.model, options.kernel)
     run()
     found = []
     for _ in range(options.repeats):
-        clock.seconds.clear()
+        seconds.clear()
         begin = time.perf_counter()
         run()
         total = time.perf_counter() - begin
-        found.append({**clock.seconds, "the forwards": total - sum(clock.seconds.values()), "total": total})
+        spent = {part: sum(each) for part, each in seconds.items()}
+        found.append({**spent, "the forwards": total - sum(spent.values()), "total": total})
     return {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[0]}
 
 
@@ -279,7 +267,7 @@ def main(argv: list[str]) -> None:
     report = {
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {options.device}",
-        "settings": f"{options.shape}: {count(model) / 1e6:.0f}M parameters, "
+        "settings": f"{options.shape}: {model.num_parameters() / 1e6:.0f}M parameters, "
         f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.0f}M trained ({options.tune}), "
         f"{options.rows} x {options.tokens} tokens, {options.tiles} tiles, {options.dtype}, storage {options.storage}",
         "seconds": {name: statistics.median(values) for name, values in runs.items()},

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from candidates import BATCH
 from planned_run import usual_run
 from run_pool import Pool
 from settings import STEPS, Task, chosen_tasks, parsed, positive, rate, study_parser
@@ -19,7 +20,6 @@ from settings import STEPS, Task, chosen_tasks, parsed, positive, rate, study_pa
 from llava.errors import command
 
 SIZES = [1, 2, 4, 8]
-USUAL = 4
 
 
 @command
@@ -35,7 +35,7 @@ def main() -> None:
         for seed in options.seeds
         for task in chosen_tasks(options)
         for size in options.sizes
-        for number in sorted({steps, max(1, steps * USUAL // size)})
+        for number in sorted({steps, max(1, steps * BATCH // size)})
     ]
     name = "batch_size_scaled" if options.scale_rate else "batch_size"
     print(Pool(options).page(runs, name, "Batch size"))
@@ -43,9 +43,9 @@ def main() -> None:
 
 def batch(options: argparse.Namespace, task: Task, size: int) -> dict[str, Any]:
     """The flags of a batch size; none for the usual one, so that the run is the one of the other experiments."""
-    if size == USUAL:
+    if size == BATCH:
         return {}
-    scaled = {"learning_rate": f"{size / USUAL * float(rate(options, 'mezo', task)):g}"} if options.scale_rate else {}
+    scaled = {"learning_rate": f"{size / BATCH * float(rate(options, 'mezo', task)):g}"} if options.scale_rate else {}
     return {"per_device_train_batch_size": size, **scaled}
 
 

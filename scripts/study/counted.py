@@ -7,12 +7,11 @@ the numbers computed have no meaning, and kernels' own scratch memory is not in 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from measuring import LiveStorages
 from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
@@ -52,18 +51,8 @@ FREE: dict[Any, Callable[..., Any]] = {
 }
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts storages that operations inside it make, until nobody has them any more.
-
-    Attributes:
-        now: bytes alive.
-        peak: most of them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, int] = {}
+class LiveBytes(LiveStorages):
+    """Counts storages that operations inside it make."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operation, or an empty result in its place."""
@@ -71,21 +60,8 @@ class LiveBytes(TorchDispatchMode):
         result = FREE.get(func, func)(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and _pointer(leaf) not in given:
-                self._born(leaf)
+                self.count(leaf)
         return result
-
-    def _born(self, tensor: torch.Tensor) -> None:
-        storage, size = tensor.untyped_storage(), tensor.untyped_storage().nbytes()
-        key = storage._cdata
-        if key in self._alive or size == 0:
-            return
-        self._alive[key] = size
-        self.now += size
-        weakref.finalize(storage, self._dies, key)
-        self.peak = max(self.peak, self.now)
-
-    def _dies(self, key: int) -> None:
-        self.now -= self._alive.pop(key)
 
 
 def _pointer(tensor: torch.Tensor) -> int:

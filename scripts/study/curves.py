@@ -12,7 +12,6 @@ curves.md with both pictures and how far each curve rises after its minimum.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,11 +20,10 @@ import torch
 from pictures import plot_against
 from planned_run import usual_run
 from run_pool import Pool
-from settings import STEPS, Task, chosen_tasks, counting, model_of, parsed, rate, study_parser
+from settings import STEPS, Task, chosen_tasks, counting, model_of, once, parsed, rate, study_parser
 from storage import run as run_scheme
 
 from llava.errors import command
-from llava.mezo.durable import write_durably
 from llava.runs.plots import LOSS
 from llava.runs.runs import rise_after_minimum
 from llava.runs.style import moving_average
@@ -38,11 +36,7 @@ POINT = 25  # steps to a point of the picture
 def losses_of(scheme: str, task: Task, seed: int, options: argparse.Namespace) -> list[float]:
     """Training losses of all steps with a scheme; a finished run is read back."""
     path = options.output / "schemes" / f"{task.name}-{scheme}-{options.steps or STEPS['mezo']}-{seed}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        result = run_scheme(scheme, _task(task, options), seed, TEST_RECORDS)
-        write_durably(path, json.dumps(result))
-    return json.loads(path.read_text(encoding="utf-8"))["losses"]
+    return once(path, lambda: run_scheme(scheme, _task(task, options), seed, TEST_RECORDS))["losses"]
 
 
 def _task(task: Task, options: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Writes objectives.md.
 
 from __future__ import annotations
 
+from candidates import BATCH
 from planned_run import usual_run
 from run_pool import Pool
 from settings import STEPS, chosen_tasks, parsed, positive, study_parser
@@ -16,7 +17,6 @@ from settings import STEPS, chosen_tasks, parsed, positive, study_parser
 from llava.errors import command
 
 SETTINGS = {"zo_eps": "1e-2", "zo_rule": "normalized", "lr_scheduler_type": "linear"}
-USUAL = 4
 
 
 @command
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=32, help="records a step; of the study's 5000 x 4 in all")
     parser.add_argument("--rate", default="2e-3")
     options = parsed(parser)
-    steps = (options.steps or STEPS["mezo"]) * USUAL // options.batch
+    steps = (options.steps or STEPS["mezo"]) * BATCH // options.batch
     changes = {"per_device_train_batch_size": options.batch, "learning_rate": options.rate, "max_steps": steps}
     runs = [
         usual_run(options, "mezo", task, "lm", seed, **changes, **SETTINGS, zo_objective=objective)

@@ -8,7 +8,7 @@ Writes order.md, with the difference of each pair.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import mean, stdev
 
 from planned_run import Run, usual_run
@@ -19,23 +19,18 @@ from llava.errors import command
 
 ORDERS = ("off", "auto")
 
-Pair = tuple[Run, Run]
+Pair = tuple[Run, ...]
 
 
 def pairs(options: argparse.Namespace) -> dict[str, list[Pair]]:
     """The runs of each task, a pair a seed: random order, every answer spread."""
     return {
         task.name: [
-            _pair(usual_run(options, "mezo", task, "lm", seed, stratify_answers=order) for order in ORDERS)
+            tuple(usual_run(options, "mezo", task, "lm", seed, stratify_answers=order) for order in ORDERS)
             for seed in options.seeds
         ]
         for task in chosen_tasks(options)
     }
-
-
-def _pair(runs: Iterable[Run]) -> Pair:
-    one, other = runs
-    return one, other
 
 
 def differences(found: Mapping[str, list[Pair]], pool: Pool) -> list[str]:

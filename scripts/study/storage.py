@@ -19,7 +19,6 @@ Accuracy is the share of test records whose first answer token is the most likel
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from pictures import plot_against
+from settings import ROOT, once
 from tqdm.auto import tqdm
 
 from llava.constants import IGNORE_INDEX
@@ -43,7 +43,6 @@ from llava.train.train import build
 from llava.train.zo.sparse_loss import last_hidden, sparse_loss
 from llava.train.zo.step_inputs import frozen_image_modules
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "inplace": "in place",
     "nearest": "rounded to nearest",
@@ -51,7 +50,6 @@ NAMES = {
     "fixed16": "fixed16",
     "fp32": "fp32",
 }
-SCHEMES = tuple(NAMES)
 TASKS: dict[str, dict[str, Any]] = {
     "tiny": {
         "model": ROOT / "playground" / "tiny-llava-onevision",
@@ -196,20 +194,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="tiny")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
+    parser.add_argument("--schemes", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test", type=int, default=500, help="test records that are used")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     changes = {name: value for name in ("steps", "lr") if (value := getattr(options, name)) is not None}
     task, results = TASKS[options.task] | changes, []
     for scheme in options.schemes:
         path = options.output / f"{scheme}-{options.seed}.json"
-        if not path.exists():
-            path.write_text(json.dumps(run(scheme, task, options.seed, options.test)), encoding="utf-8")
-        results.append(json.loads(path.read_text(encoding="utf-8")))
+        results.append(once(path, lambda scheme=scheme: run(scheme, task, options.seed, options.test)))
     draw(results, options.output / "storage.png", f"{options.task}: bfloat16 forward, weights kept in five ways")
     for result in results:
         last = result["tests"][-1]

@@ -119,14 +119,13 @@ def memory(path: Path) -> None:
         for name, weights, over, *_ in resident
     }
     blocks["bytes of live tensors, counted"] = {
-        _before_comma(name): {"weights": numbers(peak)[0] - numbers(over)[0], "over the weights": numbers(over)[0]}
+        name.split(",")[0].split(" (")[0]: {
+            "weights": numbers(peak)[0] - numbers(over)[0],
+            "over the weights": numbers(over)[0],
+        }
         for name, over, peak, *_ in table_after("reproduction.md", "Memory", ["method", "over the weights, GB", "peak"])
     }
     plot_memory(blocks, path, "Peak memory at the 0.5B shape, one row of 2,048 tokens, bfloat16")
-
-
-def _before_comma(name: str) -> str:
-    return name.split(",")[0].split(" (")[0]
 
 
 def storage(column: int, title: str) -> Callable[[Path], None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from settings import METRIC, Task, chosen_tasks, mean_and_spread, model_of, once, parsed, positive, study_parser
@@ -33,13 +34,11 @@ class Bench:
 
     options: argparse.Namespace
     features: dict[tuple[str, str], Features] = field(default_factory=dict)
-    _loaded: tuple[Any, Any, Any] | None = None
 
-    @property
+    @cached_property
     def loaded(self) -> tuple[Any, Any, Any]:
         """(model, tokenizer, image processor)."""
-        self._loaded = self._loaded or load_model(model_of(self.options), None, "auto")
-        return self._loaded
+        return load_model(model_of(self.options), None, "auto")
 
     def shots(self, task: Task, number: int, seed: int) -> dict[str, Any]:
         """Accuracy with so many demonstrations."""
