@@ -24,6 +24,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from llava.mezo.kernels import torch_any
+from llava.mezo.tables import PerturbedTable
+
 
 class _WithValues(TorchDispatchMode):
     def __init__(self, fake: FakeTensorMode) -> None:
@@ -74,6 +77,23 @@ def fake_cuda() -> Iterator[_WithValues]:
         stack.enter_context(mock.patch("torch.cuda._lazy_init"))
         fake = stack.enter_context(FakeTensorMode())
         yield stack.enter_context(_WithValues(fake))
+
+
+@contextlib.contextmanager
+def tables_of_values() -> Iterator[None]:
+    """A fake tensor cannot be a perturbed table at the same time, which is made of its values; and none is kept."""
+    make = PerturbedTable.make
+
+    def of_values(raw: Any, *rest: Any) -> PerturbedTable:
+        with _disable_current_modes():
+            return make(getattr(raw, "value", raw), *rest)
+
+    torch_any._quantiles.cache_clear()
+    try:
+        with mock.patch.object(PerturbedTable, "make", staticmethod(of_values)):
+            yield
+    finally:
+        torch_any._quantiles.cache_clear()
 
 
 class DeviceReadError(Exception):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from fake_cuda import fake_cuda, move, on_fake_cuda
+from fake_cuda import fake_cuda, move, on_fake_cuda, tables_of_values
 from named_weights import same, weights_of
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -21,9 +19,7 @@ from llava.mezo.head import next_token_loss
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.replay import Replay
-from llava.mezo.kernels import torch_any
 from llava.mezo.kernels.interface import ALIGNMENT
-from llava.mezo.tables import PerturbedTable
 
 WIDTH, WORDS, LAYERS = 24, 90, 4
 HOST = torch.device("cpu")
@@ -345,23 +341,6 @@ def test_weights_of_a_layer_that_does_not_run() -> None:
         results.append((losses, weights_of(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
-
-
-@contextlib.contextmanager
-def tables_of_values() -> Iterator[None]:
-    """A fake tensor cannot be a perturbed table at the same time, which is made of its values; and none is kept."""
-    make: Callable[..., PerturbedTable] = PerturbedTable.make
-
-    def of_values(raw: Any, *rest: Any) -> PerturbedTable:
-        with _disable_current_modes():
-            return make(getattr(raw, "value", raw), *rest)
-
-    torch_any._quantiles.cache_clear()
-    try:
-        with mock.patch.object(PerturbedTable, "make", staticmethod(of_values)):
-            yield
-    finally:
-        torch_any._quantiles.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from spoilt import edit_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from llava.errors import InputError
@@ -203,10 +204,8 @@ def test_auto_classes_know_the_models(checkpoint):
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def edit_weights(folder: Path, change) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def drop_weights(folder: Path, part: str) -> None:
+    edit_weights(folder, lambda old: {name: tensor for name, tensor in old.items() if part not in name})
 
 
 def same_weights(one, other) -> bool:
@@ -237,7 +236,7 @@ def test_other_weight_files(kind, checkpoint, small_model, tmp_path):
 
 
 def test_missing_newline_is_announced_and_always_the_same(checkpoint, caplog):
-    edit_weights(checkpoint, lambda tensors: tensors.pop("model.image_newline"))
+    drop_weights(checkpoint, "model.image_newline")
     torch.manual_seed(1)
     one = LlavaQwenForCausalLM.from_pretrained(checkpoint).model.image_newline
     torch.manual_seed(2)
@@ -251,25 +250,19 @@ def test_missing_newline_is_announced_and_always_the_same(checkpoint, caplog):
     "name", ["model.layers.1.mlp.up_proj.weight", "model.mm_projector.2.bias", "model.embed_tokens.weight"]
 )
 def test_other_missing_weights_are_errors(name, checkpoint):
-    edit_weights(checkpoint, lambda tensors: tensors.pop(name))
+    drop_weights(checkpoint, name)
     with pytest.raises(InputError, match=f"lacks .*{name}"):
         LlavaQwenForCausalLM.from_pretrained(checkpoint)
 
 
 def test_part_of_a_tower_is_an_error(checkpoint):
-    prefix = "model.vision_tower.vision_tower.vision_model."
-    edit_weights(checkpoint, lambda tensors: tensors.pop(f"{prefix}post_layernorm.bias"))
+    drop_weights(checkpoint, "model.vision_tower.vision_tower.vision_model.post_layernorm.bias")
     with pytest.raises(InputError, match=r"only a part of the vision tower.*post_layernorm\.bias"):
         LlavaQwenForCausalLM.from_pretrained(checkpoint)
 
 
-def without_tower(tensors: dict) -> None:
-    for name in [name for name in tensors if "vision_tower" in name]:
-        del tensors[name]
-
-
 def test_older_checkpoints_take_the_tower_from_its_source(checkpoint, siglip_folder, small_model):
-    edit_weights(checkpoint, without_tower)
+    drop_weights(checkpoint, "vision_tower")
     config = config_for(str(checkpoint))
     config.mm_vision_tower = str(siglip_folder)
     model = LlavaQwenForCausalLM.from_pretrained(checkpoint, config=config)
@@ -281,7 +274,7 @@ def test_older_checkpoints_take_the_tower_from_its_source(checkpoint, siglip_fol
 
 
 def test_delay_load_leaves_the_tower_for_later(checkpoint):
-    edit_weights(checkpoint, without_tower)
+    drop_weights(checkpoint, "vision_tower")
     config = config_for(str(checkpoint))
     config.delay_load = True
     assert not LlavaQwenForCausalLM.from_pretrained(checkpoint, config=config).get_vision_tower().is_loaded

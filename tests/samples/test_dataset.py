@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_preprocess import FILES, GOLDEN, tokenizer_of
 from transformers import AutoTokenizer
 
 from llava import conversation
@@ -22,9 +23,7 @@ from llava.samples import media
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset, make_supervised_data_module
 
-GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
 IMAGES = GOLDEN / "images"
-FILES = ("qwen_1_5", "qwen_1_5_im_start_end", "v1", "v1_short", "plain_qwen", "plain_llama", "llava_llama_3")
 DATA = {name: json.loads((GOLDEN / "preprocess" / f"{name}.json").read_text()) for name in FILES}
 VIDEO = json.loads((GOLDEN / "preprocess" / "video_frames_folder.json").read_text())
 PIXELS = json.loads((IMAGES / "pixels.json").read_text())
@@ -34,14 +33,6 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
 @pytest.fixture(scope="module")
 def qwen():
     return AutoTokenizer.from_pretrained(GOLDEN / "tokenizer_qwen")
-
-
-def tokenizer_of(data: dict):
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / data["tokenizer"], padding_side="right")
-    tokenizer.model_max_length = data.get("model_max_length", tokenizer.model_max_length)
-    if data.get("mm_use_im_start_end"):
-        tokenizer.add_tokens(data["added_tokens"], special_tokens=True)
-    return tokenizer
 
 
 def dataset(folder: Path, records: list, tokenizer, **flags) -> LazySupervisedDataset:

@@ -14,7 +14,6 @@ from unittest import mock
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
-from torch.utils._python_dispatch import _disable_current_modes
 
 from llava.mezo import MeZO, MeZOConfig, StepResult, measuring, reuse_outputs
 from llava.mezo.answer_tree import AnswerTree
@@ -27,23 +26,15 @@ from llava.train.zo.step_inputs import frozen_image_modules
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmark"))
-from fake_cuda import DeviceReadError, fake_cuda, move, on_fake_cuda, refusing_reads
+from fake_cuda import DeviceReadError, fake_cuda, move, on_fake_cuda, refusing_reads, tables_of_values
 from fake_device import Table
 from test_sparse_loss import batch, build
 
 
 @pytest.fixture(autouse=True)
 def _tables() -> Iterator[None]:
-    """A fake tensor cannot be a perturbed table at the same time, which is made of its values; and none is kept."""
-    make = PerturbedTable.make
-
-    def of_values(raw: Any, *rest: Any) -> PerturbedTable:
-        with _disable_current_modes():
-            return make(getattr(raw, "value", raw), *rest)
-
-    with mock.patch.object(PerturbedTable, "make", staticmethod(of_values)):
+    with tables_of_values():
         yield
-    torch_any._quantiles.cache_clear()
 
 
 @pytest.fixture(autouse=True)

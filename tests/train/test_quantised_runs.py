@@ -290,6 +290,13 @@ def test_another_base_than_in_training_is_said_or_refused(
 
 
 @both
+@pytest.mark.parametrize("mode", ["regular", "zo"])
+def test_an_adapter_trains_where_no_parts_are_named(mode: str, bits: int, tiny_run: Words, tmp_path: Path) -> None:
+    train(argv=tiny_run(trainer_mode=mode, bits=bits, lora_enable=True, max_steps=1))
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@both
 def test_the_report_has_the_bits(bits: int, words: Words, tmp_path: Path) -> None:
     train(argv=words(trainer_mode="zo", bits=bits, adapter="lora", max_steps=1))
     assert report_of(tmp_path / "out")["bits"] == bits
