@@ -17,6 +17,7 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.mezo.durable import write_durably
+from llava.samples.loading import file_sha256
 
 _START_AGAIN = "pass --overwrite to start again, or choose another --output"
 
@@ -122,11 +123,6 @@ class AnswersFile:
         write_durably(self.summary_path, text)
 
 
-def file_identity(path: Path) -> str:
-    """sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def model_identity(model_path: str) -> str:
     """What tells one model folder from another without reading all of it: names, sizes, times and the config.
 
@@ -141,5 +137,5 @@ def model_identity(model_path: str) -> str:
             state = file.stat()
             digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
         elif file.name in ("config.json", "adapter_config.json", "tokenizer.json"):
-            digest.update(f"{file.name} {file_identity(file)}\n".encode())
+            digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -29,13 +29,11 @@ from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import LlavaMetaForCausalLM, PromptTooLong
 from llava.model.own_settings import own_template
 from llava.samples.answers import answer_tree
-from llava.samples.media import open_picture
+from llava.samples.media import Entry, dummy_entry, open_picture
 from llava.samples.pictures import PictureSettings
 from llava.samples.stored import StoredPicture
 
 Turns = Sequence[tuple[str, str | None]]
-Tiles = list[tuple[torch.Tensor, tuple[int, int], str]]
-"""Of a question's images: pixels, size of the picture, modality."""
 _HUMAN, _ASSISTANT = 0, 1
 
 
@@ -93,7 +91,7 @@ class Answerer:
         version: str | None = None,
         image_mode: str | None = None,
         pictures: PictureSettings | None = None,
-        keep: dict[int, Tiles] | None = None,
+        keep: dict[int, list[Entry]] | None = None,
         choices: Sequence[str] = (),
     ) -> None:
         self.model = model
@@ -205,17 +203,16 @@ class Answerer:
                 modalities.append(modality)
         return {"images": tensors, "image_sizes": sizes, "modalities": modalities}
 
-    def _tiles_once(self, question: Question) -> Tiles:
+    def _tiles_once(self, question: Question) -> list[Entry]:
         if self.keep is None:
             return self._tiles(question)
         if id(question) not in self.keep:
             self.keep[id(question)] = self._tiles(question)
         return self.keep[id(question)]
 
-    def _tiles(self, question: Question) -> Tiles:
+    def _tiles(self, question: Question) -> list[Entry]:
         if not question.images:  # as in training: a text row among image rows carries one black tile
-            side = processor_tile_size(self.image_processor)
-            return [(torch.zeros(1, 3, side, side), (side, side), "text")]
+            return [dummy_entry(processor_tile_size(self.image_processor))]
         config = self.model.config
         own_mode = getattr(config, "image_aspect_ratio", None) if len(question.images) == 1 else "pad"
         mode = self.image_mode or own_mode

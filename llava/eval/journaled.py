@@ -69,13 +69,9 @@ class JournaledModel:
     def step_of(self, step: int | None) -> int:
         """`--step`, or the journal's last one where it is not given. Raises `InputError` if the journal lacks it."""
         step = len(self.journal.records) if step is None else step
-        self.check_step(step)
-        return step
-
-    def check_step(self, step: int) -> None:
-        """`InputError` unless the journal has this step."""
         if not 0 <= step <= len(self.journal.records):
             raise InputError(f"--step {step}: the journal has the steps 0 to {len(self.journal.records)}")
+        return step
 
     def load(self, attention: str) -> tuple[Any, Any, Any]:
         """(model, tokenizer, image processor), in the run's dtype, before the first step."""

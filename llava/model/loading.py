@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _refuse_misfits(model: Any, info: dict[str, Any], name: str) -> None:
     if unused:
         raise InputError(
             f"{name}: {len(unused)} of its weights have no place in a {type(model).__name__} as its config.json "
-            f"describes it, and would be left out: {_some(unused)}. Is config.json that of these weights?"
+            f"describes it, and would be left out: {some(unused)}. Is config.json that of these weights?"
         )
 
 
@@ -139,7 +140,7 @@ def _refuse_missing(model: Any, missing: set[str], name: str) -> None:
     if missing:
         raise InputError(
             f"{name}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}: "
-            f"{_some(missing)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
+            f"{some(missing)}. Is it a checkpoint of this model, and complete? An adapter needs its base model."
         )
 
 
@@ -166,13 +167,14 @@ def _settle_tower(model: Any, missing: set[str]) -> None:
     elif missing != expected:
         raise InputError(
             f"{model.config.name_or_path}: the checkpoint holds only a part of the vision tower; it lacks "
-            f"{_some(missing)}."
+            f"{some(missing)}."
         )
     elif loads_at_once(model.config, getattr(model.config, "delay_load", False)):
         tower.load_model()
 
 
-def _some(names: set[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """The first five names, in order, for a message."""
     shown = ", ".join(sorted(names)[:5])
     return f"{shown}, ..." if len(names) > 5 else shown
 

@@ -34,7 +34,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     `image` is a list of (pixels, (width, height), modality); a text-only sample carries one dummy.
 
     Args:
-        data_path: what `llava.samples.loading.load_records` takes.
+        data_path: what `llava.samples.loading.load_parts` takes.
         tokenizer: left as it is.
         data_args: what `SampleSettings.of` takes, read once; `dataset_paths` is stored in it.
         parts: what `load_parts` gives for `data_path`, if it has been read already.

@@ -1,7 +1,7 @@
 """How many tokens an image becomes in the language model, known without running the vision tower.
 
-`data_args.count_image_tokens = ImageTokenCounter.of(model)` lets the data set refuse samples whose answers lie behind
-`--model_max_length` once the images are spliced in.
+`data_args.count_image_tokens = ImageTokenCounter.of_tower(config, tower)` lets the data set refuse samples whose
+answers lie behind `--model_max_length` once the images are spliced in.
 """
 
 from __future__ import annotations
@@ -30,13 +30,8 @@ class ImageTokenCounter:
     tile_size: int
 
     @classmethod
-    def of(cls, model: Any) -> ImageTokenCounter:
-        """The counter of a model with a vision tower."""
-        return cls.of_tower(model.config, model.get_vision_tower())
-
-    @classmethod
     def of_tower(cls, config: Any, tower: Any) -> ImageTokenCounter:
-        """The same from a model's config and its tower; neither needs weights."""
+        """The counter of a model with this config and vision tower; neither needs weights."""
         return cls(MergePlan.from_config(config), tower.num_patches, tower.image_size)
 
     def __call__(self, pixels: torch.Tensor, size: tuple[int, int], modality: str) -> int:

@@ -45,18 +45,12 @@ MOST_LEVELS = 50
 """Of lists and objects in each other in a record; nothing that is meant has so many."""
 
 
-def load_records(data_path: str | Path, seed: int = 0) -> tuple[list[JsonRecord], list[str]]:
-    """All records of `--data_path` in order, and the files they came from.
+def load_parts(data_path: str | Path, seed: int = 0) -> Parts:
+    """All records of `--data_path` in order, file by file: (file, what is taken of it).
 
     `seed` decides what `random:N` takes, the same on every process. Raises `InputError` naming the file, the line
     where there is one, and what is wrong; a single file is never skipped.
     """
-    parts = load_parts(data_path, seed)
-    return [record for _, records in parts for record in records], [file for file, _ in parts]
-
-
-def load_parts(data_path: str | Path, seed: int = 0) -> Parts:
-    """As `load_records`, file by file: (file, what is taken of it)."""
     if not data_path:
         raise InputError(f"--data_path is not set; give {FORMS}")
     path = str(data_path)

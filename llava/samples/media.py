@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import zlib
-from collections.abc import Callable
 from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing import RawArray
@@ -18,10 +16,10 @@ from PIL import Image
 from llava.errors import InputError, short
 from llava.mm_utils import image_processing
 from llava.samples.pictures import PictureSettings, read_picture
-from llava.samples.record import Picture, Record
+from llava.samples.record import Picture
 from llava.samples.settings import SampleSettings
 from llava.samples.stored import StoredPicture
-from llava.samples.video import Video, VideoSettings, read_video
+from llava.samples.video import Video
 
 logger = logging.getLogger(__name__)
 
@@ -89,22 +87,6 @@ def open_picture(
         raise InputError(
             f"image {short(file)} cannot be decoded, it is damaged or not an image: {short(error)}"
         ) from error
-
-
-def open_media(
-    record: Record,
-    settings: SampleSettings,
-    image: Callable[[Picture, SampleSettings], Image.Image] = open_image,
-    video: Callable[[str, VideoSettings], Video] = read_video,
-) -> Media:
-    """Open what the record names. Raises `InputError` with the path.
-
-    Args:
-        image, video: how one file is opened.
-    """
-    if record.video is not None:
-        return Media(video=video(os.path.join(settings.video_folder or "", record.video), settings.video))
-    return Media(images=tuple(image(path, settings) for path in record.images))
 
 
 def media_entries(media: Media, settings: SampleSettings) -> list[Entry]:

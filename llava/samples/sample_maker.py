@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 from llava.samples.chat_labels import template_system_text
 from llava.samples.encoding import Encoded
-from llava.samples.media import Entry, Media, media_entries, open_image, open_media
+from llava.samples.media import Entry, Media, media_entries, open_image
 from llava.samples.preprocess import encode
 from llava.samples.record import Picture, Record
 from llava.samples.settings import SampleSettings
@@ -46,7 +47,10 @@ class SampleMaker:
         """The record's images or video. Raises `InputError` for the first that cannot be used."""
         if record.has_media and self.settings.image_processor is None:
             raise InputError("the record has an image or a video, but there is no vision tower; set --vision_tower")
-        return open_media(record, self.settings, self.open_image, self.open_video)
+        if record.video is not None:
+            path = os.path.join(self.settings.video_folder or "", record.video)
+            return Media(video=self.open_video(path, self.settings.video))
+        return Media(images=tuple(self.open_image(path, self.settings) for path in record.images))
 
     def entries(self, media: Media) -> list[Entry]:
         """(pixels, (width, height), modality) of each image, or of the video."""

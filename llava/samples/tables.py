@@ -106,16 +106,12 @@ def _load(path: str) -> Any:
     except ImportError as error:
         raise InputError(f"data file {short(path)}: tables need the package datasets: {INSTALL_HINT}") from error
     try:
-        return _read_parquet(path, datasets) if not path.startswith(HUB) else _read_named(path, datasets)
+        return datasets.Dataset.from_parquet(path) if not path.startswith(HUB) else _read_named(path, datasets)
     except InputError:
         raise
     except Exception as error:  # the package, its readers and the hub's client raise errors of many kinds
         reason = short(in_one_line(error) or type(error).__name__)
         raise InputError(f"data file {short(path)} cannot be read: {reason}") from error
-
-
-def _read_parquet(path: str, datasets: Any) -> Any:
-    return datasets.Dataset.from_parquet(path)
 
 
 def _read_named(path: str, datasets: Any) -> Any:

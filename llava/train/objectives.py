@@ -24,10 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llava.errors import InputError, in_one_line, short
-from llava.eval.generation import Answerer, Decoding, Question, Tiles
+from llava.eval.generation import Answerer, Decoding, Question
 from llava.eval.metrics import exact, normalise
 from llava.eval.questions import question_and_reference
 from llava.samples.dataset import LazySupervisedDataset
+from llava.samples.media import Entry
 from llava.samples.settings import SampleSettings
 from llava.train.zo.settings import CLASSIFICATION
 from llava.train.zo.step_batches import OtherItems
@@ -174,7 +175,7 @@ class GeneratedScore:
         self.settings = settings
         self.version = version
         self._told = False
-        self._asked: tuple[Any, list[tuple[Question, str]], dict[int, Tiles]] = (None, [], {})
+        self._asked: tuple[Any, list[tuple[Question, str]], dict[int, list[Entry]]] = (None, [], {})
         """The latest batch, its questions with their references, and the tiles of these."""
 
     def __call__(self, network: Any, batch: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llava.data import prepare
-from llava.samples.loading import load_records
+from llava.samples.loading import load_file
 
 SPLITS = ("train", "val", "test")
 
@@ -76,7 +76,7 @@ def test_a_prepared_folder_can_be_read_and_verified(task, source, tmp_path, caps
     assert manifest["task"] == task and manifest["source"] == str(source) and manifest["max_side"] == 20
     for split, size in zip(SPLITS, (8, 4, 6), strict=True):
         part = manifest["splits"][split]
-        records, _ = load_records(output / f"{split}.json")
+        records = load_file(output / f"{split}.json")
         assert [r["id"] for r in records] == [f"{task}_{split}_{n:05d}" for n in range(size)]
         assert part["records"] == size == sum(part["kinds"].values())
         assert part["kinds"] == Counter(r["kind"][0] for r in records)

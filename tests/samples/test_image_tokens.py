@@ -37,7 +37,7 @@ def test_enough_cases():
 def test_counts(name):
     case = CASES[name]
     config = SimpleNamespace(image_grid_pinpoints=DATA["image_grid_pinpoints"], **case["config"])
-    counter = ImageTokenCounter.of(SimpleNamespace(config=config, get_vision_tower=lambda: TOWER))
+    counter = ImageTokenCounter.of_tower(config, TOWER)
     tokens = 0
     for image, modality in zip(case["images"], case["modalities"], strict=True):
         shape = (3, 1, 1) if image["tensor_dims"] == 3 else (image["tiles"], 3, 1, 1)

@@ -13,7 +13,7 @@ import pytest
 
 from llava.errors import InputError
 from llava.samples.dataset import LazySupervisedDataset
-from llava.samples.loading import load_file, load_records
+from llava.samples.loading import load_file, load_parts
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "data"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "loading.json").read_text())["cases"]}
@@ -63,13 +63,13 @@ def test_records_and_lengths(root, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(root, name):
     with pytest.raises(InputError, match=REFUSED[name]):
-        load_records(CASES[name]["data_path"].replace("{ROOT}", str(root)))
+        load_parts(CASES[name]["data_path"].replace("{ROOT}", str(root)))
 
 
 @pytest.mark.parametrize("name", BETTER)
 def test_read_where_llava_next_fails_or_takes_all(root, name):
-    records, _ = load_records(CASES[name]["data_path"].replace("{ROOT}", str(root)))
-    assert [record["id"] for record in records] == BETTER[name]
+    parts = load_parts(CASES[name]["data_path"].replace("{ROOT}", str(root)))
+    assert [record["id"] for _, records in parts for record in records] == BETTER[name]
 
 
 def test_every_case_is_covered():
@@ -79,7 +79,7 @@ def test_every_case_is_covered():
 
 def test_random_is_seeded(root):
     def ids(seed):
-        return [r["id"] for r in load_records(root / "random.yaml", seed)[0]]
+        return [r["id"] for _, records in load_parts(root / "random.yaml", seed) for r in records]
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
@@ -94,7 +94,7 @@ def test_random_is_seeded(root):
 def test_amounts(root, tmp_path, strategy, count):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    sampling_strategy: '{strategy}'\n")
-    assert len(load_records(mixture)[0]) == count
+    assert len(load_parts(mixture)[0][1]) == count
 
 
 @pytest.mark.parametrize("strategy", ["all:3", "first:-1", "first:x%", "random", "", "First:3", "end:1.5"])
@@ -102,7 +102,7 @@ def test_wrong_strategies(root, tmp_path, strategy):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    sampling_strategy: '{strategy}'\n")
     with pytest.raises(InputError, match=r"gamma\.json: sampling_strategy .* allowed: all, first:N, end:N, random:N"):
-        load_records(mixture)
+        load_parts(mixture)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_files_that_cannot_be_used(tmp_path, name, text, message):
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(InputError, match=message):
-        load_records(file)
+        load_parts(file)
 
 
 def test_not_utf_8_and_folder_and_nothing(tmp_path):
@@ -136,7 +136,7 @@ def test_not_utf_8_and_folder_and_nothing(tmp_path):
     with pytest.raises(InputError, match=r"folder\.json is a folder"):
         load_file(tmp_path / "folder.json")
     with pytest.raises(InputError, match="--data_path is not set"):
-        load_records(None)
+        load_parts(None)
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(InputError, match=r"pipe\.json is a folder or a device"):
         load_file(tmp_path / "pipe.json")
@@ -154,22 +154,22 @@ def test_not_utf_8_and_folder_and_nothing(tmp_path):
 def test_mixtures_that_nobody_can_read(text, message, tmp_path):
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        load_records(tmp_path / "m.yaml")
+        load_parts(tmp_path / "m.yaml")
     assert str(error.value).isprintable() and len(str(error.value)) < 400
 
 
 def test_mixture_with_keys_of_any_kind_and_numbers_of_any_length(root, tmp_path):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    1: 2\n    null: 3\n    weight: 1\n")
-    assert load_records(mixture)[0]
+    assert load_parts(mixture)[0][1]
     mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    sampling_strategy: first:{'9' * 5000}\n")
     with pytest.raises(InputError, match=r"sampling_strategy 'first:9+ is not allowed"):
-        load_records(mixture)
+        load_parts(mixture)
 
 
 def test_unknown_keys_of_a_mixture_are_reported(root, tmp_path, caplog):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"datasets:\n  - json_path: {root}/gamma.json\n    weight: 3\n")
     with caplog.at_level("WARNING", logger="llava"):
-        load_records(mixture)
+        load_parts(mixture)
     assert "weight" in caplog.text

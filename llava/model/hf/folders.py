@@ -157,8 +157,8 @@ class OursToTheirs:
         for name in EMBEDDINGS:
             if name in weights and more:
                 weights[name] = grown(weights[name], tokens.rows)
-        meta = _on_meta(LlavaOnevisionForConditionalGeneration, LlavaOnevisionConfig.from_dict(dict(values)))
-        check_complete(weights, _needed(meta, weights), str(folder))
+        written = LlavaOnevisionConfig.from_dict(dict(values))
+        check_complete(weights, _shapes(LlavaOnevisionForConditionalGeneration, written, weights), str(folder))
         write_shards(folder, renamed(weights, their_name))
 
 
@@ -231,20 +231,12 @@ def _generation(source: Source, config: Any, never: list[int], allowed: list[int
     return values | ({"suppress_tokens": suppressed} if suppressed else {})
 
 
-def _on_meta(model_class: Callable[[Any], Any], config: Any) -> Any:
-    """A model without memory for its weights."""
-    with torch.device("meta"):
-        return model_class(config)
-
-
 def _shapes(
     model_class: Callable[[Any], Any], config: Any, weights: Mapping[str, Stored]
 ) -> dict[str, tuple[int, ...]]:
-    return _needed(_on_meta(model_class, config), weights)
-
-
-def _needed(model: Any, weights: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's weights by our names; a head that is tied to the embeddings counts where it is stored."""
+    with torch.device("meta"):
+        model = model_class(config)
     head = EMBEDDINGS[1]
     shapes = {our_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings and head not in weights:

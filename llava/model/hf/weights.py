@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from llava.errors import InputError
 from llava.mezo.durable import follow_umask
 from llava.model.checkpoint_files import headers, read_tensors
+from llava.model.loading import some
 
 SHARD_BYTES = 5 * 10**9
 _INDEX = "model.safetensors.index.json"
@@ -56,18 +58,15 @@ def stored_weights(files: Sequence[Path]) -> dict[str, Stored]:
 
 
 def _safetensors(path: Path) -> dict[str, Stored]:
-    def reader(name: str) -> Callable[[], torch.Tensor]:
-        def read() -> torch.Tensor:
-            with safe_open(path, framework="pt") as again:
-                return again.get_tensor(name)
-
-        return read
+    def read(name: str) -> torch.Tensor:
+        with safe_open(path, framework="pt") as again:
+            return again.get_tensor(name)
 
     found = headers(path)
     unknown = {dtype for _, dtype in found.values()} - set(_DTYPES)
     if unknown:
         raise InputError(f"{path}: has tensors of dtype {min(unknown)}; known are {', '.join(_DTYPES)}")
-    return {name: Stored(shape, _DTYPES[dtype], reader(name)) for name, (shape, dtype) in found.items()}
+    return {name: Stored(shape, _DTYPES[dtype], partial(read, name)) for name, (shape, dtype) in found.items()}
 
 
 _DTYPES = {
@@ -87,10 +86,7 @@ _DTYPES = {
 
 
 def _torch_file(path: Path) -> dict[str, Stored]:
-    def reader(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: tensor.contiguous()
-
-    return {name: Stored(tuple(one.shape), one.dtype, reader(one)) for name, one in read_tensors(path).items()}
+    return {name: Stored(tuple(one.shape), one.dtype, one.contiguous) for name, one in read_tensors(path).items()}
 
 
 def renamed(weights: Mapping[str, Stored], rename: Callable[[str], str]) -> dict[str, Stored]:
@@ -122,11 +118,11 @@ def check_complete(weights: Mapping[str, Stored], shapes: Mapping[str, Sequence[
     """
     missing = sorted(set(shapes) - set(weights))
     if missing:
-        raise InputError(f"{source}: the checkpoint lacks {len(missing)} weights: {_some(missing)}. Is it complete?")
+        raise InputError(f"{source}: the checkpoint lacks {len(missing)} weights: {some(missing)}. Is it complete?")
     unknown = sorted(set(weights) - set(shapes))
     if unknown:
         raise InputError(
-            f"{source}: {len(unknown)} weights have no place in the model that config.json describes: {_some(unknown)}"
+            f"{source}: {len(unknown)} weights have no place in the model that config.json describes: {some(unknown)}"
         )
     for name, shape in shapes.items():
         if weights[name].shape != tuple(shape):
@@ -134,10 +130,6 @@ def check_complete(weights: Mapping[str, Stored], shapes: Mapping[str, Sequence[
                 f"{source}: {name} is {list(weights[name].shape)}, but {list(shape)} by config.json: are they of one "
                 "model?"
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def write_shards(folder: Path, weights: Mapping[str, Stored], limit: int = SHARD_BYTES) -> None:

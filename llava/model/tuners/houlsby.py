@@ -22,9 +22,7 @@ KIND = "HOULSBY"
 class HoulsbyConfig(OurConfig):
     """Bottlenecks that are `r` wide."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type: Any = KIND
+    peft_type: Any = KIND
 
 
 class Bottleneck(nn.Module):

@@ -26,9 +26,7 @@ ROPE_BASE = 10000.0
 class MoraConfig(OurConfig):
     """MoRA with as many weights as LoRA of rank `r`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type: Any = KIND
+    peft_type: Any = KIND
 
 
 def side(inputs: int, outputs: int, r: int) -> int:

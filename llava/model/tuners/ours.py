@@ -7,7 +7,7 @@ as its own methods, under the name in `adapter_config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -75,16 +75,16 @@ class OurLayer(nn.Module, BaseTunerLayer):
 class OurTuner(BaseTuner):
     """Puts the layers of a method into a model."""
 
-    layer_class: ClassVar[type[OurLayer]]
+    tuner_layer_cls: type[OurLayer]
     target_module_mapping: Any = {}  # noqa: RUF012  # PEFT's: no defaults for known models
 
     def _create_and_replace(  # type: ignore[override]  # newer ones give a further argument
         self, peft_config: OurConfig, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str
     ) -> None:
-        if isinstance(target, self.layer_class):
+        if isinstance(target, self.tuner_layer_cls):
             target.update_layer(target.base_layer, adapter_name, peft_config)
             return
-        layer = self.layer_class(target, adapter_name, peft_config)
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -98,9 +98,7 @@ def register(kind: str, config: type[OurConfig], layer: type[OurLayer]) -> None:
     if kind in PEFT_TYPE_TO_CONFIG_MAPPING:
         return
     prefix = f"{kind.lower()}_"
-    tuner = type(
-        f"{layer.__name__}Tuner", (OurTuner,), {"prefix": prefix, "tuner_layer_cls": layer, "layer_class": layer}
-    )
+    tuner = type(f"{layer.__name__}Tuner", (OurTuner,), {"prefix": prefix, "tuner_layer_cls": layer})
     name: Any = kind
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = config
     PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner

@@ -13,6 +13,7 @@ import torch
 
 from llava.errors import InputError
 from llava.train.flags.adapter_flags import given_kind
+from llava.train.flags.effects import shown
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import BITSANDBYTES, GALORE, OPTIMIZERS
 from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only
@@ -121,7 +122,7 @@ def _alone(values: Any, what: str, why: str, several: bool = False) -> Iterator[
     """Engines that share weights out, and unless `several`, more than one process or GPU."""
     for engine in ENGINES:
         if getattr(values, engine):
-            yield f"{what} excludes --{engine} {_shown(getattr(values, engine))}", why
+            yield f"{what} excludes --{engine} {shown(getattr(values, engine))}", why
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not several and processes > 1:
         yield f"{what} excludes {processes} processes (torchrun --nproc_per_node)", why
@@ -130,7 +131,3 @@ def _alone(values: Any, what: str, why: str, several: bool = False) -> Iterator[
             f"{what} excludes {torch.cuda.device_count()} GPUs in one process",
             "set CUDA_VISIBLE_DEVICES to one of them",
         )
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

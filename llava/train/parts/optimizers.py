@@ -58,16 +58,14 @@ def with_masters(
     if chosen is not None:
         groups = split_groups(groups, chosen)
     kept = MasterWeights(model) if masters and not issubclass(kind, FusedOptimizer) else None
-    if not kept:
-        kept = None
-    else:
+    if kept:
         groups = kept.replace(groups)
     optimizer = kind(groups, **options)
-    if kept is not None:
+    if kept:
         kept.attach(optimizer)
     if options.get("optim_bits") == 8:
         tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        _keep_tables_in_32_bits(optimizer, tables if kept is None else {kept.of(p) for p in tables})
+        _keep_tables_in_32_bits(optimizer, tables if not kept else {kept.of(p) for p in tables})
     return optimizer, kept
 
 

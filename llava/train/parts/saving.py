@@ -41,23 +41,19 @@ def _once(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, to
     return {name: tensor for name, tensor in state_dict.items() if name not in again}
 
 
-def save_adapter(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+def save_adapter(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """config.json and the projector's weights, with whatever else the projector needs to be used again.
 
     That is `image_newline`, and the embedding table when `<im_start>` and `<im_end>` were added to it.
     """
     _save_config(model, folder)
-    _save_tensors(adapter_tensors(model, state_dict), folder / PROJECTOR_FILE)
-
-
-def adapter_tensors(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Full name -> tensor of what a projector-only checkpoint holds."""
     values = state_dict if state_dict is not None else model.state_dict()
     inner = model.get_model()
     also = {id(inner.image_newline)} if hasattr(inner, "image_newline") else set()
     if getattr(model.config, "mm_use_im_start_end", False):
         also |= {id(p) for p in model.get_input_embeddings().parameters()}
-    return {name: values[name] for part, name, p in parts_of(model) if part == PROJECTOR or id(p) in also}
+    tensors = {name: values[name] for part, name, p in parts_of(model) if part == PROJECTOR or id(p) in also}
+    _save_tensors(tensors, folder / PROJECTOR_FILE)
 
 
 def save_lora(

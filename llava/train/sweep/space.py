@@ -66,13 +66,8 @@ class Parameter:
     def ends(self) -> tuple[str, ...]:
         """Values that show whether all of them can be used: all choices, or both limits."""
         return self.choices or tuple(
-            f"{value:.{DIGITS}g}" if not self.whole else str(int(value)) for value in self.limits
+            f"{value:.{DIGITS}g}" if not self.whole else str(int(value)) for value in (self.low, self.high)
         )
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The lowest and the highest value."""
-        return self.low, self.high
 
 
 def parse_space(text: str) -> list[Parameter]:

@@ -78,8 +78,8 @@ def prepare(
     resume: bool,
     save: Callable[[Path], None],
     wait: Callable[[], None],
-    tokenizer: Any = None,
-    disks: Disks | None = None,
+    tokenizer: Any,
+    disks: Disks,
 ) -> StartingPoint | None:
     """The starting point of a run, and the model at it, before anything is loaded over that.
 
@@ -89,7 +89,7 @@ def prepare(
         save: writes what a checkpoint of the model holds into a folder.
         wait: for all ranks.
         tokenizer: is saved with the model, if there is one.
-        disks: which ranks see what the main process writes; all by default.
+        disks: which ranks see what the main process writes.
 
     Returns:
         None for a run that goes on from a checkpoint of one without journal.
@@ -98,7 +98,6 @@ def prepare(
         InputError: there is a journal of another run, `--zo_from_journal` does not fit, or ranks have other weights.
         JournalError: another process writes it.
     """
-    disks = disks or Disks()
     folder = Path(args.output_dir) / JOURNAL_FOLDER
     exists = (folder / HEADER).exists()
     if exists and not resume:
