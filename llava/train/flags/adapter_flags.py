@@ -54,7 +54,7 @@ DEFAULTS = {
     "pissa": Defaults(3e-5, 1e-3, 3e-4),
     "milora": Defaults(1e-4, 1e-3, 3e-4),
     "mora": Defaults(3e-5, 1e-3, 1e-3),
-    "prefix": Defaults(3e-1, 2e-1, 1e-2),
+    "prefix": Defaults(1e-1, 2e-1, 1e-2),
     "prompt": Defaults(2e-1, 1e-1, 1e-2),
     "houlsby": Defaults(1e-3, 1e-2, 1e-3),
     "ia3": Defaults(3e-3, 3e-2, 1e-2),
