@@ -22,7 +22,7 @@ from llava.eval.generation import Answerer, Decoding
 from llava.eval.scoring import evaluate
 from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset
-from llava.samples.loading import load_file
+from llava.samples.loading import load_file, load_parts
 from llava.samples.settings import SampleSettings
 
 TINY = Path(__file__).parents[2] / "playground" / "tiny-llava-onevision"
@@ -91,7 +91,7 @@ class FourWays:
         """Its verdicts; what it refuses is what it lists as problems."""
 
         def run() -> list[Any]:
-            records = load_file(file)
+            records = [record for _, part in load_parts(file) for record in part]
             checker = RecordChecker(self.tokenizer, SampleSettings.of(self.data_args), True)
             findings, verdicts = check.Findings(False), []
             for number, raw in enumerate(records):

@@ -238,5 +238,5 @@ def test_what_cannot_be_read_is_one_line(path: str, message: str, tmp_path: Path
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = parquet(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"tables need the package datasets: pip install 'llava\[data\]'"):
+    with pytest.raises(InputError, match=r"tables need the package datasets: pip install -e '.\[data\]'"):
         load_file(file)

@@ -88,7 +88,7 @@ def test_decord_gives_frames_length_times_and_count(monkeypatch, clip):
 @pytest.mark.parametrize(
     ("module", "function", "message"),
     [
-        ("av", process_video_with_pyav, r"clip\.mp4 needs PyAV: pip install 'llava\[video\]'"),
+        ("av", process_video_with_pyav, r"clip\.mp4 needs PyAV: pip install -e '.\[video\]'"),
         ("decord", process_video_with_decord, r"clip\.mp4 with decord needs"),
     ],
 )

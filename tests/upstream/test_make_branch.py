@@ -155,7 +155,7 @@ def test_the_flags_parse_as_ours_do(checkout: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["0.5b", "7b"])
 def test_the_script_asks_for_the_same_run_as_ours(preset: str) -> None:
-    """But for a flag that LLaVA-NeXT does not have, and one whose default differs."""
+    """But for a flag that LLaVA-NeXT lacks, one whose default differs, and a length beyond which it says nothing."""
     ours, theirs = (
         flags_of(
             bash(ROOT / "scripts" / folder / "mezo_onevision_si.sh", preset, "--dry_run", "--zo_eps", "2e-3").stdout
@@ -163,6 +163,7 @@ def test_the_script_asks_for_the_same_run_as_ours(preset: str) -> None:
         for folder in ("train", "upstream/files")
     )
     assert theirs.pop("--save_strategy") == "no" and ours.pop("--train_on_answers_only") == "True"
+    assert (ours.pop("--model_max_length"), theirs.pop("--model_max_length")) == ("1792", "32768")
     assert ours == theirs and ours["--zo_eps"] == "2e-3"
 
 
