@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from llava.errors import InputError
 from llava.model.checkpoint_files import find_file, read_json, weight_files
 from llava.model.own_settings import read_config
 
@@ -29,7 +30,10 @@ def base_mark(base: str) -> str | None:
     Args:
         base: a folder, or a hub id, which is looked for in the cache alone; empty for a model from nowhere.
     """
-    files = weight_files(base, local_only=True) if base else []
+    try:
+        files = weight_files(base, local_only=True) if base else []
+    except InputError:
+        return None  # files are missing: half a download, which goes on when the model is loaded
     if not files or any(file.suffix != ".safetensors" for file in files):
         return None
     lines = {name: line for file in files for name, line in _lines(file)}

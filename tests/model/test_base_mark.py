@@ -68,6 +68,12 @@ def test_without_safetensors_there_is_none(tmp_path: Path) -> None:
     assert base_mark(str(tmp_path)) is base_mark("") is None
 
 
+def test_half_a_download_has_none(tmp_path: Path) -> None:
+    load(TINY, None).save_pretrained(tmp_path, max_shard_size="500KB")
+    next(iter(tmp_path.glob("model-00002*"))).unlink()
+    assert base_mark(str(tmp_path)) is None
+
+
 def test_a_renamed_base_is_the_base(part: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(TINY, tmp_path / "renamed")
     load(part, tmp_path / "renamed")

@@ -77,9 +77,7 @@ def test_a_replay_has_the_files_of_the_run(kind: str, run: Callable[[str], Path]
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= both
     assert kind == "projector" or {path.name for path in folder.glob("*.safetensors")} <= both
     differ = {name for name in both if (again / name).read_bytes() != (folder / name).read_bytes()}
-    assert differ == (
-        {"config.json"} if kind == "projector" else set()
-    )  # that replay needs no base
+    assert differ == ({"config.json"} if kind == "projector" else set())  # that replay needs no base
     trained, replayed = weights(folder), weights(again)
     assert same(trained, {name: replayed[name] for name in trained})
     assert json.loads((folder / "config.json").read_text())["use_cache"] is True
