@@ -20,7 +20,7 @@ from llava.model.own_settings import read_config
 
 logger = logging.getLogger(__name__)
 
-KEY = "base_sha256"
+BASE_SHA256 = "base_sha256"
 """Entry of a config.json beside an adapter, a projector or scales: the mark of the base that they were trained on."""
 
 
@@ -64,7 +64,7 @@ def compare_bases(path: str, base: str) -> None:
     """
     file = find_file(path, "adapter_config.json")
     named = None if file is None else read_json(file).get("base_model_name_or_path")
-    trained_on, given = read_config(path).get(KEY), base_mark(base)
+    trained_on, given = read_config(path).get(BASE_SHA256), base_mark(base)
     if trained_on and given:
         if trained_on != given:
             logger.warning(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import is_initial
-from llava.model.base_mark import KEY, compare_bases
+from llava.model.base_mark import BASE_SHA256, compare_bases
 from llava.model.checkpoint_files import find_file, read_tensors, usable
 from llava.model.checkpoint_kind import check_checkpoint
 from llava.model.families import config_for, is_llava_config, model_class_for, overwrite_entries
@@ -115,7 +115,7 @@ def _load_on_base(path: str, base: str, config: Any, arguments: dict[str, Any]) 
         )
     arguments |= base_arguments(of_run, arguments.pop(SETTINGS, None), path)
     vars(config).pop(SETTINGS, None)  # the library would look for quantised weights in the base's files
-    vars(config).pop(KEY, None)  # what is saved next need not have this base
+    vars(config).pop(BASE_SHA256, None)  # what is saved next need not have this base
     backwards = arguments.pop("dequantise", False)
     tokenizer = load_tokenizer(base if find_file(path, "tokenizer_config.json") is None else path)
     tokenizer.add_tokens(image_tokens(config), special_tokens=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import InputError
-from llava.model.base_mark import KEY
+from llava.model.base_mark import BASE_SHA256
 from llava.model.checkpoint_files import read_json
 from llava.runs.run_report import ARGUMENTS_FILE
 from llava.samples.loading import file_sha256
@@ -111,7 +111,7 @@ def check_same_run(checkpoint: Path, arguments: Mapping[str, Any], steps: int, c
 def _told(changed: Mapping[str, list[Any]]) -> str:
     said = {
         DATA: "other records in --data_path",
-        KEY: "other weights in --model_name_or_path",
+        BASE_SHA256: "other weights in --model_name_or_path",
         "data_processes": "{0} processes (now {1})",
     }
     parts = (said.get(name, f"--{name} {{0}} (now {{1}})").format(*pair) for name, pair in sorted(changed.items()))

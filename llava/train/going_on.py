@@ -13,7 +13,7 @@ from typing import Any
 from llava.errors import InputError
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.messages import exchanged, handed_out, leave, raising_together
-from llava.model.base_mark import KEY, base_mark
+from llava.model.base_mark import BASE_SHA256, base_mark
 from llava.runs import run_folder, same_run
 from llava.runs.run_report import STATE_FILE
 from llava.samples.loading import data_files
@@ -45,7 +45,7 @@ def header(
     model = str(model_args.model_name_or_path)
     mark = base_mark(model)
     if mark is not None:  # a hub id that has not been fetched yet has none
-        files[KEY] = mark
+        files[BASE_SHA256] = mark
     values |= files
     found: dict[str, Any] = {}
     with raising_together(training_args.device):
@@ -55,7 +55,7 @@ def header(
     with raising_together(training_args.device):
         if values[same_run.DATA] != found[same_run.DATA]:
             raise InputError(f"--data_path {data_args.data_path} has other records here than where rank 0 is")
-        if found.get(KEY, mark) != mark and mark is not None:
+        if mark is not None and found.get(BASE_SHA256, mark) != mark:
             raise InputError(f"--model_name_or_path {model} has other weights here than where rank 0 is")
     values |= found
     then = Begun(values["data_processes"], values["gradient_accumulation_steps"])

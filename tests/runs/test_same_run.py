@@ -13,13 +13,13 @@ import pytest
 
 from llava.errors import InputError
 from llava.mezo.config import MeZOConfig
-from llava.model.base_mark import KEY
+from llava.model.base_mark import BASE_SHA256
 from llava.runs import same_run
 from llava.runs.same_run import DATA, check_same_run, hashes
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.zo.settings import flag_of
 
-BEGUN: dict[str, Any] = {"learning_rate": 1e-6, "data_path": "a.json", DATA: ["00"], KEY: "ab", "seed": 0}
+BEGUN: dict[str, Any] = {"learning_rate": 1e-6, "data_path": "a.json", DATA: ["00"], BASE_SHA256: "ab", "seed": 0}
 BEGUN |= {"trainer_mode": "zo"}
 
 
@@ -42,7 +42,7 @@ def test_the_same_run_and_what_decides_nothing(checkpoint: Path, caplog: pytest.
         ({"learning_rate": 1e-5}, r"--learning_rate 1e-06 \(now 1e-05\)"),
         ({DATA: ["01"]}, "other records in --data_path"),
         ({DATA: ["00", "01"]}, "other records"),
-        ({KEY: "cd"}, "other weights in --model_name_or_path"),
+        ({BASE_SHA256: "cd"}, "other weights in --model_name_or_path"),
         ({"seed": 1, "learning_rate": 0.0}, r"--learning_rate 1e-06 \(now 0.0\), --seed 0 \(now 1\)"),
     ],
 )

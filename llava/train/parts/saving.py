@@ -18,7 +18,7 @@ from torch import nn
 from llava.errors import InputError
 from llava.mezo.durable import follow_umask
 from llava.model.adapter_kinds import is_initial
-from llava.model.base_mark import KEY, base_mark
+from llava.model.base_mark import BASE_SHA256, base_mark
 from llava.model.checkpoint_files import read_tensors, tensor_shapes
 from llava.model.quantised_scales import SCALES_FILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parts_of
@@ -198,7 +198,7 @@ def _save_config(model: Any, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     mark = base_mark(config._name_or_path)
     if mark is not None:
-        setattr(config, KEY, mark)
+        setattr(config, BASE_SHA256, mark)
     config.save_pretrained(folder)
 
 
