@@ -143,7 +143,9 @@ def _no_losses(points: Any, weights: Any, run: Any, undone: Any = ()) -> list[fl
 def timed(shape: str, steps: int) -> str:
     """Median of some steps on the card, and its peak, as a line."""
     device = torch.device("cuda", torch.cuda.current_device())
-    model, batch = prepared(shape, "cpu")
+    model, batch = prepared(shape, "cuda")  # a host takes minutes to draw so many numbers
+    model.to("cpu")
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     mezo, step = steps_of(model, batch, device)
     seconds = []
@@ -155,9 +157,12 @@ def timed(shape: str, steps: int) -> str:
     median = sorted(seconds[2:])[len(seconds[2:]) // 2]
     bus = mezo.weights.bus  # type: ignore[attr-defined]
     rate = bus.up_bytes / (steps + 2) / median / 1e9
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    name = torch.cuda.get_device_name()
-    return f"{shape} on {name}: {median:.3f} s a step, {rate:.1f} GB/s up, peak {peak:.2f} GB of the card"
+    peak, reserved = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+    free, total = torch.cuda.mem_get_info()
+    return (
+        f"{shape} on {torch.cuda.get_device_name()}: {median:.3f} s a step, {rate:.1f} GB/s up, peak {peak:.2f} GB of "
+        f"the card, {reserved:.2f} with what torch keeps; the driver says {(total - free) / 1e9:.2f} of all processes"
+    )
 
 
 def table(found: dict[str, Count]) -> str:

@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + bytes_of_scales(
         model
     )
-    inputs = batch(model, options.tokens, TILES, 12)
+    inputs = _moved(batch(model, options.tokens, TILES, 12), device)
     network = model
     if method in ("lora_adamw", "qlora_adamw"):
         network = add_adapter(model, LORA)
@@ -140,6 +140,12 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         for _ in range(options.steps):
             run()
     return {"weights": weights, "over_weights": live.peak}
+
+
+def _moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors, and those in a list, on the device."""
+    moved = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return {**inputs, **moved, "images": [image.to(device) for image in inputs["images"]]}
 
 
 def in_4_bits(model: Any) -> None:
