@@ -1,18 +1,22 @@
 """Compiles the Triton kernels for NVIDIA GPUs without one: started by test_triton.py.
 
 Prints, as JSON, for each compute capability and kernel the number of fused multiply-adds in its PTX, as it is compiled
-and as it would be with fusion allowed, of barriers and of accesses of 8 bytes or more a thread, and the size of the
-machine code.
+and as it would be with fusion allowed, of barriers and of accesses of 8 bytes or more a thread, the size of the machine
+code, and the registers of a thread.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -48,6 +52,7 @@ def main() -> None:
                 (triton_cuda.perturb_tiles, {**usual, "TARGET": 1, "TWO": True}),
                 (triton_cuda.perturb_rows, {**usual, "TARGET": 1, "TWO": False}),
                 (triton_cuda.update_tiles, usual),
+                (triton_cuda.one_pair_update_tiles, usual),
             ]
             for function, constants in kernels:
                 result = compiled(function, capability, constants)
@@ -57,8 +62,20 @@ def main() -> None:
                     allowed = compiled(function, capability, constants, enable_fp_fusion=True)
                     entry["fused_if_allowed"] = count(allowed, r"\bfma\.")
                 entry |= {"barriers": count(result, r"\bbar\.sync"), "vectors": count(result, r"\.global\.v[24]")}
-                found.append({**entry, "machine_code": len(result.asm.get("cubin", b""))})
+                found.append(
+                    {**entry, "machine_code": len(result.asm.get("cubin", b"")), "registers": registers(result)}
+                )
     json.dump(found, sys.stdout)
+
+
+def registers(result: Any) -> int:
+    """Of a thread, from the tool that Triton brings along."""
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(result.asm["cubin"])
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return int(re.findall(r"\bREG:(\d+)", said.stdout + said.stderr)[0])
 
 
 def count(result: Any, pattern: str) -> int:

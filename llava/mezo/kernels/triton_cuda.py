@@ -138,11 +138,12 @@ class TritonTable:
         integers = np.concatenate([packed.seeds.view(np.int64), packed.ends, packed.active.ravel()])
         numbers = np.concatenate([packed.coefficients.ravel(), packed.decays.ravel()])
         there = _together([integers, numbers], self.device)
+        kernel = one_pair_update_tiles if len(packed.seeds) == len(updates) == 1 else update_tiles
 
         def launch_all() -> None:
             with _on(self.device):
                 for launch in self._all:
-                    update_tiles[(launch.owners.numel(),)](
+                    kernel[(launch.owners.numel(),)](
                         launch.columns,
                         launch.owners,
                         *there,
@@ -525,3 +526,48 @@ def update_tiles(  # type: ignore[no-untyped-def]
             row, tile, seeds, numbers, constants, pairs, steps, groups,
             True, KIND, ALIGNED, GAUSSIAN,
         )  # fmt: skip
+
+
+@triton.jit
+def _one_pair_update_tile(  # type: ignore[no-untyped-def]
+    row, tile, start, stop, address, words, r, c, decay, constants,
+    MASKED: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    for k in tl.static_range(8):
+        element = tile * _TILE + 256 * k + tl.arange(0, _BLOCKS)
+        bits = _loaded(address, element, start, stop, MASKED, KIND, ALIGNED)
+        u = _widened(bits, row, element, start, stop, KIND) * decay
+        u = u + c * _z(_half(words, k), constants, GAUSSIAN)
+        bits = _stochastic(u, _half(r, k), row, element, start, stop, KIND)
+        _store(address, element, element, bits, start, stop, MASKED, KIND, ALIGNED)
+
+
+@triton.jit(do_not_specialize=["pairs", "steps", "groups"])
+def one_pair_update_tiles(  # type: ignore[no-untyped-def]
+    columns, owners, seeds, numbers, constants, pairs, steps, groups,
+    KIND: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr,
+):  # fmt: skip
+    """`update_tiles` for one step of one pair, as training takes most of them.
+
+    One part of a tile comes after the other, so that a thread needs two thirds of the registers, and half as many
+    programs again run on a multiprocessor; whatever is read before the weights does not wait for one another.
+    """
+    row = columns + tl.load(owners + tl.program_id(0)).to(tl.int64) * COLUMNS
+    start, number, group = tl.load(row + START), tl.load(row + NUMBER), tl.load(row + GROUP)
+    stop = start + tl.load(row + COUNT)
+    tile = start // _TILE + tl.program_id(0) - tl.load(row + POSITION)
+    address = tl.load(row + ADDRESS) - start * (4 if KIND == FLOAT32 else 2)
+    if tl.load(seeds + 3 + group) != 0:
+        seed, c, decay = tl.load(seeds), tl.load(numbers + group), tl.load(numbers + groups + group)
+        words = _philox(tile, seed, number, _DIRECTION, constants)
+        r = _philox(tile, seed, number, _ROUNDING, constants)
+        if (tile * _TILE >= start) & ((tile + 1) * _TILE <= stop):
+            _one_pair_update_tile(
+                row, tile, start, stop, address, words, r, c, decay, constants,
+                False, KIND, ALIGNED, GAUSSIAN,
+            )  # fmt: skip
+        else:
+            _one_pair_update_tile(
+                row, tile, start, stop, address, words, r, c, decay, constants,
+                True, KIND, ALIGNED, GAUSSIAN,
+            )  # fmt: skip
