@@ -83,7 +83,7 @@ THEIRS = "Hugging Face's LlavaOnevisionForConditionalGeneration"
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, which is gone afterwards unless it was renamed."""
+    """An empty folder beside the target, which is gone afterwards unless it was renamed; errors call it the target."""
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,10 @@ def _scratch(target: Path) -> Iterator[Path]:
             folder.mkdir()
         except OSError as error:
             raise InputError(f"--to {target} cannot be written ({error.strerror})") from error
-        yield folder
+        try:
+            yield folder
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), str(target))) from error
 
 
 def _not_there(source: str) -> str:

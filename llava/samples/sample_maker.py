@@ -82,7 +82,7 @@ class SampleMaker:
         return encoded
 
     def check_cut(self, encoded: Encoded, entries: list[Entry]) -> None:
-        """Refuse a sample whose answers are all cut off by the model after splicing.
+        """Refuse a sample whose answers the model cuts off after splicing: all, with `whole_answers_for` any of them.
 
         Without `count_image_tokens` only what the collator cuts is known, and any label that it leaves will do.
         """
@@ -90,11 +90,19 @@ class SampleMaker:
         first = next((k for k, label in enumerate(labels) if label != IGNORE_INDEX), None)
         if first is None:
             return
+        limit = self.tokenizer.model_max_length
         place = self.spliced_place(encoded, first, entries)
-        if place >= self.tokenizer.model_max_length:
+        if place >= limit:
             raise InputError(
-                f"its answer begins at token {place + 1}, so --model_max_length {self.tokenizer.model_max_length} cuts "
-                f"off all supervised tokens; raise --model_max_length or use fewer image tiles"
+                f"its answer begins at token {place + 1}, so --model_max_length {limit} cuts off all supervised "
+                "tokens; raise --model_max_length or use fewer image tiles"
+            )
+        last = max(k for k, label in enumerate(labels) if label != IGNORE_INDEX)
+        place = self.spliced_place(encoded, last, entries)
+        if self.settings.whole_answers_for and place >= limit:
+            raise InputError(
+                f"its answer ends at token {place + 1}, so --model_max_length {limit} cuts off a part of it, and "
+                f"{self.settings.whole_answers_for} needs all of it; raise --model_max_length or use fewer image tiles"
             )
 
     def check_supervised(self, encoded: Encoded) -> None:

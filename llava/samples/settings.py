@@ -34,6 +34,8 @@ class SampleSettings:
     words_per_image: int | None = None
     count_image_tokens: Callable[..., int] | None = None
     """Of an entry's three parts: with it the check against `model_max_length` counts the features of images."""
+    whole_answers_for: str = ""
+    """The flag, if any, for which an answer that `model_max_length` cuts off in part is refused as well."""
     skip_bad_samples: bool = False
     seed: int | None = None
     video: VideoSettings = field(default_factory=VideoSettings)

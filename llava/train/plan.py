@@ -104,6 +104,31 @@ def _nothing(offloaded: Row, gpu_memory: float) -> str:
     return said
 
 
+def _of_tiles(batch: Batch, patches: int) -> str:
+    """What is said of fewer tokens than the pictures of a row may have.
+
+    Args:
+        patches: of a tile; the first tile of a picture keeps all of them, the others lose what is padding
+            (`spatial_unpad`) or more than a limit (`anyres_max_N`).
+
+    Raises:
+        InputError: there is no room for one tile and the supervised tokens.
+    """
+    given, least = f"--tokens {batch.tokens}", patches + batch.supervised
+    if batch.tokens < least:
+        raise InputError(
+            f"{given} is too few for --tiles {batch.tiles}: a tile is {patches} tokens, and --supervised "
+            f"{batch.supervised} come on top; give --tokens {least} or more"
+        )
+    most = batch.tiles * patches
+    if batch.tokens >= most + batch.supervised:
+        return ""
+    return (
+        f"--tiles {batch.tiles} are up to {most:,} tokens by themselves, more than {given} leaves room for: right only "
+        f"where unpadding or anyres_max_N makes them fewer, else give --tokens {most + batch.supervised} or more\n"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description="Memory and time of every method, counted, and what we would take.")
     parser.add_argument("--model", required=True, help=f"checkpoint folder, hub id, or one of {', '.join(SHAPES)}")
@@ -130,11 +155,12 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--model {options.model}: no such folder; give one, a hub id, or {', '.join(SHAPES)}")
     batch = Batch(options.batch, options.tokens, options.tiles, options.supervised)
     of = sizes(options.model)
+    said = _of_tiles(batch, of.patches)
     found = rows(of, batch, parse_parts(options.mm_tunable_parts), options.lora_r)
     card = CARDS.get(options.gpu)
     seconds = {} if card is None else {row.name: row.seconds(of, batch, card) for row in found}
     memory, host = options.gpu_memory, options.host_memory
-    sys.stdout.write(text(found, memory, seconds, host))
+    sys.stdout.write(text(found, memory, seconds, host) + said)
     most = largest_offloaded(memory, host, batch) / 1e9
     sys.stdout.write(
         f"Offloaded, {memory:g} GB of the card and {host:g} GB of the host train a decoder of up to {most:.0f} billion "

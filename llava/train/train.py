@@ -219,6 +219,8 @@ def make_trainer(
         validated: the same of `--eval_data_path`.
         curve: gets what is measured on these.
     """
+    if chooses(training_args):
+        data_args.whole_answers_for = f"--zo_objective {training_args.zo_objective}"  # type: ignore[attr-defined]
     data = make_supervised_data_module(tokenizer, data_args, parts)
     check_batches(data["train_dataset"], training_args, training_args.data_processes)  # some may have been skipped
     collate = data["data_collator"]

@@ -54,7 +54,7 @@ def validation_set(tokenizer: Any, data_args: Any, parts: Parts) -> LazySupervis
     """
     logger.info("looking at the records of --eval_data_path %s", data_args.eval_data_path)
     own = copy.copy(data_args)
-    own.skip_bad_samples = False
+    own.skip_bad_samples, own.whole_answers_for = False, ""
     dataset = LazySupervisedDataset(data_args.eval_data_path, tokenizer, own, parts)
     dataset.examine()
     return dataset

@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    for name, least in (("steps", WARM_UP + 3), ("images", BATCH + 1)):  # a time is between two of them
+        if getattr(options, name) < least:
+            parser.error(f"--{name} {getattr(options, name)}: give {least} or more")
     torch.set_num_threads(1)  # the other core is the worker's
     rate = samples_a_second(options.images)
     report = {**loop(options.steps), "samples a second of one worker": rate}

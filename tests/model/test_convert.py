@@ -372,6 +372,8 @@ def test_other_videos_can_be_accepted(folders: Path, tmp_path: Path, caplog: pyt
     convert(str(source), tmp_path / "theirs", verify=True, images_only=True)
     assert "several images" in caplog.text
     assert ", video" not in caplog.text
+    with pytest.raises(InputError, match=f"than in {tmp_path}/back: .*; --images-only leaves videos out"):
+        convert(str(tmp_path / "theirs"), tmp_path / "back")  # and no folder that is gone by then
     convert(str(tmp_path / "theirs"), tmp_path / "back", verify=False)
     assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((source / "config.json").read_text())
 

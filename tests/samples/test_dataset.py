@@ -309,6 +309,27 @@ def test_image_features_count_against_the_length(tmp_path, short):
     assert [entry["id"] for entry in skipping.skipped] == ["r"]
 
 
+@pytest.mark.parametrize("features", [None, 1, 20])
+def test_an_answer_is_cut_off_in_part(features, tmp_path, qwen):
+    """Taken as it is but where a flag needs whole answers; with and without features of images in front."""
+    shown = {} if features is None else {"image": "s64x64.png"}
+    turns = [{"from": "human", "value": "<image>\n?" if shown else "?"}, {"from": "gpt", "value": "word " * 9}]
+    record = {**shown, "conversations": turns, "id": "r"}
+    settings = {"train_on_answers_only": True, "whole_answers_for": "--zo_objective classification"}
+    if shown:
+        settings["count_image_tokens"] = lambda *entry: features
+    (end,) = (dataset(tmp_path, [record], qwen, **settings)[0]["labels"] != -100).nonzero()[-1] + 1
+    length = int(end) + (features or 1) - 1
+    fits, cuts = (AutoTokenizer.from_pretrained(GOLDEN / "tokenizer_qwen", model_max_length=length - k) for k in (0, 1))
+    assert dataset(tmp_path, [record], fits, **settings)[0]["id"] == "r"
+    assert dataset(tmp_path, [record], cuts, **settings | {"whole_answers_for": ""})[0]["id"] == "r"
+    said = rf"'r'.* answer ends at token {length}, so --model_max_length {length - 1} cuts .* and --zo_objective class"
+    with pytest.raises(InputError, match=said):
+        dataset(tmp_path, [record], cuts, **settings)[0]
+    more = dataset(tmp_path, [record, {"conversations": TURNS}], cuts, skip_bad_samples=True, **settings)
+    assert [entry["id"] for entry in more.skipped] == ["r"]
+
+
 def test_image_without_tower_is_refused(tmp_path, qwen):
     items = dataset(tmp_path, [{"image": "s64x64.png", "conversations": TURNS}], qwen, image_processor=None)
     with pytest.raises(InputError, match="no vision tower; set --vision_tower"):

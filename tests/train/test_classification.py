@@ -51,6 +51,24 @@ def test_flags_that_exclude_it(changes: dict[str, Any], message: str, flags: Fla
         parse_arguments(flags(**changes))
 
 
+@pytest.mark.parametrize("vision", [True, False])
+def test_an_answer_that_is_cut_off_is_named(
+    vision: bool, flags: Flags, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """In the training set alone: what is validated is not trained."""
+    words = functools.partial(flags, model_max_length=60, **({} if vision else {"vision_tower": None}))
+    records = json.loads((tmp_path / "data.json").read_text())
+    short = json.dumps(records)
+    records[4]["conversations"][0]["value"] = "4 " * 19
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    said = refused(train, argv=words())
+    assert f"{tmp_path}/data.json: record 4 (number 4): its answer ends at token 61, so" in said
+    assert "cuts off a part of it, and --zo_objective classification needs all of it" in said
+    (tmp_path / "data.json").rename(tmp_path / "val.json")
+    (tmp_path / "data.json").write_text(short)
+    train(argv=words(eval_data_path=tmp_path / "val.json", overwrite_output_dir=True))
+
+
 def test_data_without_a_list_of_answers_is_refused_before_loading(
     flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:

@@ -236,6 +236,23 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], None),
+        (["--tokens", "741"], "--tiles 2 are up to 1,458 tokens by themselves, more than --tokens 741 leaves room for"),
+        (["--tiles", "9"], "else give --tokens 6573 or more"),
+        (["--tiles", "9", "--tokens", "6573"], None),
+    ],
+)
+def test_more_tiles_than_tokens_are_said(
+    words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--model", "0.5b", "--gpu-memory", "24", *words])
+    out = capsys.readouterr().out
+    assert "by themselves" not in out if said is None else said in out
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (
@@ -244,6 +261,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--model", "0.5b", "--gpu-memory", "0"], "--gpu-memory 0.0 must be more than 0"),
         (["--model", "0.5b", "--gpu-memory", "8", "--tokens", "-1"], "--tokens -1 must be more than 0"),
+        (
+            ["--model", "0.5b", "--gpu-memory", "8", "--tokens", "740", "--tiles", "9"],
+            "--tokens 740 is too few for --tiles 9: a tile is 729 tokens, and --supervised 12 come on top; give "
+            "--tokens 741 or more",
+        ),
         (["--model", "0.5b", "--gpu-memory", "8", "--mm_tunable_parts", "all"], "unknown part 'all'; allowed: mm_lang"),
     ],
 )
