@@ -62,6 +62,7 @@ class Method:
 
 
 MeZO_FORWARDS = {"fzoo": 9}
+FZOO: Mapping[str, Any] = {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher"}
 METHODS = {
     "zero-shot": Method("none"),
     "in context": Method("context"),
@@ -73,7 +74,8 @@ METHODS = {
     "normalized": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "normalized"}, decay=True),
     "momentum": Method("mezo", (1e-6, 3e-6, 1e-5), {"rule": "momentum"}),
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
-    "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher"}),
+    "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), FZOO),
+    "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
 }
 
 
