@@ -569,3 +569,30 @@ class TestRefusals:
             replica = model._replicate_for_data_parallel()
             with pytest.raises(RuntimeError, match="DataParallel"):
                 replica(torch.ones(1, 2))
+
+
+def test_all_recordings_have_the_same_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        device_index = 0
+
+        def __init__(self, device: int = 0) -> None:
+            pass
+
+        def wait_stream(self, other: Stream) -> None:
+            pass
+
+    main = Stream()
+    replaced = {
+        "Stream": Stream,
+        "current_stream": lambda: main,
+        "set_stream": lambda stream: None,
+        "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: True,
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    passes._side_stream.cache_clear()
+    with passes._Streams.of(3) as one, passes._Streams.of(2) as other:
+        assert one is not None and other is not None
+        assert len({main, *one.side}) == 3 and other.side == one.side[:1]
+    passes._side_stream.cache_clear()
