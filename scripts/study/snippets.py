@@ -6,11 +6,11 @@
     python scripts/study/snippets.py --output runs/study/snippets --budget 60
 
 As SST-2 in the MeZO paper (Malladi et al. 2023): "SENTENCE It was", then "great" or "terrible", whichever is likelier;
-the loss is that between the two words, as there. Zero-shot, in-context learning, AdamW, LoRA with AdamW, MeZO, LoRA
-with MeZO and others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO trains bfloat16
-weights, AdamW float32 weights with forwards in bfloat16. Batches are of sentences of similar length. Rates are chosen
-on the validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes. Writes snippets.md
-and, a file a run, runs/.
+the loss is that between the two words, as there. Zero-shot, in-context learning, a linear probe, AdamW, LoRA with
+AdamW, MeZO, LoRA with MeZO and others of `llava/mezo/algorithms`, all of these with as many sample-forwards. MeZO
+trains bfloat16 weights, AdamW float32 weights with forwards in bfloat16. Batches are of sentences of similar length.
+Rates are chosen on the validation set with seed 0. A run that is there is not repeated; `--budget` is in minutes.
+Writes snippets.md and, a file a run, runs/.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from llava.errors import InputError, command
+from llava.eval.logistic import best_strength, fit
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.durable import write_durably
 from llava.samples.loading import load_file
@@ -66,6 +67,7 @@ FZOO: Mapping[str, Any] = {"estimator": "fzoo", "num_directions": 8, "noise": "r
 METHODS = {
     "zero-shot": Method("none"),
     "in context": Method("context"),
+    "linear probe": Method("probe"),
     "AdamW": Method("adamw", (1e-5, 3e-5, 1e-4)),
     "LoRA, AdamW": Method("adamw", (1e-4, 3e-4, 1e-3), lora=True),
     "MeZO": Method("mezo", (1e-6, 3e-6, 1e-5)),
@@ -141,8 +143,12 @@ class Study:
         base: Any = getattr(model, "get_base_model", lambda: model)()
         masters = base.lm_head.weight.dtype == torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=masters):
-            hidden = base.model(batch["ids"], past_key_values=before, use_cache=before is not None)[0]
-            return base.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]])
+            return base.lm_head(self.states(base, batch, before))
+
+    def states(self, base: Any, batch: Mapping[str, torch.Tensor], before: Any = None) -> torch.Tensor:
+        """Last hidden states [rows, width] at the last token of each prompt."""
+        hidden = base.model(batch["ids"], past_key_values=before, use_cache=before is not None)[0]
+        return hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross entropy between the words."""
@@ -154,13 +160,29 @@ class Study:
         model.eval()
         shared = model.model(torch.tensor([start], device=self.device)).past_key_values if start else None
         hits = 0
-        for first in range(0, len(sentences.right), EVALUATED_AT_ONCE):
-            batch = self.batch(sentences, range(first, min(first + EVALUATED_AT_ONCE, len(sentences.right))))
+        for batch in self._in_order(sentences):
             before = copy.deepcopy(shared)
             if before is not None:
                 before.batch_repeat_interleave(len(batch["right"]))
             hits += int((self.logits(model, batch, before)[:, self.words].argmax(1) == batch["right"]).sum())
         return hits / len(sentences.right)
+
+    def _in_order(self, sentences: Sentences) -> Iterator[dict[str, torch.Tensor]]:
+        for first in range(0, len(sentences.right), EVALUATED_AT_ONCE):
+            yield self.batch(sentences, range(first, min(first + EVALUATED_AT_ONCE, len(sentences.right))))
+
+    @torch.no_grad()
+    def probed(self, model: Any, seed: int) -> dict[str, float]:
+        """Accuracy by split of logistic regression on the states, as `llava.eval.probe` has it."""
+        model.eval()
+        states = {
+            split: torch.cat([self.states(model, batch).float().cpu() for batch in self._in_order(sentences)])
+            for split, sentences in self.sets.items()
+        }
+        right = {split: torch.tensor(sentences.right) for split, sentences in self.sets.items()}
+        train = states["train"], right["train"], len(WORDS)
+        found = fit(*train, best_strength(*train, seed))
+        return {split: float((found(states[split]) == right[split]).double().mean()) for split in ("val", "test")}
 
     def run(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         """Tune with a method, and count what is right in the validation and in the test set."""
@@ -169,7 +191,10 @@ class Study:
         begin = time.perf_counter()
         losses = self._tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
         seconds = time.perf_counter() - begin
-        found = {split: self.accuracy(model, self.sets[split], shots) for split in ("val", "test")}
+        if method.kind == "probe":
+            found = self.probed(model, seed)
+        else:
+            found = {split: self.accuracy(model, self.sets[split], shots) for split in ("val", "test")}
         return {"accuracy": found, "losses": losses, "seconds": seconds}
 
     def _shots(self, seed: int) -> list[int]:
