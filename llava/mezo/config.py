@@ -22,7 +22,6 @@ KERNEL_DEVICES: dict[str, tuple[str, ...] | None] = {
 """Types of device that each kernel runs on; None: all."""
 KERNELS = tuple(KERNEL_DEVICES)
 STORAGES = ("native", "fixed16", "fp32")
-GRAPHS = ("auto", "off")
 LARGEST_SEED = 2**64 - 1
 MOST_DIRECTIONS, LARGEST_WINDOW, LARGEST_RANK = 4096, 256, 64
 
@@ -83,12 +82,6 @@ class MeZOConfig:
     storage: str = "native"
     """How 16-bit weights are stored while they are trained: "native", "fixed16" or "fp32", see `weights.py`."""
 
-    cuda_graphs: str = "auto"
-    """"auto": on CUDA, a loss that is a function of tensors is recorded as a graph of kernels; "off": never."""
-
-    graph_memory_gb: float = 4.0
-    """Memory of the device, in GiB, that graphs may take; those that were not used for the longest time go; > 0."""
-
     parallel: str = "data"
     """What several processes share out: records ("data"), the losses of a batch ("directions"), or "both"."""
 
@@ -108,12 +101,8 @@ class MeZOConfig:
         _check_choice("noise", self.noise, NOISES)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("storage", self.storage, STORAGES)
-        _check_choice("cuda_graphs", self.cuda_graphs, GRAPHS)
         _check_choice("parallel", self.parallel, PARALLEL)
         _check_integer("check_ranks_steps", self.check_ranks_steps, 0, None)
-        _check_number("graph_memory_gb", self.graph_memory_gb)
-        if not (math.isfinite(self.graph_memory_gb) and self.graph_memory_gb > 0):
-            raise ValueError(f"graph_memory_gb is {self.graph_memory_gb}; it must be a finite number above 0")
         _check_choice("estimator", self.estimator, tuple(ESTIMATORS))
         _check_choice("rule", self.rule, tuple(RULES))
         for name, share in (("momentum", self.momentum), ("rms_decay", self.rms_decay)):

@@ -22,13 +22,14 @@ import torch
 from torch import nn
 
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.measuring import Inputs
+from llava.mezo.optimizer import MeZO
 from llava.mezo.trained import TrainedWeights
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
 
-Inputs = dict[str, torch.Tensor]
 Function = Callable[[Inputs], torch.Tensor]
 
 
@@ -176,6 +177,39 @@ class Places:
     def unmoved(self) -> bool:
         """Whether each is still the same, in the same place."""
         return all(table.get(name) is t and t.data_ptr() == place for table, name, t, place in self._found)
+
+
+class ForwardGraphs:
+    """Graphs of an optimizer's forwards; a `Recorder`. They go when a tensor of its model has moved."""
+
+    def __init__(self, graphs: Graphs, mezo: MeZO) -> None:
+        self.graphs = graphs
+        self.mezo = mezo
+        self._places, self._version = Places(mezo.perturbation.model), mezo.weights.version
+
+    def run(self, key: Hashable, function: Function, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As `Graphs.run`."""
+        self.mezo.weights.refresh()
+        if self._version != self.mezo.weights.version or not self._places.unmoved():
+            self._places, self._version = Places(self.mezo.perturbation.model), self.mezo.weights.version
+            self.clear()
+        return self.graphs.run(key, function, inputs)
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self.graphs.clear()
+
+
+def record_forwards(mezo: MeZO, wanted: str = "auto", gigabytes: float = 4.0) -> None:
+    """Have forwards whose inputs are tensors recorded, where they can be; to the same bits.
+
+    Args:
+        wanted: "auto", or "off" for none.
+        gigabytes: memory of the device, in GiB, that graphs may take; the least used go.
+    """
+    alone = mezo.course.estimator.several_seeds or mezo.weights.sharded or mezo.weights.apart
+    graphs = graphs_for(mezo.weights, "off" if alone else wanted, gigabytes)
+    mezo.recorder = None if graphs is None else ForwardGraphs(graphs, mezo)
 
 
 def graphs_for(weights: TrainedWeights, wanted: str, gigabytes: float) -> Graphs | None:

@@ -5,8 +5,9 @@ A step's loss at a point is the mean over its micro-batches, those of all ranks,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -17,9 +18,22 @@ from llava.mezo.updates import Update
 
 Loss = Callable[..., "float | torch.Tensor"]
 Run = Callable[[int], "Sequence[float | torch.Tensor]"]
+Inputs = dict[str, torch.Tensor]
 
 SIDE_BY_SIDE = 2
 """Points along one direction at which weights are perturbed together."""
+
+
+class Recorder(Protocol):
+    """Records functions of tensors on the device of the weights, to launch them again as a whole."""
+
+    def run(
+        self, key: Hashable, function: Callable[[Inputs], torch.Tensor], inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """`function(inputs)` for inputs on any device; equal keys are the same function, of its inputs alone."""
+
+    def clear(self) -> None:
+        """Forget all: tensors that were used have moved."""
 
 
 @dataclass(frozen=True)

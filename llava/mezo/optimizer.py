@@ -17,21 +17,17 @@ from llava.mezo.algorithms.course import Course, Proposal
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.config import MeZOConfig
 from llava.mezo.errors import JournalError
-from llava.mezo.graphs import Inputs, Places, graphs_for
+from llava.mezo.held import is_sharded
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import dtype_name
 from llava.mezo.journal.header import SETTINGS, Group, Header
 from llava.mezo.journal.records import Record, updates_of
 from llava.mezo.journal.replay import apply_records
-from llava.mezo.measuring import Loss, LossWindow, StepResult, mean_losses, measure
+from llava.mezo.measuring import Inputs, Loss, LossWindow, Recorder, StepResult, mean_losses, measure
 from llava.mezo.names import canonical_names, names_hash, numbered
-from llava.mezo.offloading.weights import OffloadedWeights
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import check_same_weights
-from llava.mezo.sharding.shards import check_shards
-from llava.mezo.sharding.turns import Turns
-from llava.mezo.sharding.weights import ShardedWeights, frozen_shards
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
@@ -85,10 +81,10 @@ class MeZO(Optimizer):
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
         self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
-        self.frozen = frozen_shards(canonical_names(model), chosen)
+        self.frozen = [p for p in canonical_names(model) if is_sharded(p) and p not in chosen]
         """Other parameters in shards, which a forward reads by way of this optimizer too."""
         self._ranks = ranks
-        self._turns = self._agree()
+        self._shared = self._shares_weights()
         self.sizes: tuple[float, ...] = ()
         """Of each trained parameter's noise, where they differ, see `tensor_sizes.py`."""
         self.course = Course(self.config)
@@ -97,12 +93,10 @@ class MeZO(Optimizer):
             sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
         self.perturbation = Perturbation(model, [*chosen, *self.frozen], self.weights)
-        alone = self.course.estimator.several_seeds or self._turns is not None or offload is not None
-        wanted = "off" if alone else self.config.cuda_graphs
         if offload is not None:
             logger.info("mezo: weights stay on the host and come to %s layer by layer, without CUDA graphs", offload)
-        self.graphs = graphs_for(self.weights, wanted, self.config.graph_memory_gb)
-        self._places, self._recorded_version = Places(model), self.weights.version
+        self.recorder: Recorder | None = None
+        """Records forwards that are functions of tensors; without it they run as they are, to the same bits."""
         self._latest: tuple[Update, ...] = ()
         """Updates since the estimator's anchor, the latest first."""
         self.last: StepResult | None = None
@@ -116,20 +110,18 @@ class MeZO(Optimizer):
         self._window = LossWindow()
         self._released = False
 
-    def _agree(self) -> Turns | None:
-        """How processes take turns in gathering weights; None where each has the whole model."""
-        shards = [*self.frozen, *(p for p, storage in self.storages.items() if storage.sharded)]
-        if not shards:
-            return None
+    def _shares_weights(self) -> bool:
+        """Whether weights are in shards; ValueError: what such cannot be."""
+        if not self.frozen and not any(storage.sharded for storage in self.storages.values()):
+            return False
         if self._offload is not None:
             raise ValueError("weights in shards cannot be offloaded: give each process the whole model, or no offload")
-        check_shards(shards)
         if self.config.estimator == "per_example" or self.ranks.point_ways > 1:
             raise ValueError(
                 "processes that share weights measure the same points at a time: neither the estimator per_example nor "
                 f"parallel {self.config.parallel!r} can have them measure different ones"
             )
-        return Turns()
+        return True
 
     @property
     def ranks(self) -> Ranks:
@@ -143,22 +135,31 @@ class MeZO(Optimizer):
 
     def set_sizes(self, sizes: Sequence[float]) -> None:
         """Let the noise of each parameter have this size; empty: 1."""
-        group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
-        groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
         self.sizes = tuple(sizes)
-        given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
         if hasattr(self, "weights"):
             self.flush()
-        if self._offload is not None:
-            self.weights: TrainedWeights = OffloadedWeights(*given, self._offload)
-        elif self._turns is not None:
-            self.weights = ShardedWeights(*given, self.frozen, self._turns)
-        else:
-            self.weights = TrainedWeights(*given)
+        self.weights = self._made_weights()
         if hasattr(self, "perturbation"):
             self.perturbation.use(self.weights)
-            if self.graphs is not None:
-                self.graphs.clear()
+            if self.recorder is not None:
+                self.recorder.clear()
+
+    def _made_weights(self) -> TrainedWeights:
+        """By where they are: whole, in shards, or on the host."""
+        group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
+        groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
+        given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
+        if self._offload is not None:
+            from llava.mezo.offloading.weights import OffloadedWeights
+
+            return OffloadedWeights(*given, self._offload)
+        if self._shared:
+            from llava.mezo.sharding.shards import check_shards
+            from llava.mezo.sharding.weights import ShardedWeights
+
+            check_shards([*self.frozen, *(p for p, storage in self.storages.items() if storage.sharded)])
+            return ShardedWeights(*given, self.frozen)
+        return TrainedWeights(*given)
 
     def flush(self) -> None:
         """The host's weights become what they should be, where they are offloaded; `exported` and others do it."""
@@ -197,8 +198,8 @@ class MeZO(Optimizer):
                 called once for each point of the estimator (twice a direction with "spsa") that is this rank's, each
                 time under perturbed weights, in evaluation mode and without autograd.
             inputs: tensors of the micro-batch, on any device. `loss` then takes them, on the device of the weights,
-                gives a tensor, and depends on nothing else that changes: on CUDA the forwards of a direction are
-                recorded as a graph for each shape of the inputs (give the same function each time), see `graphs.py`.
+                gives a tensor, and depends on nothing else that changes: a `recorder` then records the forwards of a
+                direction for each shape of the inputs (give the same function each time).
             weight: of the micro-batch in the mean, where they differ in size.
             keep: `loss` runs the model many times (it generates): perturbed weights are then kept for all of it, which
                 takes the memory of the trained weights once more.
@@ -282,14 +283,10 @@ class MeZO(Optimizer):
     def run_recorded(
         self, key: Hashable, function: Callable[[Inputs], torch.Tensor], inputs: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """`function(inputs)` on the device of the weights, as a CUDA graph if there are graphs; see `Graphs.run`."""
-        if self.graphs is None:
+        """`function(inputs)` on the device of the weights, recorded if there is a recorder; see `Recorder.run`."""
+        if self.recorder is None:
             return function({name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()})
-        self.weights.refresh()
-        if self._recorded_version != self.weights.version or not self._places.unmoved():
-            self._places, self._recorded_version = Places(self.perturbation.model), self.weights.version
-            self.graphs.clear()
-        return self.graphs.run(key, function, inputs)
+        return self.recorder.run(key, function, inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, what the rule remembers, and exact values of weights stored outside the model, by name."""
@@ -364,8 +361,8 @@ class MeZO(Optimizer):
         if self._offload is not None:  # forwards go on running there
             self.storages = {parameter: NativeStorage(parameter) for parameter in self.storages}
             self.set_sizes(self.sizes)
-        if self.graphs is not None:
-            self.graphs.clear()
+        if self.recorder is not None:
+            self.recorder.clear()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -400,8 +397,7 @@ class MeZO(Optimizer):
     def _check_ranks(self, step: int) -> None:
         """Now and then, `RanksDifferError` where ranks have different weights."""
         every = self.config.check_ranks_steps
-        shared = self._turns is not None  # weights in shards are there once
-        if every and step % every == 0 and self.ranks.count > 1 and not shared:
+        if every and step % every == 0 and self.ranks.count > 1 and not self._shared:  # shards are there once
             self.flush()  # ranks whose batches differ may have brought up different layers
             stored = dict(zip(self.names, self.storages.values(), strict=True))
             check_same_weights(stored, step, step // every, self.ranks, self.device)

@@ -3,7 +3,7 @@
 How a read becomes a perturbed one:
 
     layer.weight                          some code, anywhere in a forward
-      module._parameters["weight"]        a stand-in for the module's table of parameters (`_Parameters`)
+      module._parameters["weight"]        a stand-in for the module's table of parameters (`StandIn`)
         Perturbation.read(parameter)      within a forward of its unit (`units.py`): from the copies of all of the
                                           unit, made at its first read and dropped when that forward returns;
                                           from elsewhere (an output head, LLaVA's image_newline): a table, of which
@@ -11,9 +11,9 @@ How a read becomes a perturbed one:
           Passes.fetch                    for all forwards that run side by side at once (`passes.py`)
             TrainedWeights.perturbed      weight + scale * z into scratch memory (`trained.py`)
 
-`model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters. Where weights are
-offloaded (`offloading/`) all modules have stand-ins, since what is not perturbed has to be read from the device, too; a
-list of parameters then has their shapes, dtypes and that device, without values.
+`model.parameters()`, `named_parameters()` and `state_dict()` go on giving the stored parameters. Where a forward runs
+elsewhere than the model is (`OtherReads`), all modules have stand-ins, since what is not perturbed has to be read from
+there, too.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ from torch import nn
 
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.inference import evaluation_mode
-from llava.mezo.offloading.cargo import Cargo
-from llava.mezo.offloading.host_reads import HostReads
 from llava.mezo.passes import SIDE_BY_SIDE_ON, Passes
 from llava.mezo.reuse import replaced_forward
 from llava.mezo.tables import PerturbedTable
-from llava.mezo.trained import Copies, TrainedWeights
+from llava.mezo.trained import Copies, OtherReads, TrainedWeights
 from llava.mezo.units import find_units, owned_parameters
 
 logger = logging.getLogger(__name__)
@@ -59,14 +57,14 @@ class Perturbation:
         self.parameters = list(parameters)
         self.numbers = {parameter: number for number, parameter in enumerate(parameters)}
         self._passes = Passes()
-        self._stand_ins: list[_StandIn] = []
+        self._stand_ins: list[StandIn] = []
         self._split: set[nn.Module] = set()
         self._hooks = ExitStack()
         self._reads = 0
         self._keep = False
         self._warned = False
         self._arrange()  # refuses now what could not work later
-        self._reads_of_host: HostReads | None = weights.host_reads(model, self.numbers, self._passes)
+        self._others: OtherReads | None = weights.other_reads(model, self.numbers, self._passes)
 
     def _arrange(self) -> None:
         """Find the units: which module's forward a weight is perturbed in, and with which others."""
@@ -94,7 +92,7 @@ class Perturbation:
     def use(self, weights: TrainedWeights) -> None:
         """Others in the place of these, of the same parameters."""
         self.weights = weights
-        self._reads_of_host = weights.host_reads(self.model, self.numbers, self._passes)
+        self._others = weights.other_reads(self.model, self.numbers, self._passes)
 
     def _changed(self) -> bool:
         """Whether modules or parameters of the model are others than when the units were found."""
@@ -111,18 +109,17 @@ class Perturbation:
         self.weights.refresh()
         if self._changed():
             self._arrange()
-            self._reads_of_host = self.weights.host_reads(self.model, self.numbers, self._passes)
+            self._others = self.weights.other_reads(self.model, self.numbers, self._passes)
         with ExitStack() as stack, torch.no_grad():
             stack.callback(self._stand_ins.clear)
-            for module, kind in self._kinds_of_stand_ins():
-                stand_in = kind(module, self)
+            for stand_in in self._made_stand_ins():
                 self._stand_ins.append(stand_in)
                 stack.callback(stand_in.detach)
             self._hooks = stack.enter_context(ExitStack())
             self._watched: set[nn.Module] = set()
             self._watch()
-            if self._reads_of_host is not None:
-                self._watch_layers(self._reads_of_host.weights)
+            if self._others is not None:
+                self._others.watch(self._hooks)
             stack.enter_context(evaluation_mode(self.model))
             yield self
 
@@ -134,21 +131,16 @@ class Perturbation:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Within it the model's forward runs, with weights as they are, wherever it is; also while attached."""
-        if self._stand_ins or self._reads_of_host is None:
+        if self._stand_ins or self._others is None:
             yield
         else:
             with self.attached():
                 yield
 
-    def _kinds_of_stand_ins(self) -> Iterator[tuple[nn.Module, type[_StandIn]]]:
-        if self._reads_of_host is None:
-            yield from ((module, _Parameters) for module in self._owners)
-            return
-        for module in self._modules:
-            if owned_parameters(module):
-                yield module, _ParametersOfHost
-            if module._buffers:
-                yield module, _BuffersOfHost
+    def _made_stand_ins(self) -> Iterator[StandIn]:
+        if self._others is None:
+            return (StandIn(module, self.read) for module in self._owners)
+        return self._others.stand_ins(self._modules, self.read)
 
     def run(self, function: Callable[[], Any], points: int, keep: bool = False) -> list[Any]:
         """What `function` gives at each of so many points that `weights.aim` was given; only while attached.
@@ -160,11 +152,11 @@ class Perturbation:
                 weights for the time it saves. Calls run one after the other then. Not of weights in shards, which
                 would be whole on each process, and not of offloaded ones.
         """
-        offloaded = self._reads_of_host is not None
-        self._keep = keep and not (self.weights.sharded or offloaded)
+        elsewhere = self._others is not None
+        self._keep = keep and not (self.weights.sharded or elsewhere)
         try:
             with self._pass():
-                devices = {device.type for device in self.weights.tables} | (SIDE_BY_SIDE_ON if offloaded else set())
+                devices = {device.type for device in self.weights.tables} | (SIDE_BY_SIDE_ON if elsewhere else set())
                 devices = set() if keep or self.weights.sharded else devices
                 return self._passes.run(partial(self._to_the_end, function), points, devices)
         finally:
@@ -204,7 +196,7 @@ class Perturbation:
         """What a read of `parameter` gives now."""
         lane, number = self._passes.current, self.numbers.get(parameter)
         if lane is None or number is None:
-            return parameter if self._reads_of_host is None else self._reads_of_host.parameter(parameter)
+            return parameter if self._others is None else self._others.parameter(parameter)
         self._reads += number < len(self.weights.storages)
         if self._keep:
             if number not in lane.copies:
@@ -221,7 +213,7 @@ class Perturbation:
                     lane.copies |= self._fetch_alone(number)
             return lane.copies[number]
         if number not in lane.kept:
-            there = parameter if self._reads_of_host is None else self._reads_of_host.listed(parameter)
+            there = parameter if self._others is None else self._others.listed(parameter)
             alone = parameter.dim() == 0
             lane.kept |= self._fetch_alone(number) if alone else {number: PerturbedTable.make(there, self, number)}
         return lane.kept[number]
@@ -252,34 +244,6 @@ class Perturbation:
             self._split.update(unit.module for unit in layers)
             self._arrange()
             self._watch()
-
-    def listed(self, parameter: torch.Tensor) -> torch.Tensor:
-        """What a list of parameters has for one that is offloaded."""
-        assert self._reads_of_host is not None
-        return self._reads_of_host.listed(parameter)
-
-    def buffer(self, buffer: torch.Tensor) -> torch.Tensor:
-        """What a read of a buffer gives where weights are offloaded."""
-        assert self._reads_of_host is not None
-        return self._reads_of_host.buffer(buffer)
-
-    def _watch_layers(self, weights: Any) -> None:
-        """Have the weights of each layer come up for its forwards."""
-        self._hooks.callback(weights.end_of_use)
-        for module, block in weights.blocks.items():
-            for handle in (
-                module.register_forward_pre_hook(partial(self._come_up, weights, block), prepend=True),
-                module.register_forward_hook(partial(self._may_go, weights, block), always_call=True),
-            ):
-                self._hooks.callback(handle.remove)
-
-    def _come_up(self, weights: Any, block: Cargo, module: nn.Module, inputs: Any) -> None:
-        if self._passes.current is not None:  # forwards that run side by side wait for each other here
-            self._passes.fetch(block, lambda points, memory: [weights.land(block)] * len(points))
-        weights.enter(block)
-
-    def _may_go(self, weights: Any, block: Cargo, module: nn.Module, inputs: Any, output: Any) -> None:
-        weights.leave(block)
 
     def _watch(self) -> None:
         """Be told when units run and when owners return, whose copies go then; until the stand-ins go."""
@@ -326,20 +290,29 @@ class Perturbation:
                     lane.copies.pop(self.numbers[parameter], None)
 
 
-class _StandIn(dict[str, Any]):
-    """Stand-in for a module's table of parameters or buffers. Assignments reach the module's own table as well."""
+class StandIn(dict[str, Any]):
+    """Stand-in for a module's table of parameters. Assignments reach the module's own table as well.
 
-    table: str
+    `[name]`, which is how nn.Module reads an attribute, is perturbed. Listing (`items`, `values`, `get`) gives what is
+    stored.
+    """
 
-    def __init__(self, module: nn.Module, perturbation: Perturbation) -> None:
+    table = "_parameters"
+
+    def __init__(self, module: nn.Module, read: Callable[[Any], Any]) -> None:
         self.module = module
         self.stored = module.__dict__[self.table]
-        self.perturbation = perturbation
+        self.read = read
         super().__init__(self.stored)
         module.__dict__[self.table] = self
 
     def detach(self) -> None:
+        """Put the module's own table back."""
         self.module.__dict__[self.table] = self.stored
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return None if value is None else self.read(value)
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -348,40 +321,3 @@ class _StandIn(dict[str, Any]):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.stored[name]
-
-
-class _Parameters(_StandIn):
-    """`[name]`, which is how nn.Module reads an attribute, is perturbed.
-
-    Listing (`items`, `values`, `get`) gives what is stored.
-    """
-
-    table = "_parameters"
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return None if value is None else self.perturbation.read(value)
-
-
-class _ParametersOfHost(_Parameters):
-    """Of a model that is offloaded: listing gives shapes, dtypes and the device that forwards run on."""
-
-    def items(self) -> Any:
-        listed = self.perturbation.listed
-        return [(name, None if value is None else listed(value)) for name, value in super().items()]
-
-    def values(self) -> Any:
-        return [value for _, value in self.items()]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return dict(self.items()).get(name, default)
-
-
-class _BuffersOfHost(_StandIn):
-    """`[name]` is on the device that forwards run on."""
-
-    table = "_buffers"
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return None if value is None else self.perturbation.buffer(value)

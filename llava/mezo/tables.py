@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from llava.mezo.sharding.shards import is_sharded
+from llava.mezo.held import is_sharded
 
 
 class Source(Protocol):

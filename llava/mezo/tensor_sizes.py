@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from llava.mezo.errors import InputError
+from llava.mezo.held import is_sharded, local_part
 from llava.mezo.names import names_in_files
-from llava.mezo.sharding.shards import is_sharded, local_part
 
 KINDS = ("none", "norms", "rms")
 SMALLEST, LARGEST = 1e-9, 1e9

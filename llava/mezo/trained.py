@@ -6,10 +6,10 @@ This is what the perturbed forward and the optimizer know of weights; how each i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -38,6 +38,22 @@ class Unit:
     numbers: tuple[int, ...]
     parts: tuple[tuple[torch.device, Part, tuple[int, ...]], ...]
     """Device, part, numbers of the weights in it."""
+
+
+class OtherReads(Protocol):
+    """Reads of weights as they are, for a forward that runs elsewhere than the model is."""
+
+    def parameter(self, parameter: torch.Tensor) -> Any:
+        """What a read gives."""
+
+    def listed(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What a list of parameters has in its place: shape, dtype and device, and no values."""
+
+    def stand_ins(self, modules: Iterable[nn.Module], read: Callable[[Any], Any]) -> Iterator[Any]:
+        """For the modules' tables of parameters and buffers, see `perturb.py`; `read` gives a parameter."""
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Have hooks put on modules, until the stack is closed."""
 
 
 class TrainedWeights:
@@ -126,8 +142,8 @@ class TrainedWeights:
         """Factors of noise, one a pair, of each class from those of each group."""
         return tuple(tuple(as_float32(factor * size) for factor in of_groups[group]) for group, size in self._classes)
 
-    def host_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> Any:
-        """The `HostReads` of a model whose weights are offloaded, for reads that want no copy; None of any other."""
+    def other_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> OtherReads | None:
+        """Of a model that is elsewhere than its forward runs; None of any other."""
         return None
 
     def unperturbed(self) -> AbstractContextManager[None]:

@@ -18,8 +18,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from llava.mezo.held import first_element, is_sharded, local_part
 from llava.mezo.kernels.interface import LARGEST_ON_GRID, SUPPORTED_DTYPES, Grid
-from llava.mezo.sharding.shards import first_element, is_sharded, local_part
 
 
 class Storage(Protocol):

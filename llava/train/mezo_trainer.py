@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer as MeZOTrainer
 
 __all__ = ["MeZOTrainer"]

@@ -25,11 +25,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from llava import conversation
 from llava.compatibility import names_of
 from llava.errors import EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL, command
+from llava.mezo.held import agreed
 from llava.mezo.journal.files import JOURNAL_FOLDER
 from llava.mezo.lost_ranks import RanksError
 from llava.mezo.messages import answer_within, raising_together
 from llava.mezo.progress import PROBES_FILE
-from llava.mezo.sharding.whole import agreed
 from llava.model.checkpoint_files import read_json
 from llava.model.loading import not_finite
 from llava.model.own_settings import read_config
@@ -269,9 +269,9 @@ def trainer_of(
 def trainer_class(mode: str) -> type[LLaVATrainer]:
     """The trainer of a `--trainer_mode`."""
     if mode == "zo":
-        from llava.train.zo.trainer import MeZOTrainer
+        from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
-        return MeZOTrainer
+        return ExtendedMeZOTrainer
     return LLaVATrainer
 
 

@@ -20,7 +20,7 @@ from torch import distributed
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.ranks import Ranks
-from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
 from llava.train.zo.step_inputs import StepInputs
 
 RANKS = 2

@@ -38,13 +38,13 @@ import transformers
 from measuring import peak_over_loaded
 
 from llava.mezo import MeZO, MeZOConfig
-from llava.mezo.graphs import Graphs
+from llava.mezo.graphs import ForwardGraphs, Graphs, record_forwards
 from llava.mezo.journal import replay
 from llava.mezo.kernels.agreement import disagreements
 from llava.mezo.kernels.choice import available, kernel_for
 from llava.mezo.tensor_files import TensorFiles
 from llava.train.train import train
-from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
 from llava.train.zo.step_inputs import StepInputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,8 @@ def graphs(options: argparse.Namespace) -> dict[str, Any]:
     ends = []
     for wanted in ("off", "auto"):
         variants = step.Variants(options)
-        mezo = MeZO(variants.trained, variants.model, MeZOConfig(num_directions=2, cuda_graphs=wanted), lr=1e-4)
+        mezo = MeZO(variants.trained, variants.model, MeZOConfig(num_directions=2), lr=1e-4)
+        record_forwards(mezo, wanted)
         inputs, loss = (
             StepInputs(variants.model, mezo, options.bucket),
             functools.partial(laid_out_loss, variants.model),
@@ -153,7 +154,7 @@ def graphs(options: argparse.Namespace) -> dict[str, Any]:
     (eager, eager_weights), (recorded, weights) = ends
     return {
         "equal": eager == recorded and all(map(torch.equal, eager_weights, weights)),
-        "graphs": 0 if mezo.graphs is None else mezo.graphs.count,
+        "graphs": mezo.recorder.graphs.count if isinstance(mezo.recorder, ForwardGraphs) else 0,
         "losses": recorded,
     }
 

@@ -34,7 +34,7 @@ from llava.model.layout import Geometry
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
 from llava.samples.dataset import make_supervised_data_module
 from llava.train.train import train
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
 PLAYGROUND = Path(__file__).resolve().parents[2] / "playground"
 MODEL, SCAN = PLAYGROUND / "tiny-llava-onevision", PLAYGROUND / "data" / "scan"
@@ -55,15 +55,15 @@ def loop(steps: int) -> dict[str, float]:
     ):
         time_calls(times, owner, method, name)
     begins: list[float] = []
-    training_step = MeZOTrainer.training_step
+    training_step = ExtendedMeZOTrainer.training_step
 
-    def begin_step(self: MeZOTrainer, *args: Any) -> torch.Tensor:
+    def begin_step(self: ExtendedMeZOTrainer, *args: Any) -> torch.Tensor:
         begins.append(time.perf_counter())
         for values in times.values():
             values.append(0.0)
         return training_step(self, *args)
 
-    MeZOTrainer.training_step = begin_step  # type: ignore[method-assign]
+    ExtendedMeZOTrainer.training_step = begin_step  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         train(argv=words(folder, steps))
     times["step"] = [end - begin for begin, end in zip(begins, begins[1:], strict=False)]

@@ -28,7 +28,7 @@ from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.train.methods import RESERVE
-from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
 
 ZO2 = {
     "opt-1.3b": 3.75,

@@ -37,9 +37,12 @@ from shapes import SHAPES, batch, build
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
+from llava.mezo.graphs import record_forwards
 from llava.mezo.kernels.choice import kernel_for
-from llava.train.zo.sparse_loss import laid_out_loss, last_hidden
-from llava.train.zo.step_inputs import StepInputs, frozen_image_modules
+from llava.train.zo.image_modules import frozen_image_modules
+from llava.train.zo.laid_out_forwards import laid_out_loss
+from llava.train.zo.sparse_loss import last_hidden
+from llava.train.zo.step_inputs import StepInputs
 
 VARIANTS = ("forwards", "ours", "eager", "cached", "inplace")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -93,8 +96,9 @@ class Variants:
         return torch.nn.functional.cross_entropy(logits, targets[chosen])
 
     def _ours(self, graphs: str = "auto", more: Mapping[str, Any] | None = None) -> Callable[[], None]:
-        config = MeZOConfig(eps=EPS, kernel=self.options.kernel, storage=self.options.storage, cuda_graphs=graphs)
+        config = MeZOConfig(eps=EPS, kernel=self.options.kernel, storage=self.options.storage)
         self.mezo = MeZO(self.trained, self.model, config, lr=LR)
+        record_forwards(self.mezo, graphs)
         inputs = StepInputs(self.model, self.mezo, self.options.bucket)
         loss = functools.partial(laid_out_loss, self.model)
 

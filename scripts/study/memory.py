@@ -36,8 +36,8 @@ from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.lean_adapters import lean
 from llava.train.parts.master_weights import MasterWeights
 from llava.train.parts.saving import adapter_names, is_peft
+from llava.train.zo.image_modules import frozen_image_modules
 from llava.train.zo.sparse_loss import sparse_loss
-from llava.train.zo.step_inputs import frozen_image_modules
 
 METHODS = {
     "inference": "inference",

@@ -40,8 +40,8 @@ from llava.samples.collator import DataCollatorForSupervisedDataset
 from llava.samples.dataset import LazySupervisedDataset
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build
+from llava.train.zo.image_modules import frozen_image_modules
 from llava.train.zo.sparse_loss import last_hidden, sparse_loss
-from llava.train.zo.step_inputs import frozen_image_modules
 
 NAMES = {
     "inplace": "in place",

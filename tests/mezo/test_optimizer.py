@@ -390,8 +390,6 @@ class TestRefusals:
         ("seed", 2**64, "from 0 to"),
         ("seed", True, "an integer"),
         ("max_bad_steps", 0, "at least 1"),
-        ("cuda_graphs", "on", "auto, off"),
-        ("graph_memory_gb", 0.0, "above 0"),
         ("noise", "normal", "gaussian, rademacher"),
         ("kernel", "cuda", "auto, reference, torch, numba, triton"),
     ],

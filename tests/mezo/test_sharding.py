@@ -12,11 +12,12 @@ from torch import distributed, nn
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.errors import InputError
 from llava.mezo.head import cross_entropy
+from llava.mezo.held import borders, first_element, local_part, write_into
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.names import parameters_by_name
 from llava.mezo.sharding import weights as sharded_weights
 from llava.mezo.sharding.layout import Layout
-from llava.mezo.sharding.shards import borders, check_torch, first_element, local_part, shard_model, write_into
+from llava.mezo.sharding.shards import check_torch, shard_model
 from llava.mezo.sharding.turns import Turns
 from llava.mezo.sharding.weights import ShardedWeights
 from llava.mezo.sharding.whole import fingerprint_of_shards, on_first_host, whole_on_first

@@ -12,7 +12,8 @@ import torch
 from llava.constants import IGNORE_INDEX
 from llava.errors import InputError
 from llava.model import layout
-from llava.train.zo.sparse_loss import laid_out_loss, sparse_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
+from llava.train.zo.sparse_loss import sparse_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import test_sparse_loss

@@ -83,7 +83,7 @@ def test_patterns_name_flags_and_leave_what_decides() -> None:
     flags |= {"dataset_paths"}
     for pattern in f"{same_run.WITHOUT_EFFECT.pattern}|{same_run.OF_ROUNDING.pattern}".split("|"):
         assert any(re.fullmatch(pattern.strip(), name) for name in flags), pattern
-    equal_results = {"kernel", "cuda_graphs", "graph_memory_gb", "check_ranks_steps"}
+    equal_results = {"kernel", "check_ranks_steps"}
     decisive = {flag_of(one.name) for one in fields(MeZOConfig) if one.name not in equal_results}
     decisive |= {
         "learning_rate",

@@ -16,7 +16,7 @@ from llava.train.train import train
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments."""
-PRELOADED = ["llava.train.train", "llava.train.zo.trainer"]
+PRELOADED = ["llava.train.train", "llava.train.zo.extended_trainer"]
 TRAIN = Path(__file__).parents[2] / "llava" / "train" / "train_mem.py"
 
 

@@ -21,8 +21,9 @@ from llava.mezo.head import IGNORED, cross_entropy
 from llava.mezo.kernels import torch_any
 from llava.mezo.kernels.interface import Piece, Weight
 from llava.mezo.tables import PerturbedTable
-from llava.train.zo.sparse_loss import Measure, laid_out_loss, sparse_loss
-from llava.train.zo.step_inputs import frozen_image_modules
+from llava.train.zo.image_modules import frozen_image_modules
+from llava.train.zo.laid_out_forwards import laid_out_loss
+from llava.train.zo.sparse_loss import Measure, sparse_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mezo"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmark"))

@@ -17,7 +17,7 @@ from llava.mezo.kernels.torch_any import TorchTable
 from llava.mezo.updates import Update
 from llava.model import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, parts_of
-from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
 
 pytestmark = pytest.mark.skipif(not available("triton"), reason="triton is not installed")
 LAYERS, TOWER_LAYERS, WIDTH = 24, 26, 16

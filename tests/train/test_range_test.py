@@ -17,7 +17,7 @@ from llava.train import found_rate, range_test
 from llava.train.flags.parsing import parse_arguments
 from llava.train.range_test import SHARE, Mark, RangeTest, share_for, trial_settings
 from llava.train.train import train
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
 Flags = Callable[..., list[str]]
 
@@ -126,9 +126,9 @@ def test_a_run_that_is_no_number_any_more_is_broken(
     def loss(self: Any, batch: Any) -> torch.Tensor:
         return torch.tensor(math.nan if self.state.global_step == 9 else 2.0)
 
-    monkeypatch.setattr(MeZOTrainer, "validation_loss", loss)
-    monkeypatch.setattr(MeZOTrainer, "diverged", property(lambda self: self.state.global_step == steps < 9))
-    monkeypatch.setattr(MeZOTrainer, "_save_checkpoint", lambda *args: pytest.fail("saved"))
+    monkeypatch.setattr(ExtendedMeZOTrainer, "validation_loss", loss)
+    monkeypatch.setattr(ExtendedMeZOTrainer, "diverged", property(lambda self: self.state.global_step == steps < 9))
+    monkeypatch.setattr(ExtendedMeZOTrainer, "_save_checkpoint", lambda *args: pytest.fail("saved"))
     train(argv=small_run(learning_rate="auto", output_dir=tmp_path, max_steps=2))
     found = json.loads((tmp_path / "learning_rate.json").read_text())
     assert [mark["loss"] for mark in found["marks"]] == [2.0, 2.0, None]

@@ -20,10 +20,10 @@ from llava.samples.dataset import make_supervised_data_module
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
 from llava.train.zo.epoch_sampler import EpochSampler
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 from llava.train.zo.forwards import Forwards
 from llava.train.zo.settings import Settings
 from llava.train.zo.step_batches import PARTS, Growth, MicroBatches, StepSampler, Together
-from llava.train.zo.trainer import MeZOTrainer
 
 Flags = Callable[..., list[str]]
 
@@ -63,11 +63,11 @@ def test_parts_are_collated_one_by_one() -> None:
     assert [rows for _, rows in collate(["a", "b", "c"])[PARTS]] == [2, 1]
 
 
-def make(flags: list[str]) -> MeZOTrainer:
+def make(flags: list[str]) -> ExtendedMeZOTrainer:
     model_args, data_args, training_args = parse_arguments(flags)
     model, tokenizer = build(model_args, data_args, training_args)
     data = make_supervised_data_module(tokenizer, data_args)
-    return MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+    return ExtendedMeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
 
 
 @pytest.fixture()

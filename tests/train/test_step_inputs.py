@@ -15,7 +15,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from llava.mezo import MeZO, MeZOConfig
 from llava.samples.batch import Batch
 from llava.train.parts.feature_cache import FeatureCache, TileFeatures, tile_features
-from llava.train.zo.sparse_loss import laid_out_loss
+from llava.train.zo.laid_out_forwards import laid_out_loss
 from llava.train.zo.step_inputs import StepInputs
 
 

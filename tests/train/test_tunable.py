@@ -14,7 +14,7 @@ from llava.train.flags.parsing import parse_arguments
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import parse_parts
 from llava.train.train import build
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_mezo_decays_neither_norms_nor_biases(flags: Flags) -> None:
         flags(trainer_mode="zo", weight_decay=0.1, mm_tunable_parts=ALL_PARTS, mm_projector_lr=3e-4)
     )
     model, tokenizer = build(*arguments)
-    trainer = MeZOTrainer(model=model, args=arguments[2], processing_class=tokenizer, train_dataset=[])
+    trainer = ExtendedMeZOTrainer(model=model, args=arguments[2], processing_class=tokenizer, train_dataset=[])
     groups = trainer.create_optimizer().param_groups
     decayed = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
     exempt = {name for group in groups if not group["weight_decay"] for name in group["param_names"]}

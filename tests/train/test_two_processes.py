@@ -19,7 +19,7 @@ from launching import run_on_two, torchrun
 from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import build, train
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
 Flags = Callable[..., list[str]]
 
@@ -46,6 +46,9 @@ def test_two_processes_end_as_one_that_accumulates(small_run: Flags, tmp_path: P
     probes = json.loads((tmp_path / "two" / "probes.json").read_text())["probes"]
     assert [(one["step"], len(one["batches"])) for one in probes] == [(0, 2), (2, 2)]
     assert probes[1]["batches"][0] != probes[1]["batches"][1]
+    report = report_of(tmp_path / "two")
+    assert report["probes"]["every"] == 2 and len(report["probes"]["windows"]) == 1
+    assert report["projected_gradients"][0]["rms"] > 0 and "probes" not in report_of(tmp_path / "one")
 
     journals = [tmp_path / name / "mezo_journal" for name in ("two", "one")]
     assert len({(journal / "records.bin").read_bytes() for journal in journals}) == 1
@@ -120,7 +123,7 @@ class Replica(torch.nn.Module):
         self.options = options
 
 
-@pytest.mark.parametrize("trainer_class", [MeZOTrainer, LLaVATrainer])
+@pytest.mark.parametrize("trainer_class", [ExtendedMeZOTrainer, LLaVATrainer])
 def test_which_models_are_wrapped(
     trainer_class: type[LLaVATrainer], small_run: Flags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +134,7 @@ def test_which_models_are_wrapped(
     model, tokenizer = build(*arguments)
     trainer = trainer_class(model=model, args=arguments[2], processing_class=tokenizer, train_dataset=[])
     prepared = trainer.accelerator.prepare(model)
-    if trainer_class is MeZOTrainer:
+    if trainer_class is ExtendedMeZOTrainer:
         assert prepared is model
     else:
         assert prepared.options["find_unused_parameters"]

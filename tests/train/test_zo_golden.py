@@ -19,7 +19,7 @@ from llava.mezo.updates import Update
 from llava.samples.dataset import make_supervised_data_module
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build
-from llava.train.zo.trainer import MeZOTrainer
+from llava.train.zo.extended_trainer import ExtendedMeZOTrainer
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden" / "model"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "zo_step.json").read_text())["cases"]}
@@ -65,10 +65,10 @@ class GivenNoise(NumpyTable):
 @pytest.fixture()
 def trainer_of(
     run_flags: Callable[..., list[str]], fullmodel: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dict[str, Any]], MeZOTrainer]:
+) -> Callable[[dict[str, Any]], ExtendedMeZOTrainer]:
     """A trainer with the optimizer, the flags, the seeds and the noise of a case."""
 
-    def make(case: dict[str, Any]) -> MeZOTrainer:
+    def make(case: dict[str, Any]) -> ExtendedMeZOTrainer:
         words = run_flags(
             **fullmodel,
             **case["arguments"],
@@ -90,7 +90,7 @@ def trainer_of(
         monkeypatch.setattr(trained, "kernel_for", lambda name, device_type, noise: given)
         monkeypatch.setattr(algorithms, "direction_seed", lambda base, step, direction: case["seeds"][direction])
         data = make_supervised_data_module(tokenizer, data_args)
-        trainer = MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+        trainer = ExtendedMeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
         trainer.create_optimizer()
         trainer.drawn = drawn
         return trainer
@@ -104,7 +104,7 @@ def _draw(seed: int, parameters: list[nn.Parameter]) -> dict[nn.Parameter, torch
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_projected_gradients(name: str, trainer_of: Callable[[dict[str, Any]], MeZOTrainer]) -> None:
+def test_projected_gradients(name: str, trainer_of: Callable[[dict[str, Any]], ExtendedMeZOTrainer]) -> None:
     case = CASES[name]
     trainer = trainer_of(case)
     first = dict(trainer.model.named_parameters())[case["trainable_in_order"][0]]
@@ -125,7 +125,7 @@ def test_projected_gradients(name: str, trainer_of: Callable[[dict[str, Any]], M
 
 
 @pytest.mark.parametrize("name", DECAYED_ONCE)
-def test_update_given_the_gradient(name: str, trainer_of: Callable[[dict[str, Any]], MeZOTrainer]) -> None:
+def test_update_given_the_gradient(name: str, trainer_of: Callable[[dict[str, Any]], ExtendedMeZOTrainer]) -> None:
     case = CASES[name]
     trainer = trainer_of(case)
     parameters = dict(trainer.model.named_parameters())

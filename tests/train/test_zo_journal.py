@@ -24,8 +24,7 @@ from llava.mezo.journal.replay import main as replay
 from llava.samples.dataset import make_supervised_data_module
 from llava.train.flags.parsing import parse_arguments
 from llava.train.train import build, train
-from llava.train.zo import journaled_run, resume_points
-from llava.train.zo import trainer as mezo_trainer
+from llava.train.zo import extended_trainer, journaled_run, resume_points
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_picture_of_the_loss")]
 
@@ -96,7 +95,7 @@ def killed(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
                 if moment == "after the log" and state.global_step == step:
                     raise Killed
 
-        original, append = mezo_trainer.MeZOTrainer.__init__, Journal.append
+        original, append = extended_trainer.ExtendedMeZOTrainer.__init__, Journal.append
 
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
@@ -108,7 +107,7 @@ def killed(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
                 raise Killed
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(mezo_trainer.MeZOTrainer, "__init__", init)
+            patch.setattr(extended_trainer.ExtendedMeZOTrainer, "__init__", init)
             patch.setattr(Journal, "append", appended)
             patch.setattr(journaled_run, "RESUME_SECONDS", resume_seconds)
             train(argv=flags(**changes))
@@ -398,7 +397,7 @@ def test_the_best_step_is_loaded_at_the_end(storage: str, flags: Flags, tmp_path
     model, tokenizer = build(model_args, data_args, training_args)
     data = make_supervised_data_module(tokenizer, data_args)
     data["eval_dataset"] = data["train_dataset"]
-    trainer = mezo_trainer.MeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
+    trainer = extended_trainer.ExtendedMeZOTrainer(model=model, args=training_args, processing_class=tokenizer, **data)
     shown = {2: 3.0, 4: 1.0, 6: 1.0, 8: 2.0}
 
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:

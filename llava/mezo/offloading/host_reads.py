@@ -6,20 +6,23 @@ copied. Of buffers, which are small, a copy stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from llava.mezo.offloading.cargo import moves, placeholder
+from llava.mezo.offloading.cargo import Cargo, moves, placeholder
 from llava.mezo.passes import Passes
+from llava.mezo.perturb import StandIn
 from llava.mezo.tables import PerturbedTable
+from llava.mezo.units import owned_parameters
 
 
 class HostReads:
-    """Reads of parameters that are not perturbed; also a `Source` of their tables.
+    """Reads of parameters that are not perturbed (`OtherReads`); also a `Source` of their tables.
 
     Args:
         weights: an `OffloadedWeights`, which makes this.
@@ -68,6 +71,32 @@ class HostReads:
             self._buffers[buffer] = buffer._version, there
         return there
 
+    def stand_ins(self, modules: Iterable[nn.Module], read: Callable[[Any], Any]) -> Iterator[StandIn]:
+        """For all tables of these modules."""
+        for module in modules:
+            if owned_parameters(module):
+                yield _Parameters(module, read, self.listed)
+            if module._buffers:
+                yield _Buffers(module, self.buffer)
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Have the weights of each layer come up for its forwards."""
+        hooks.callback(self.weights.end_of_use)
+        for module, block in self.weights.blocks.items():
+            for handle in (
+                module.register_forward_pre_hook(partial(self._come_up, block), prepend=True),
+                module.register_forward_hook(partial(self._may_go, block), always_call=True),
+            ):
+                hooks.callback(handle.remove)
+
+    def _come_up(self, block: Cargo, module: nn.Module, inputs: Any) -> None:
+        if self._passes.current is not None:  # forwards that run side by side wait for each other here
+            self._passes.fetch(block, lambda points, memory: [self.weights.land(block)] * len(points))
+        self.weights.enter(block)
+
+    def _may_go(self, block: Cargo, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.weights.leave(block)
+
     def rows(self, number: int, rows: torch.Tensor) -> torch.Tensor:
         """See `tables.Source`; looked up on the host."""
         parameter = self._parameters[number]
@@ -101,3 +130,28 @@ class HostReads:
         copy: torch.Tensor = slot.values[parameter]["value"].clone()
         self.weights.slots.fill_ahead()
         return copy
+
+
+class _Parameters(StandIn):
+    """Listing gives shapes, dtypes and the device that forwards run on."""
+
+    def __init__(
+        self, module: nn.Module, read: Callable[[Any], Any], listed: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        super().__init__(module, read)
+        self.listed = listed
+
+    def items(self) -> Any:
+        return [(name, None if value is None else self.listed(value)) for name, value in super().items()]
+
+    def values(self) -> Any:
+        return [value for _, value in self.items()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return dict(self.items()).get(name, default)
+
+
+class _Buffers(StandIn):
+    """`[name]` is on the device that forwards run on."""
+
+    table = "_buffers"

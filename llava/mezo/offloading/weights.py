@@ -62,7 +62,7 @@ class OffloadedWeights(TrainedWeights):
 
     apart = True
 
-    def host_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> HostReads:
+    def other_reads(self, model: nn.Module, numbers: dict[nn.Parameter, int], passes: Passes) -> HostReads:
         self.arrange(model, numbers)
         return HostReads(self, numbers, passes)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llava.mezo.held import borders
 from llava.mezo.kernels.interface import placed
-from llava.mezo.sharding.shards import borders
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from llava.mezo.checksums import first_difference
 from llava.mezo.errors import InputError
+from llava.mezo.held import borders, is_sharded, local_part
 from llava.mezo.messages import rank_and_count
 from llava.mezo.names import canonical_names
 from llava.mezo.ranks import Ranks
@@ -31,11 +32,6 @@ def check_torch(version: str = torch.__version__) -> None:
         raise InputError(f"weights in shards (--zo_shard fsdp) need torch {needed} or later, and this is {version}")
 
 
-def is_sharded(tensor: Any) -> bool:
-    """Whether it is a DTensor, of which this rank holds a part."""
-    return hasattr(tensor, "to_local")
-
-
 def check_shards(parameters: Iterable[Any]) -> None:
     """ValueError: one is cut in another way than `shard_model` cuts it."""
     rank, ranks = rank_and_count()
@@ -48,29 +44,6 @@ def check_shards(parameters: Iterable[Any]) -> None:
                 f"a parameter of shape {tuple(parameter.shape)} is {parameter.placements} on {parameter.device_mesh}; "
                 "MeZO takes rows shared out to all processes, as llava.mezo.sharding.shards.shard_model cuts a model"
             )
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds, in the same memory: rows [first, last) of a sharded one, else all of it."""
-    if not is_sharded(tensor):
-        return tensor.detach()
-    with torch.no_grad():
-        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return part
-
-
-def borders(length: int, ranks: int) -> list[int]:
-    """[ranks + 1]: where each rank's rows begin among `length`, and the end. The last ranks may have fewer, or none."""
-    size = -(-length // ranks)
-    return [min(rank * size, length) for rank in range(ranks + 1)]
-
-
-def first_element(tensor: torch.Tensor) -> int:
-    """Number in the whole tensor of the first element that this rank holds."""
-    if not is_sharded(tensor):
-        return 0
-    rank, ranks = rank_and_count()
-    return borders(len(tensor), ranks)[rank] * tensor.shape[1:].numel()
 
 
 @torch.no_grad()
@@ -114,25 +87,3 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
         made = nn.Parameter(shard, requires_grad=parameter.requires_grad)
         for module, name in owners:
             module._parameters[name] = made
-
-
-@torch.no_grad()
-def write_into(parameter: torch.Tensor, whole: torch.Tensor) -> None:
-    """Copy the values of a whole weight into a parameter: a sharded one takes its rows. ValueError: another shape."""
-    if whole.shape != parameter.shape:
-        raise ValueError(f"a weight of shape {list(whole.shape)} for a parameter of shape {list(parameter.shape)}")
-    local_part(parameter).copy_(_same_rows(parameter, whole))
-
-
-def has_values(parameter: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Whether what this rank holds of a parameter equals the weight [shape of the parameter] on the CPU there."""
-    return torch.equal(local_part(parameter).cpu(), _same_rows(parameter, whole))
-
-
-def _same_rows(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Of a whole weight what this rank holds of the parameter."""
-    if not is_sharded(parameter):
-        return whole
-    rank, ranks = rank_and_count()
-    first, last = borders(len(parameter), ranks)[rank : rank + 2]
-    return whole[first:last]

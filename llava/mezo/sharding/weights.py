@@ -12,17 +12,17 @@ A forward ends on all ranks together, see `turns.py`; they run one after the oth
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import distributed, nn
 
+from llava.mezo.held import borders, local_part
 from llava.mezo.kernels.interface import check_rows
 from llava.mezo.scratch import Memory
 from llava.mezo.sharding.layout import Layout
-from llava.mezo.sharding.shards import borders, is_sharded, local_part
 from llava.mezo.sharding.turns import LONGEST, NOTHING, Request, Turns, all_gather
 from llava.mezo.trained import Copies, TrainedWeights, anyone
 from llava.mezo.weights import Storage
@@ -45,11 +45,10 @@ class ShardedWeights(TrainedWeights):
         groups: Sequence[int],
         sizes: Sequence[float],
         frozen: Sequence[nn.Parameter],
-        turns: Turns,
     ) -> None:
         super().__init__(storages, noise, kernel, groups, sizes)
         self.frozen = list(frozen)
-        self.turns = turns
+        self.turns = Turns()
         self.device = (self.frozen[0] if self.frozen else storages[0]).device
         self.received = 0
         """Bytes of weights that came from other ranks."""
@@ -246,8 +245,3 @@ class ShardedWeights(TrainedWeights):
 
     def _bytes(self, size: int) -> torch.Tensor:
         return self.pool.empty(torch.Size((size,)), torch.uint8, self.device)
-
-
-def frozen_shards(parameters: Iterable[nn.Parameter], trained: Container[nn.Parameter]) -> list[nn.Parameter]:
-    """Those of a model's parameters that are sharded and not trained, in their order."""
-    return [parameter for parameter in parameters if is_sharded(parameter) and parameter not in trained]

@@ -5,16 +5,16 @@ All ranks call what is here, in the same order. No device holds more than its sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import distributed, nn
 
+from llava.mezo.held import borders, is_sharded, local_part
 from llava.mezo.journal.fingerprint import combined, line
-from llava.mezo.messages import exchanged, handed_out, rank_and_count
+from llava.mezo.messages import handed_out, rank_and_count
 from llava.mezo.names import canonical_names
-from llava.mezo.sharding.shards import borders, is_sharded, local_part
 from llava.mezo.sharding.turns import host_group
 from llava.mezo.units import owned_parameters
 
@@ -57,15 +57,6 @@ def whole_on_first(model: nn.Module) -> Iterator[None]:
                 module._parameters[name] = parameter
     if places:
         distributed.barrier(group=host_group())
-
-
-def agreed(found: str | None, parameters: Iterable[torch.Tensor]) -> str | None:
-    """What the first of the ranks with something has found about a model; this rank's where nothing is in shards."""
-    shards = [parameter for parameter in parameters if is_sharded(parameter)]
-    if not shards:
-        return found
-    everyone = exchanged((found or "").encode(), shards[0].device)
-    return next((one.decode() for one in everyone if one), None)
 
 
 def fingerprint_of_shards(parameters: Mapping[str, torch.Tensor]) -> str:

@@ -15,11 +15,12 @@ import transformers
 
 from llava.eval.metrics import METRICS
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
-from llava.mezo.config import GRAPHS, KERNELS, NOISES, STORAGES
+from llava.mezo.config import KERNELS, NOISES, STORAGES
 from llava.mezo.ranks import PARALLEL
 from llava.model.adapter_kinds import ADAPTERS
 from llava.train.flags.renamed_flags import RenamedFlags
 from llava.train.parts.optimizers import OPTIMIZERS
+from llava.train.zo.device_settings import GRAPHS
 from llava.train.zo.settings import ON_DIVERGENCE, Settings
 
 TRAINER_MODES = ("regular", "zo")

@@ -46,6 +46,7 @@ from llava.train.objectives import chooses, score_of
 from llava.train.parts.build import class_of
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only, parse_parts
+from llava.train.zo.device_settings import DeviceSettings, refuse_placement
 from llava.train.zo.settings import Settings, refuse_impossible
 
 logger = logging.getLogger(__name__)
@@ -221,6 +222,7 @@ def check_run(values: Any, given: Collection[str]) -> None:
         _check_zeroth_order(values, given)
     else:
         Settings.of(values)  # ranges alone
+        DeviceSettings.of(values)
         check_optimizer(values, given)
     quantisation(values.bits == 8, values.bits == 4)
     _check_bits(values, given)
@@ -266,6 +268,7 @@ def _check_zeroth_order(values: Any, given: Collection[str]) -> None:
         raise InputError(
             "--gradient_checkpointing True excludes --trainer_mode zo, which has no backward pass: leave it out"
         )
+    refuse_placement(values)
     refuse_impossible(values)
     score_of(values.zo_objective)
     if chooses(values) and not values.train_on_answers_only:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +11,18 @@ from torch import nn
 
 from llava.mezo import MeZO, reuse_outputs
 from llava.mezo.algorithms.interface import Point
-from llava.mezo.answer_tree import AnswerTree
 from llava.mezo.errors import InputError
 from llava.mezo.head import cross_entropy, token_errors
 from llava.mezo.measuring import Loss
+from llava.train.zo.image_modules import frozen_image_modules, image_modules
 from llava.train.zo.settings import Settings
-from llava.train.zo.sparse_loss import Measure, laid_out_loss, plain_head, sparse_loss, whole_model
-from llava.train.zo.step_inputs import KnownFeatures, StepInputs, frozen_image_modules, image_modules
+from llava.train.zo.sparse_loss import Measure, sparse_loss
 
 Inputs = dict[str, Any]
-Objective = Callable[[nn.Module, Inputs], float]
-"""Takes the place of the loss: of a model, and a batch, for which it runs the model many times."""
+MEASURES: dict[str, Measure] = {"loss": cross_entropy, "accuracy": token_errors}
+"""What a step is to lessen, by `--zo_objective`."""
+Asked = tuple[Loss, "Mapping[str, torch.Tensor] | None", bool]
+"""What the engine takes for a batch: a loss, its inputs if they are tensors alone, whether copies are kept."""
 
 
 class Forwards:
@@ -32,11 +32,10 @@ class Forwards:
         network: the model without a wrapper that would run the forward under autocast.
         prepare: brings a batch to the device.
         whole_loss: of a model and a batch, for models that need their own forward.
-        answers: among which the right one is to become likelier, in place of all tokens.
-        known: asked for features of images that a batch does not bring with it.
+        measure: what is taken of supervised tokens; default: by the objective.
 
     Raises:
-        InputError: an objective that the model does not allow, at the first batch.
+        InputError: an objective that is not known or, at the first batch, that the model does not allow.
     """
 
     def __init__(
@@ -46,25 +45,16 @@ class Forwards:
         zo: Settings,
         prepare: Callable[[Inputs], Inputs],
         whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],
-        objective: Objective | None = None,
-        known: KnownFeatures | None = None,
-        answers: AnswerTree | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self.mezo = mezo
         self.network = network
-        self.objective = objective
         self._prepare = prepare
         self._whole_loss = whole_loss
         self._flag = f"--zo_objective {zo.objective}"
-        self._answers = None if answers is None else answers.to(mezo.device)
-        self._measure: Measure = token_errors if zo.objective == "accuracy" else cross_entropy
-        of_layout: Measure = self._measure
-        if answers is not None:
-            self._measure, of_layout = answers.loss_of_tokens, answers.loss
-        base = whole_model(network)
-        lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
-        self.inputs = StepInputs(base, mezo, zo.length_bucket, known) if lays_out else None
-        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=of_layout)
+        if measure is None and zo.objective not in MEASURES:
+            raise InputError(f"{self._flag}: allowed are {', '.join(MEASURES)}")
+        self._measure: Measure = measure or MEASURES[zo.objective]
 
     def accumulate(self, step: int, inputs: Inputs, rows: int) -> float:
         """The forwards of one micro-batch, which counts as so many rows; their mean loss."""
@@ -77,31 +67,13 @@ class Forwards:
             return self.mezo.losses_at(points, loss, tensors, keep)
 
     @contextmanager
-    def _loss_of(self, inputs: Inputs) -> Iterator[tuple[Loss, Mapping[str, torch.Tensor] | None, bool]]:
-        """What the engine takes for a batch: a loss, its inputs if they are tensors alone, whether copies are kept."""
-        network, objective = self.network, self.objective
-        if objective is not None:
-            yield lambda: objective(network, inputs), None, True
-            return
-        tensors = self.inputs(inputs) if self.inputs is not None and inputs.get("labels") is not None else None
-        if tensors is not None:
-            if self._answers is not None:
-                tensors["targets"] = self._answers.places(tensors["targets"])
-            yield self._laid_out_loss, tensors, False
-            return
-        inputs = with_pixels_as_weights(network, self._prepare(inputs))
-        with reuse_outputs(frozen_image_modules(network)):
+    def _loss_of(self, inputs: Inputs) -> Iterator[Asked]:
+        inputs = self._prepared(inputs)
+        with reuse_outputs(frozen_image_modules(self.network)):
             yield lambda: self._loss(inputs), None, False
 
-    def loss(self, inputs: Inputs) -> torch.Tensor:
-        """The cross entropy of a batch under the weights as they are, whatever the objective."""
-        laid_out = self.inputs
-        tensors = None if laid_out is None else laid_out(inputs)
-        if laid_out is not None and tensors is not None:
-            return laid_out_loss(laid_out.model, {name: t.to(self.mezo.device) for name, t in tensors.items()})
-        inputs = with_pixels_as_weights(self.network, self._prepare(inputs))
-        loss = sparse_loss(self.network, inputs)
-        return self._whole_loss(self.network, dict(inputs)) if loss is None else loss
+    def _prepared(self, inputs: Inputs) -> Inputs:
+        return with_pixels_as_weights(self.network, self._prepare(inputs))
 
     def _loss(self, inputs: Inputs) -> torch.Tensor:
         """Of one forward; without logits where the model is a language model that allows it."""

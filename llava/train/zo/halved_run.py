@@ -91,16 +91,12 @@ class HalvedRun(JournaledRun):
         """Let the journals on all disks and the model become those of the best step; where to go on from."""
         start, disks, step = self.starting_point, self.disks, self.watch.lowest()
         assert start is not None and disks is not None
-        output, validation = Path(str(self.args.output_dir)), getattr(self, "validation", None)
-        if validation is not None:
-            validation.curve.forget_after(step)
+        output = Path(str(self.args.output_dir))
         with raising_together(disks.device):
             if disks.is_owner:
                 lock = FolderLock(start.folder)
                 try:
-                    discard_after(step, output)
-                    if validation is not None:
-                        validation.curve.save(output)
+                    self._forget_after(step, output)
                     kept = go_back(Journal.read(start.folder), step)
                 finally:
                     lock.release()
@@ -116,6 +112,10 @@ class HalvedRun(JournaledRun):
         self.optimizer = self.lr_scheduler = None
         self.model_wrapped = self.model
         return str(start_of(output, not disks.several))
+
+    def _forget_after(self, step: int, output: Path) -> None:
+        """On a disk, as its owner."""
+        discard_after(step, output)
 
 
 def _halved(schedule: Callable[[int], float], times: Sequence[Kept], step: int) -> float:

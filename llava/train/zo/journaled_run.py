@@ -29,12 +29,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from llava.mezo import MeZO
 from llava.mezo.errors import InputError
+from llava.mezo.held import write_into
 from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import HEADER, PARENT, RECORDS, Journal
 from llava.mezo.messages import raising_together
 from llava.mezo.names import parameters_by_name
-from llava.mezo.sharding.shards import write_into
-from llava.mezo.sharding.whole import whole_on_first
 from llava.train.zo import state
 from llava.train.zo.disks import Disks
 from llava.train.zo.other_weights import load_other_weights, save_other_weights
@@ -156,8 +155,7 @@ class JournaledRun(transformers.Trainer):
         return contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights()
 
     def _save_start(self, folder: Path) -> None:
-        with whole_on_first(self.model):
-            self._save(str(folder))
+        self._save(str(folder))
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
@@ -196,8 +194,11 @@ class JournaledRun(transformers.Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         full = self._full_checkpoint(Path(resume_from_checkpoint))
         if full is not None:
-            super()._load_from_checkpoint(str(full), model)
+            self._load_weights(full, model)
             load_other_weights(self.model, full)
+
+    def _load_weights(self, checkpoint: Path, model: Any) -> None:
+        super()._load_from_checkpoint(str(checkpoint), model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.starting_point is None:

@@ -5,12 +5,31 @@ from __future__ import annotations
 import logging
 
 import torch
+import transformers
 from torch import nn
 
 from llava.mezo.offloading.cargo import moves
+from llava.train.zo.device_settings import DeviceSettings
 from llava.train.zo.sparse_loss import whole_model
 
 logger = logging.getLogger(__name__)
+
+
+class OffloadedRun(transformers.Trainer):
+    """A Trainer that leaves its model on the host where `--zo_offload` says so."""
+
+    _offloads: bool | None = None
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self._offloads_of(model):
+            super()._move_model_to_device(model, device)
+
+    def _offloads_of(self, model: nn.Module) -> bool:
+        """Decided once, before anything is moved."""
+        if self._offloads is None:
+            wanted = DeviceSettings.of(self.args).offload
+            self._offloads = offloads(wanted, model, self.args.device, self.args.train_batch_size)
+        return self._offloads
 
 
 def offloads(wanted: str, model: nn.Module, device: torch.device, rows: int) -> bool:

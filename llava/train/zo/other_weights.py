@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llava.mezo.held import write_into
 from llava.mezo.names import names_in_files, parameters_by_name
-from llava.mezo.sharding.shards import write_into
 from llava.mezo.tensor_files import TensorFiles, write_tensors
 
 FILE = "trained.safetensors"

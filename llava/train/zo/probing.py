@@ -53,14 +53,6 @@ class ProbeNowAndThen(TrainerCallback):
         if args.should_save:
             self.probes.save()
 
-    def report(self) -> dict[str, Any]:
-        """What report.json says of it."""
-        return {
-            "every": self.trainer.zo.probe_steps,
-            "records_of_a_batch": self.trainer.args.train_batch_size,
-            "windows": self.probes.report(),
-        }
-
     def _measured(self, step: int) -> list[Probe]:
         mezo, eps = self.trainer.mezo, self.trainer.zo.config.eps
         seed, ranks = probe_seed(self.trainer.zo.config.seed, step), mezo.ranks

@@ -19,14 +19,10 @@ from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
 from llava.mezo.config import KERNEL_DEVICES, MOST_DIRECTIONS, NOISES, MeZOConfig
 from llava.mezo.errors import InputError
 from llava.mezo.ranks import Ranks
-from llava.mezo.sharding.shards import check_torch
 from llava.train.zo.step_batches import Growth
 
 logger = logging.getLogger(__name__)
 
-SHARDS = ("none", "fsdp")
-OFFLOADS = ("none", "cpu", "auto")
-"""Where weights are: on the device of the run, or in the host's memory; "auto": there if they do not fit the device."""
 CLASSIFICATION = "classification"
 """The objective that is the cross entropy among the answers of the training set."""
 ON_DIVERGENCE = ("warn", "stop", "halve", "off")
@@ -36,8 +32,7 @@ ON_DIVERGENCE = ("warn", "stop", "halve", "off")
 class Settings:
     """A run's flags of MeZO, read once.
 
-    Training arguments that lack some of them (LLaVA-NeXT's models cannot be recorded as graphs, other trainers keep no
-    journal) mean these defaults.
+    Training arguments that lack some of them (other trainers keep no journal) mean these defaults.
     """
 
     config: MeZOConfig
@@ -49,11 +44,6 @@ class Settings:
     batch_growth: str | None = None
     anchor_batches: int = 1
     """How many usual steps' records a step at an anchor has."""
-    length_bucket: int = 1
-    shard: str = "none"
-    """Whether each process has the whole model, or a shard of every weight, see `sharded_run.py`."""
-    offload: str = "none"
-    """Whether weights stay on the host: one of `OFFLOADS`."""
     on_divergence: str = "warn"
     probe_steps: int = 0
     """After how many steps slope and curvature are measured, see `probing.py`; 0: never."""
@@ -77,7 +67,7 @@ class Settings:
                     f"least 2 and at most {MOST_DIRECTIONS}, and it has {examples}: change "
                     "--per_device_train_batch_size"
                 )
-        for name in ("journal_sync_steps", "anchor_batches", "length_bucket"):
+        for name in ("journal_sync_steps", "anchor_batches"):
             if own[name] is not None and own[name] < 1:
                 raise InputError(f"--zo_{name} {own[name]} must be at least 1")
         if own["probe_steps"] < 0:
@@ -87,10 +77,6 @@ class Settings:
                 f"--zo_probe_steps {own['probe_steps']} excludes --zo_objective {own['objective']}, a count, which has "
                 "no slope or curvature: leave one of them out"
             )
-        if own["shard"] not in SHARDS:
-            raise InputError(f"--zo_shard {own['shard']} must be one of {', '.join(SHARDS)}")
-        if own["offload"] not in OFFLOADS:
-            raise InputError(f"--zo_offload {own['offload']} is unknown; it must be one of {', '.join(OFFLOADS)}")
         if engine["estimator"] != "svrg":
             own["anchor_batches"] = 1
         try:
@@ -265,8 +251,6 @@ def refuse_impossible(args: Any) -> None:
         raise InputError("--zo_from_journal needs --zo_journal True: the new run's journal goes on from the other one")
     if zo.on_divergence == "halve":
         _refuse_with_halving(args, zo)
-    if zo.shard != "none":
-        _refuse_with_shards(args, zo)
     _refuse_batches(args, zo)
     for name in ("deepspeed", "fsdp", "torch_compile"):
         if getattr(args, name):
@@ -285,29 +269,6 @@ def _refuse_with_halving(args: Any, zo: Settings) -> None:
             "--lr_scheduler_type reduce_lr_on_plateau excludes --zo_on_divergence halve: both lower the rate. Give a "
             "schedule that is a function of the step, or warn, stop or off"
         )
-
-
-def _refuse_with_shards(args: Any, zo: Settings) -> None:
-    """What cannot go with weights in shards."""
-    given = f"--zo_shard {zo.shard}"
-    if zo.offload != "none":
-        raise InputError(f"--zo_offload {zo.offload} excludes {given}: a shard of every weight is on each card already")
-    check_torch()
-    if processes(args) < 2:
-        raise InputError(f"{given} needs several processes, which share the weights: start it by torchrun")
-    if zo.config.storage != "native":
-        raise InputError(
-            f"--zo_weight_storage {zo.config.storage} excludes {given}, which keeps weights in the model's dtype: give "
-            "native"
-        )
-    for name, value, excluded in (
-        ("zo_estimator", zo.config.estimator, zo.config.estimator == "per_example"),
-        ("zo_parallel", zo.config.parallel, zo.config.parallel != "data"),
-    ):
-        if excluded:
-            raise InputError(f"--{name} {value} excludes {given}: processes that share weights measure the same points")
-    if getattr(args, "bits", 16) != 16:
-        raise InputError(f"--bits {args.bits} excludes {given}: quantised weights are not cut into shards")
 
 
 def _refuse_batches(args: Any, zo: Settings) -> None:

@@ -10,30 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from llava.mezo.errors import InputError
+from llava.mezo.held import is_sharded, write_into
 from llava.mezo.names import names_in_files, parameters_by_name
-from llava.mezo.sharding.shards import is_sharded, shard_model, write_into
+from llava.mezo.sharding.shards import shard_model
 from llava.mezo.sharding.whole import whole_on_first
 from llava.mezo.tensor_files import TensorFiles
-from llava.train.zo.settings import Settings, refuse_impossible
+from llava.train.zo.device_settings import DeviceSettings, refuse_placement
+from llava.train.zo.journaled_run import JournaledRun
+from llava.train.zo.settings import refuse_impossible
 
 
-class ShardedRun(transformers.Trainer):
-    """A Trainer that cuts its model into shards where `--zo_shard` says so."""
-
-    model: Any
+class ShardedRun(JournaledRun):
+    """A `JournaledRun` that cuts its model into shards where `--zo_shard` says so."""
 
     @property
     def shares_weights(self) -> bool:
         """Whether each process has a shard of every weight."""
-        return Settings.of(self.args).shard != "none"
+        return DeviceSettings.of(self.args).shard != "none"
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if self.shares_weights and not any(is_sharded(parameter) for parameter in model.parameters()):
             refuse_impossible(self.args)
+            refuse_placement(self.args)
             shard_model(model, device)
         super()._move_model_to_device(model, device)
 
@@ -42,11 +43,15 @@ class ShardedRun(transformers.Trainer):
         with whole_on_first(self.model):
             super().save_model(*args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _save_start(self, folder: Path) -> None:
+        with whole_on_first(self.model):
+            super()._save_start(folder)
+
+    def _load_weights(self, checkpoint: Path, model: Any) -> None:
         if self.shares_weights:
-            read_weights(self.model, Path(resume_from_checkpoint))
+            read_weights(self.model, checkpoint)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super()._load_weights(checkpoint, model)
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:

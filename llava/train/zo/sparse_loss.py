@@ -34,18 +34,6 @@ def sparse_loss(network: Any, inputs: Mapping[str, Any], measure: Measure = cros
     return measure(states, head.weight, targets)
 
 
-def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Measure = cross_entropy) -> torch.Tensor:
-    """The same of a batch whose layout was worked out on the host; nothing here waits for the device.
-
-    Args:
-        model: a LLaVA model whose head is plain, without PEFT's wrapper.
-        tensors: as for its `laid_out_states`.
-        measure: as for `sparse_loss`.
-    """
-    head: Any = plain_head(model)
-    return measure(model.laid_out_states(tensors), head.weight, tensors["targets"])
-
-
 def whole_model(network: Any) -> Any:
     """The model whose forward is all that the network does: inside PEFT's wrapper where adapters are within layers.
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from llava.mezo.errors import InputError
+from llava.mezo.held import agreed, has_values, is_sharded, write_into
 from llava.mezo.journal.base_model import MODEL, folder_of, recorded_name
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, PARENT, Journal
 from llava.mezo.journal.fingerprint import fingerprint
@@ -28,9 +29,6 @@ from llava.mezo.journal.locking import FolderLock
 from llava.mezo.journal.replay import Replay
 from llava.mezo.messages import exchanged, raising_together
 from llava.mezo.names import names_in_files, parameters_by_name
-from llava.mezo.sharding.replay import replay_shards
-from llava.mezo.sharding.shards import has_values, is_sharded, write_into
-from llava.mezo.sharding.whole import agreed, fingerprint_of_shards
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.train.zo.disks import Disks
@@ -108,7 +106,7 @@ def prepare(
     if resume and not exists:
         logger.warning("%s has no journal: this run goes on without one, with checkpoints alone", folder.parent)
         return None
-    shared = zo.shard != "none"
+    shared = any(map(is_sharded, model.parameters()))
     lock = _locked(folder, disks)
     main = lock is not None and disks.rank == 0
     try:
@@ -252,8 +250,13 @@ def _common_fingerprint(base: _BaseFiles, shared: bool, disks: Disks) -> str:
     Raises:
         InputError: on every rank, with the ranks whose weights are not the main process's.
     """
-    of_weights = fingerprint_of_shards if shared else fingerprint
-    mark = of_weights({name: p.detach() for name, p in base.trained.items()})
+    weights = {name: p.detach() for name, p in base.trained.items()}
+    if shared:
+        from llava.mezo.sharding.whole import fingerprint_of_shards
+
+        mark = fingerprint_of_shards(weights)
+    else:
+        mark = fingerprint(weights)
     found = [told.decode().split(" ", 1) for told in exchanged(f"{mark} {socket.gethostname()}".encode(), disks.device)]
     others = [f"rank {rank} ({host})" for rank, (theirs, host) in enumerate(found) if theirs != found[0][0]]
     if others:
@@ -285,6 +288,8 @@ def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int
 def take_steps(parameters: Parameters, journal: Journal, steps: int, kernel: str) -> None:
     """Let a model's parameters, which are those before the journal's first step, become those after so many."""
     if any(is_sharded(parameter) for parameter in parameters.values()):
+        from llava.mezo.sharding.replay import replay_shards
+
         replay_shards(parameters, journal, steps, kernel)
         return
     replay = Replay(journal, lambda name: parameters[name].detach().clone(), kernel)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from llava.mezo import MeZO
 from llava.mezo.inference import evaluation_mode
+from llava.train.zo.image_modules import frozen_image_modules
 
 logger = logging.getLogger(__name__)
 
@@ -113,16 +112,3 @@ class StepInputs:
         if not self._told:
             self._told = True
             logger.info("videos and images that are resized run without a layout where the projector is trained")
-
-
-def image_modules(network: Any) -> list[nn.Module]:
-    """Vision tower, then projector: the order in which images pass them; none in a plain language model."""
-    if not hasattr(network, "get_model"):
-        return []
-    inner = network.get_model()
-    return [m for m in (inner.get_vision_tower(), getattr(inner, "mm_projector", None)) if m is not None]
-
-
-def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
-    """Those modules, from the first on, that are frozen: what they give depends on the images alone."""
-    return list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), image_modules(network)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,24 +22,14 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llava.mezo import MeZO, no_decay_names
-from llava.mezo.algorithms.course import Course
-from llava.mezo.answer_tree import AnswerTree
-from llava.mezo.errors import InputError
-from llava.mezo.journal.diverging import size_of
-from llava.mezo.journal.records import applied_steps
-from llava.mezo.kernels.choice import kernel_for
-from llava.mezo.progress import rms_report
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.zo.forwards import Forwards, Objective
+from llava.train.zo.forwards import Forwards
 from llava.train.zo.halved_run import HalvedRun
 from llava.train.zo.journaled_run import SaveResumePoints
-from llava.train.zo.offloading import offloads, to_host
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.probing import ProbeNowAndThen
-from llava.train.zo.settings import CLASSIFICATION, Settings, refuse_impossible
-from llava.train.zo.sharded_run import ShardedRun
+from llava.train.zo.settings import Settings, refuse_impossible
 from llava.train.zo.step_batches import parts_of
-from llava.train.zo.step_inputs import KnownFeatures
 from llava.train.zo.watch import WatchDivergence
 from llava.train.zo.without_gradients import WithoutGradients
 
@@ -49,10 +40,8 @@ class DivergedError(FloatingPointError):
     """The run stopped because its loss was not finite, or its projected gradients rose; the weights have been saved."""
 
 
-class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
+class MeZOTrainer(HalvedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
     """LLaVATrainer that estimates gradients from forwards alone (MeZO, Malladi et al. 2023, Algorithm 1)."""
-
-    _offloads: bool | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,12 +57,6 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
         self.probing = ProbeNowAndThen(self)
         if self.zo.probe_steps:
             self.add_callback(self.probing)
-        self.known_features: KnownFeatures | None = None
-        """Features of images that were encoded before, for models that lay batches out."""
-        self.objective: Objective | None = None
-        """Takes the place of the loss, where `--zo_objective` is of generated answers."""
-        self.answers: AnswerTree | None = None
-        """Those that `--zo_objective classification` is among."""
         self._forwards: tuple[nn.Module, Forwards] | None = None
         self._log_time: float | None = None
         self._log_step = 0
@@ -87,24 +70,13 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
             self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
             start = self.starting_point
             sizes = None if start is None else start.sizes
-            device = self.args.device if self._offloads_of(self.model) else None
-            if device is not None:
-                to_host(self.model)
-            split = _split_decay(groups, names, exempt)
-            self.optimizer = MeZO(split, self.model, self.zo.config, sizes=sizes, offload=device)
+            self.optimizer = self.make_mezo(_split_decay(groups, names, exempt), sizes)
             self.optimizer.journal = self.open_journal()
         return self.optimizer
 
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not self._offloads_of(model):
-            super()._move_model_to_device(model, device)
-
-    def _offloads_of(self, model: nn.Module) -> bool:
-        """Decided once, before anything is moved."""
-        if self._offloads is None:
-            wanted = Settings.of(self.args).offload
-            self._offloads = offloads(wanted, model, self.args.device, self.args.train_batch_size)
-        return self._offloads
+    def make_mezo(self, groups: list[dict[str, Any]], sizes: Sequence[float] | None) -> MeZO:
+        """The optimizer of these groups; `sizes` as it takes them."""
+        return MeZO(groups, self.model, self.zo.config, sizes=sizes)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The forwards of one micro-batch; `MeZO.step`, called by the loop, does the rest.
@@ -160,22 +132,12 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
             self._log_time += time.perf_counter() - begin
         return metrics
 
-    def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Mean cross entropy of what the collator gave, by the same forward as in a step."""
-        return self._forwards_of(self.model_wrapped).loss(batch)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `HalvedRun.train`.
 
         Raises:
             DivergedError: it had to stop because the loss is not finite, or as `--zo_on_divergence` says.
-            InputError: also an objective of generated answers without a function for it, or of answers without them.
         """
-        if self.zo.objective == CLASSIFICATION:
-            if self.answers is None:
-                raise InputError(f"--zo_objective {CLASSIFICATION}: set the trainer's `answers` to an AnswerTree")
-        elif self.zo.objective not in ("loss", "accuracy") and self.objective is None:
-            raise InputError(f"--zo_objective {self.zo.objective}: set the trainer's `objective` to a function")
         result = super().train(*args, **kwargs)
         if self.diverged:
             raise DivergedError(
@@ -191,11 +153,14 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
         """Made once for a model as the loop has it, and its optimizer."""
         if self._forwards is None or self._forwards[0] is not model or self._forwards[1].mezo is not self.mezo:
             network = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # whose forward is no autocast
-            known, objective, answers = self.known_features, self.objective, self.answers
-            prepare: Any = self._prepare_inputs
-            loss: Any = self.compute_loss
-            self._forwards = model, Forwards(self.mezo, network, self.zo, prepare, loss, objective, known, answers)
+            self._forwards = model, self.make_forwards(network)
         return self._forwards[1]
+
+    def make_forwards(self, network: nn.Module) -> Forwards:
+        """For the optimizer and the model without a wrapper."""
+        prepare: Any = self._prepare_inputs
+        loss: Any = self.compute_loss
+        return Forwards(self.mezo, network, self.zo, prepare, loss)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class, of forwards alone: 2 operations a token and parameter."""
@@ -205,31 +170,6 @@ class MeZOTrainer(HalvedRun, ShardedRun, PlannedBatches, WithoutGradients, LLaVA
     @functools.cached_property
     def _num_parameters(self) -> int:
         return self.model.num_parameters(exclude_embeddings=True) if hasattr(self.model, "num_parameters") else 0
-
-    def report(self) -> dict[str, Any]:
-        """What report.json says of the engine: its flags, and which kernel ran."""
-        config = self.zo.config
-        kernel = kernel_for(config.kernel, self.mezo.device.type, self.mezo.weights.noise)
-        report: dict[str, Any] = {"zo_kernel": kernel.name, "zo_eps": config.eps, "zo_seed": config.seed}
-        report["zo_weight_storage"] = config.storage
-        inputs = None if self._forwards is None else self._forwards[1].inputs
-        report["zo_offload"] = "cpu" if self._offloads else "none"
-        if self.known_features is not None and inputs is not None:
-            report["feature_cache"] = {"hits": inputs.hits, "misses": inputs.misses}
-        report["projected_gradients"] = rms_report(self._sizes())
-        if self.zo.probe_steps:
-            report["probes"] = self.probing.report()
-        if self.gone_back:
-            report["halvings"] = [{"after_step": kept.steps, "back_to_step": kept.back_to} for kept in self.gone_back]
-        return report | self.mezo.weights.report()
-
-    def _sizes(self) -> list[tuple[int, float]]:
-        """Steps, and sizes of their projected gradients: all of them from a journal, else those that were logged."""
-        if self.mezo.journal is None:
-            logged = [entry for entry in self.state.log_history if "projected_grad" in entry]
-            return [(int(entry["step"]), entry["projected_grad"]) for entry in logged]
-        steps = applied_steps(self.mezo.journal.records, Course(self.mezo.journal.header))
-        return [(record.step + 1, size_of(proposal.terms)) for record, proposal in steps if proposal.terms]
 
     @property
     def why_diverged(self) -> str | None:
