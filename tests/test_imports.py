@@ -48,8 +48,6 @@ FOR_ALL = ("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.inference", "l
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.
 CHOSEN_LATER = {
     "llava.mezo.kernels.choice": {"llava.mezo.kernels"},
-    "llava.mezo.optimizer": {"llava.mezo.offloading", "llava.mezo.sharding"},  # not in other trees
-    "llava.train.zo.starting_point": {"llava.mezo.sharding"},
     "llava.train.train": {"llava.train.zo.extended_trainer"},
     "llava.train.zo.offloading": {"llava.train.footprint", "llava.train.methods"},  # not in other trees
     "llava.model.builder": {"llava.model.tuners"},

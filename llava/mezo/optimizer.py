@@ -24,14 +24,14 @@ from llava.mezo.journal.header import SETTINGS, Group, Header
 from llava.mezo.journal.records import Record, updates_of
 from llava.mezo.journal.replay import apply_records
 from llava.mezo.measuring import Inputs, Loss, LossWindow, Recorder, StepResult, mean_losses, measure
-from llava.mezo.names import canonical_names, names_hash, numbered
+from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import check_same_weights
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
-from llava.mezo.weights import NativeStorage, Storage, store
+from llava.mezo.weights import Storage, store
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,8 @@ class MeZO(Optimizer):
 
     `ranks` are the processes that train together; by default those of torch.distributed's default group, once it is
     initialised, as `config.parallel` arranges them. `sizes`: of each parameter's noise, in the order of `names`; by
-    default what `config.tensor_scales` makes of the weights as they are. `offload`: a device that forwards run on while
-    the model, which is on the host, stays there (`offloading/`); read its parameters within `exported` then.
-    ValueError: a parameter that is not in the model, is frozen, or cannot be trained; an offloaded one that is not on
-    the host.
+    default what `config.tensor_scales` makes of the weights as they are.
+    ValueError: a parameter that is not in the model, is frozen, or cannot be trained, as a part of a weight cannot.
     """
 
     def __init__(
@@ -66,25 +64,20 @@ class MeZO(Optimizer):
         *,
         lr: float = 1e-6,
         weight_decay: float = 0.0,
-        offload: torch.device | None = None,
     ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.config = config or MeZOConfig()
         parameters = [p for group in self.param_groups for p in group["params"]]
         _check_trainable(parameters)
-        if offload is not None and any(parameter.device.type != "cpu" for parameter in parameters):
-            raise ValueError("weights that are offloaded start on the host; move the model there (model.cpu())")
-        self.device = parameters[0].device if offload is None else torch.empty(0, device=offload).device
+        self.device = self._device_for(parameters)
         """Where forwards run."""
-        self._offload = offload
         chosen = numbered(model, parameters)
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
         self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
-        self.frozen = [p for p in canonical_names(model) if is_sharded(p) and p not in chosen]
-        """Other parameters in shards, which a forward reads by way of this optimizer too."""
         self._ranks = ranks
-        self._shared = self._shares_weights()
+        self.frozen = self._read_along(model)
+        """Other parameters, which a forward reads by way of this optimizer too."""
         self.sizes: tuple[float, ...] = ()
         """Of each trained parameter's noise, where they differ, see `tensor_sizes.py`."""
         self.course = Course(self.config)
@@ -93,8 +86,6 @@ class MeZO(Optimizer):
             sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
         self.perturbation = Perturbation(model, [*chosen, *self.frozen], self.weights)
-        if offload is not None:
-            logger.info("mezo: weights stay on the host and come to %s layer by layer, without CUDA graphs", offload)
         self.recorder: Recorder | None = None
         """Records forwards that are functions of tensors; without it they run as they are, to the same bits."""
         self._latest: tuple[Update, ...] = ()
@@ -110,18 +101,13 @@ class MeZO(Optimizer):
         self._window = LossWindow()
         self._released = False
 
-    def _shares_weights(self) -> bool:
-        """Whether weights are in shards; ValueError: what such cannot be."""
-        if not self.frozen and not any(storage.sharded for storage in self.storages.values()):
-            return False
-        if self._offload is not None:
-            raise ValueError("weights in shards cannot be offloaded: give each process the whole model, or no offload")
-        if self.config.estimator == "per_example" or self.ranks.point_ways > 1:
-            raise ValueError(
-                "processes that share weights measure the same points at a time: neither the estimator per_example nor "
-                f"parallel {self.config.parallel!r} can have them measure different ones"
-            )
-        return True
+    def _device_for(self, parameters: Sequence[nn.Parameter]) -> torch.device:
+        return parameters[0].device
+
+    def _read_along(self, model: nn.Module) -> list[nn.Parameter]:
+        if any(map(is_sharded, model.parameters())):
+            raise ValueError(f"the model is in shards, which {type(self).__name__} does not put together")
+        return []
 
     @property
     def ranks(self) -> Ranks:
@@ -145,21 +131,13 @@ class MeZO(Optimizer):
                 self.recorder.clear()
 
     def _made_weights(self) -> TrainedWeights:
-        """By where they are: whole, in shards, or on the host."""
+        return TrainedWeights(*self._of_weights())
+
+    def _of_weights(self) -> tuple[list[Storage], str, str, list[int], tuple[float, ...]]:
+        """What `TrainedWeights` takes."""
         group_of = {p: number for number, group in enumerate(self._used_groups) for p in group["params"]}
         groups, noise = [group_of[p] for p in self.storages], self.course.estimator.kernel_noise
-        given = list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
-        if self._offload is not None:
-            from llava.mezo.offloading.weights import OffloadedWeights
-
-            return OffloadedWeights(*given, self._offload)
-        if self._shared:
-            from llava.mezo.sharding.shards import check_shards
-            from llava.mezo.sharding.weights import ShardedWeights
-
-            check_shards([*self.frozen, *(p for p, storage in self.storages.items() if storage.sharded)])
-            return ShardedWeights(*given, self.frozen)
-        return TrainedWeights(*given)
+        return list(self.storages.values()), noise, self.config.kernel, groups, self.sizes
 
     def flush(self) -> None:
         """The host's weights become what they should be, where they are offloaded; `exported` and others do it."""
@@ -358,9 +336,6 @@ class MeZO(Optimizer):
             )
         for storage in self.storages.values():
             storage.release()
-        if self._offload is not None:  # forwards go on running there
-            self.storages = {parameter: NativeStorage(parameter) for parameter in self.storages}
-            self.set_sizes(self.sizes)
         if self.recorder is not None:
             self.recorder.clear()
 
@@ -397,7 +372,7 @@ class MeZO(Optimizer):
     def _check_ranks(self, step: int) -> None:
         """Now and then, `RanksDifferError` where ranks have different weights."""
         every = self.config.check_ranks_steps
-        if every and step % every == 0 and self.ranks.count > 1 and not self._shared:  # shards are there once
+        if every and step % every == 0 and self.ranks.count > 1 and not self.weights.sharded:  # these are there once
             self.flush()  # ranks whose batches differ may have brought up different layers
             stored = dict(zip(self.names, self.storages.values(), strict=True))
             check_same_weights(stored, step, step // every, self.ranks, self.device)

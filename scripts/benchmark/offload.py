@@ -27,6 +27,7 @@ from fake_device import CARD, fake_card
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
+from llava.mezo.offloading.optimizer import OffloadedMeZO
 from llava.train.methods import RESERVE
 from llava.train.zo.laid_out_forwards import laid_out_loss
 
@@ -97,7 +98,7 @@ def prepared(shape: str, device: str = "meta") -> tuple[nn.Module, dict[str, tor
 def steps_of(model: Any, batch: dict[str, torch.Tensor], device: torch.device) -> tuple[MeZO, Callable[[int], None]]:
     """The optimizer, and a function that takes the step of a number."""
     trained = _parameters(model)[1]
-    mezo = MeZO(trained, model, MeZOConfig(), lr=1e-9, offload=device)
+    mezo = OffloadedMeZO(trained, model, MeZOConfig(), lr=1e-9, device=device)
     there = {name: tensor.to(device) for name, tensor in batch.items()}
 
     def of_opt(number: int) -> None:

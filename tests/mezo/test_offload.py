@@ -20,6 +20,7 @@ from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.replay import Replay
 from llava.mezo.kernels.interface import ALIGNMENT
+from llava.mezo.offloading.optimizer import OffloadedMeZO
 
 WIDTH, WORDS, LAYERS = 24, 90, 4
 HOST = torch.device("cpu")
@@ -68,7 +69,8 @@ def built(dtype: torch.dtype = torch.bfloat16, tied: bool = False, frozen: tuple
 
 def optimizer_of(model: nn.Module, offloaded: bool, device: torch.device = HOST, **settings: Any) -> MeZO:
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 1e-2, "weight_decay": 0.1}]
-    return MeZO(groups, model, MeZOConfig(**settings), offload=device if offloaded else None)
+    given = groups, model, MeZOConfig(**settings)
+    return OffloadedMeZO(*given, device=device) if offloaded else MeZO(*given)
 
 
 def batch(step: int, length: int = 9) -> torch.Tensor:

@@ -17,6 +17,7 @@ from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.names import parameters_by_name
 from llava.mezo.sharding import weights as sharded_weights
 from llava.mezo.sharding.layout import Layout
+from llava.mezo.sharding.optimizer import ShardedMeZO
 from llava.mezo.sharding.shards import check_torch, shard_model
 from llava.mezo.sharding.turns import Turns
 from llava.mezo.sharding.weights import ShardedWeights
@@ -72,7 +73,8 @@ def trained(sharded: bool, dtype: torch.dtype, **settings: Any) -> tuple[Network
         shard_model(network, torch.device("cpu"))
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [{"params": parameters[:3], "lr": 1e-2}, {"params": parameters[3:], "lr": 3e-2, "weight_decay": 0.1}]
-    mezo = MeZO(groups if settings.get("estimator") != "svrg" else parameters, network, MeZOConfig(**settings), lr=1e-2)
+    kind = ShardedMeZO if sharded else MeZO
+    mezo = kind(groups if settings.get("estimator") != "svrg" else parameters, network, MeZOConfig(**settings), lr=1e-2)
     measured: list[Any] = []
     for step in range(STEPS):
         ids, image = batch(distributed.get_rank(), step, dtype)
@@ -136,7 +138,7 @@ def bytes_of_a_forward() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.ModuleList(nn.Linear(32, 64 * 2, bias=False) for _ in range(2)))
     shard_model(network, torch.device("cpu"))
-    mezo = MeZO(network.parameters(), network, MeZOConfig(kernel="torch"), lr=1e-3)
+    mezo = ShardedMeZO(network.parameters(), network, MeZOConfig(kernel="torch"), lr=1e-3)
     assert isinstance(mezo.weights, ShardedWeights)
     layers, rank = list(network[0]), distributed.get_rank()
     for step, reads in enumerate((2, 1 + rank)):
@@ -172,7 +174,9 @@ def unread_rows() -> None:
     torch.manual_seed(0)
     network = Network()
     shard_model(network, torch.device("cpu"))
-    mezo = MeZO([p for p in network.parameters() if p.requires_grad], network, MeZOConfig(kernel="torch"), lr=1e-3)
+    mezo = ShardedMeZO(
+        [p for p in network.parameters() if p.requires_grad], network, MeZOConfig(kernel="torch"), lr=1e-3
+    )
     with pytest.raises(IndexError, match="23 rows"):
         mezo.accumulate(0, lambda: network(torch.tensor([3, WORDS]), None))
 
@@ -188,11 +192,11 @@ def refusals() -> None:
         distribute_tensor(linear.weight.detach(), init_device_mesh("cpu", (2,)), [Replicate()])
     )
     with pytest.raises(ValueError, match="shard_model cuts"):
-        MeZO(linear.parameters(), linear, MeZOConfig())
+        ShardedMeZO(linear.parameters(), linear, MeZOConfig())
     linear = nn.Linear(4, 4)
     fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(ValueError, match="fully_shard"):
-        MeZO(linear.parameters(), linear, MeZOConfig())
+        ShardedMeZO(linear.parameters(), linear, MeZOConfig())
     torch.manual_seed(0)
     linear = nn.Linear(4, 4).bfloat16()
     if distributed.get_rank() == 1:
@@ -202,10 +206,12 @@ def refusals() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(4, 4).bfloat16()
     shard_model(linear, torch.device("cpu"))
+    with pytest.raises(ValueError, match="in shards, which MeZO does not put together"):
+        MeZO(linear.parameters(), linear, MeZOConfig())
     per_example = {"estimator": "per_example", "num_directions": 2}
     for settings in ({"storage": "fixed16"}, per_example, {"parallel": "directions"}):
         with pytest.raises(ValueError, match=r"not as fixed16|measure the same points"):
-            MeZO(linear.parameters(), linear, MeZOConfig(**settings))
+            ShardedMeZO(linear.parameters(), linear, MeZOConfig(**settings))
 
 
 def has_shards() -> bool:

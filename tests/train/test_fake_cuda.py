@@ -20,6 +20,7 @@ from llava.mezo.answer_tree import AnswerTree
 from llava.mezo.head import IGNORED, cross_entropy
 from llava.mezo.kernels import torch_any
 from llava.mezo.kernels.interface import Piece, Weight
+from llava.mezo.offloading.optimizer import OffloadedMeZO
 from llava.mezo.tables import PerturbedTable
 from llava.train.zo.image_modules import frozen_image_modules
 from llava.train.zo.laid_out_forwards import laid_out_loss
@@ -177,7 +178,7 @@ def test_weights_on_the_host_are_read_on_the_device(trained: str, storage: str) 
     with fake_cuda(), mock.patch.object(PerturbedTable, "make", staticmethod(Table)):
         move(model, "cpu")
         chosen = [p for p in model.parameters() if p.requires_grad]
-        optimizer = MeZO(chosen, model, config, offload=torch.device("cuda"))
+        optimizer = OffloadedMeZO(chosen, model, config, device=torch.device("cuda"))
         loss = optimizer.accumulate(0, functools.partial(laid_out_loss, model), on_fake_cuda(tensors))
     assert loss == expected
 

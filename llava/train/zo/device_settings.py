@@ -43,7 +43,7 @@ class DeviceSettings:
         for name, allowed in (("cuda_graphs", GRAPHS), ("shard", SHARDS), ("offload", OFFLOADS)):
             value = getattr(place, name)
             if value not in allowed:
-                raise InputError(f"--zo_{name} {value} is unknown; it must be one of {', '.join(allowed)}")
+                raise InputError(f"--zo_{name} {value} must be one of {', '.join(allowed)}")
         if not (math.isfinite(place.graph_memory_gb) and place.graph_memory_gb > 0):
             raise InputError(f"--zo_graph_memory_gb {place.graph_memory_gb} must be a finite number above 0")
         if place.length_bucket < 1:

@@ -20,7 +20,9 @@ from llava.mezo.errors import InputError
 from llava.mezo.journal.diverging import size_of
 from llava.mezo.journal.records import applied_steps
 from llava.mezo.kernels.choice import kernel_for
+from llava.mezo.offloading.optimizer import OffloadedMeZO
 from llava.mezo.progress import rms_report
+from llava.mezo.sharding.optimizer import ShardedMeZO
 from llava.train.zo.device_settings import DeviceSettings, refuse_placement
 from llava.train.zo.laid_out_forwards import LaidOutForwards, Objective
 from llava.train.zo.offloading import OffloadedRun, to_host
@@ -58,10 +60,13 @@ class ExtendedMeZOTrainer(SharedBatches, OffloadedRun, ShardedRun, MeZOTrainer):
         return super().train(*args, **kwargs)
 
     def make_mezo(self, groups: list[dict[str, Any]], sizes: Sequence[float] | None) -> MeZO:
-        if not self._offloads_of(self.model):
-            return super().make_mezo(groups, sizes)
-        to_host(self.model)
-        return MeZO(groups, self.model, self.zo.config, sizes=sizes, offload=self.args.device)
+        given = groups, self.model, self.zo.config
+        if self.shares_weights:
+            return ShardedMeZO(*given, sizes=sizes)
+        if self._offloads_of(self.model):
+            to_host(self.model)
+            return OffloadedMeZO(*given, sizes=sizes, device=self.args.device)
+        return super().make_mezo(groups, sizes)
 
     def make_forwards(self, network: nn.Module) -> LaidOutForwards:
         prepare: Any = self._prepare_inputs

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from llava.mezo.errors import InputError
 from llava.mezo.held import write_into
 from llava.mezo.journal.base_model import MODEL, BaseModel
 from llava.mezo.journal.files import HEADER, PARENT, RECORDS, Journal
+from llava.mezo.journal.fingerprint import fingerprint
+from llava.mezo.journal.replay import Replay
 from llava.mezo.messages import raising_together
 from llava.mezo.names import parameters_by_name
 from llava.train.zo import state
@@ -46,7 +49,7 @@ from llava.train.zo.resume_points import (
     steps_of,
 )
 from llava.train.zo.settings import Settings
-from llava.train.zo.starting_point import StartingPoint, prepare, take_steps
+from llava.train.zo.starting_point import Parameters, StartingPoint, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ class JournaledRun(transformers.Trainer):
                     self.args,
                     self.zo,
                     resume is not None,
-                    save=self._save_start,
+                    run=self,
                     wait=self.accelerator.wait_for_everyone,
                     tokenizer=getattr(self, "processing_class", None) or getattr(self, "tokenizer", None),
                     disks=self.disks,
@@ -154,8 +157,19 @@ class JournaledRun(transformers.Trainer):
         """Within it, a forward through the model sees the weights as they are, wherever they are stored."""
         return contextlib.nullcontext() if self.optimizer is None else self.mezo.current_weights()
 
-    def _save_start(self, folder: Path) -> None:
+    def save_start(self, folder: Path) -> None:
+        """Write what a checkpoint of the model holds into a folder."""
         self._save(str(folder))
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """See `llava/mezo/journal/fingerprint.py`."""
+        return fingerprint(weights)
+
+    def take_steps(self, parameters: Parameters, journal: Journal, steps: int) -> None:
+        """Let the parameters, which are those before the journal's first step, become those after so many."""
+        replay = Replay(journal, lambda name: parameters[name].detach().clone(), self.zo.config.kernel)
+        replay.advance(steps)
+        replay.copy_into(parameters)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with contextlib.nullcontext() if self.optimizer is None else self.mezo.exported():
@@ -270,7 +284,7 @@ class JournaledRun(transformers.Trainer):
         best, step = (max if args.greater_is_better else min)(found, key=lambda pair: pair[0])
         logger.info("the best %s is %s, at step %d; its weights are taken", key, best, step)
         self.loaded_step = int(step)
-        take_steps(parameters_by_name(self.model), self.load_base(), self.loaded_step, self.zo.config.kernel)
+        self.take_steps(parameters_by_name(self.model), self.load_base(), self.loaded_step)
 
     @torch.no_grad()
     def load_base(self) -> Journal:

@@ -6,6 +6,7 @@ put together again on the host of the main process alone, while a model is saved
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import nn
 
 from llava.mezo.errors import InputError
 from llava.mezo.held import is_sharded, write_into
+from llava.mezo.journal.files import Journal
 from llava.mezo.names import names_in_files, parameters_by_name
+from llava.mezo.sharding.replay import replay_shards
 from llava.mezo.sharding.shards import shard_model
-from llava.mezo.sharding.whole import whole_on_first
+from llava.mezo.sharding.whole import fingerprint_of_shards, whole_on_first
 from llava.mezo.tensor_files import TensorFiles
 from llava.train.zo.device_settings import DeviceSettings, refuse_placement
 from llava.train.zo.journaled_run import JournaledRun
 from llava.train.zo.settings import refuse_impossible
+from llava.train.zo.starting_point import Parameters
 
 
 class ShardedRun(JournaledRun):
@@ -43,9 +47,21 @@ class ShardedRun(JournaledRun):
         with whole_on_first(self.model):
             super().save_model(*args, **kwargs)
 
-    def _save_start(self, folder: Path) -> None:
+    def save_start(self, folder: Path) -> None:
+        """As the base class; all processes take part."""
         with whole_on_first(self.model):
-            super()._save_start(folder)
+            super().save_start(folder)
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """As the base class, of whole weights."""
+        return fingerprint_of_shards(weights) if self.shares_weights else super().fingerprint_of(weights)
+
+    def take_steps(self, parameters: Parameters, journal: Journal, steps: int) -> None:
+        """As the base class, each process of its own."""
+        if self.shares_weights:
+            replay_shards(parameters, journal, steps, self.zo.config.kernel)
+        else:
+            super().take_steps(parameters, journal, steps)
 
     def _load_weights(self, checkpoint: Path, model: Any) -> None:
         if self.shares_weights:

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,9 +24,7 @@ from llava.mezo.errors import InputError
 from llava.mezo.held import agreed, has_values, is_sharded, write_into
 from llava.mezo.journal.base_model import MODEL, folder_of, recorded_name
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, PARENT, Journal
-from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.locking import FolderLock
-from llava.mezo.journal.replay import Replay
 from llava.mezo.messages import exchanged, raising_together
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.tensor_files import TensorFiles
@@ -69,12 +67,25 @@ class StartingPoint:
         return _weights_folder(self.folder / MODEL, self.model)
 
 
+class WeightsOfRun(Protocol):
+    """What is done with a run's weights, wherever its processes have them."""
+
+    def save_start(self, folder: Path) -> None:
+        """Write what a checkpoint of the model holds into a folder."""
+
+    def fingerprint_of(self, weights: Mapping[str, torch.Tensor]) -> str:
+        """See `fingerprint.py`."""
+
+    def take_steps(self, parameters: Parameters, journal: Journal, steps: int) -> None:
+        """Let the parameters, which are those before the journal's first step, become those after so many."""
+
+
 def prepare(
     model: nn.Module,
     args: Any,
     zo: Settings,
     resume: bool,
-    save: Callable[[Path], None],
+    run: WeightsOfRun,
     wait: Callable[[], None],
     tokenizer: Any,
     disks: Disks,
@@ -84,7 +95,6 @@ def prepare(
     Args:
         args: transformers' training arguments.
         resume: whether the run goes on; if not, it must not have a journal yet.
-        save: writes what a checkpoint of the model holds into a folder.
         wait: for all ranks.
         tokenizer: is saved with the model, if there is one.
         disks: which ranks see what the main process writes.
@@ -117,18 +127,18 @@ def prepare(
         disks.copy(folder, [MODEL])
         base.load()  # an adapter's random start need not come out the same again
         if not exists and (shared or main):  # weights in shards are put together by all ranks
-            base.complete(zo.from_journal, save, tokenizer, main)
+            base.complete(zo.from_journal, run.save_start, tokenizer, main)
         wait()
         disks.copy(folder, [MODEL])
         stored = base.stored(base.trained)  # before a branch changes the weights
         parent = str(folder / PARENT) if exists and (folder / PARENT).exists() else zo.from_journal
-        journal, steps = (None, 0) if parent is None else _branch_off(parent, model, zo.config.kernel)
+        journal, steps = (None, 0) if parent is None else _branch_off(parent, model, run)
         if journal is not None and not exists:
             base.compare(journal)
         return StartingPoint(
             folder=folder,
             model=base.name,
-            fingerprint=_common_fingerprint(base, shared, disks),
+            fingerprint=_common_fingerprint(base, run, disks),
             stored=stored,
             sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
             parent=journal,
@@ -244,19 +254,13 @@ class _BaseFiles:
         return None
 
 
-def _common_fingerprint(base: _BaseFiles, shared: bool, disks: Disks) -> str:
+def _common_fingerprint(base: _BaseFiles, run: WeightsOfRun, disks: Disks) -> str:
     """Of the trained weights before the first step, the same on all ranks.
 
     Raises:
         InputError: on every rank, with the ranks whose weights are not the main process's.
     """
-    weights = {name: p.detach() for name, p in base.trained.items()}
-    if shared:
-        from llava.mezo.sharding.whole import fingerprint_of_shards
-
-        mark = fingerprint_of_shards(weights)
-    else:
-        mark = fingerprint(weights)
+    mark = run.fingerprint_of({name: p.detach() for name, p in base.trained.items()})
     found = [told.decode().split(" ", 1) for told in exchanged(f"{mark} {socket.gethostname()}".encode(), disks.device)]
     others = [f"rank {rank} ({host})" for rank, (theirs, host) in enumerate(found) if theirs != found[0][0]]
     if others:
@@ -274,24 +278,12 @@ def _weights_folder(overlay: Path, model: str) -> Path | None:
     return folder_of(model) if model else None
 
 
-def _branch_off(where: str, model: nn.Module, kernel: str) -> tuple[Journal, int]:
+def _branch_off(where: str, model: nn.Module, run: WeightsOfRun) -> tuple[Journal, int]:
     """Weights of another run's step into the model; that run's journal and the number of its steps."""
     journal, steps = branching_point(where)
     parameters = parameters_by_name(model)
     unknown = [name for name in journal.header.names if name not in parameters]
     if unknown:
         raise InputError(f"--zo_from_journal {where}: that run trained {unknown[0]!r}, which this model lacks")
-    take_steps(parameters, journal, steps, kernel)
+    run.take_steps(parameters, journal, steps)
     return journal, steps
-
-
-def take_steps(parameters: Parameters, journal: Journal, steps: int, kernel: str) -> None:
-    """Let a model's parameters, which are those before the journal's first step, become those after so many."""
-    if any(is_sharded(parameter) for parameter in parameters.values()):
-        from llava.mezo.sharding.replay import replay_shards
-
-        replay_shards(parameters, journal, steps, kernel)
-        return
-    replay = Replay(journal, lambda name: parameters[name].detach().clone(), kernel)
-    replay.advance(steps)
-    replay.copy_into(parameters)
