@@ -66,7 +66,7 @@ class TrainedWeights:
     """
 
     sharded = False
-    """Whether each process holds a part of every weight, see `sharding/`."""
+    """Whether each process holds a part of every weight."""
     apart = False
     """Whether the modules of a layer are perturbed one by one, since its weights are on the device for a while only."""
     perturbs = True

@@ -108,7 +108,7 @@ def _refuse_unreadable(name: str, module: nn.Module) -> None:
     if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
         raise ValueError(
             f"module {name or 'at the top'!r} is under FSDP2's fully_shard, whose hooks gather weights past the "
-            "perturbation; cut the model by llava.mezo.sharding.shards.shard_model instead"
+            "perturbation; give each process the whole model, or shards that no hook gathers"
         )
     if isinstance(module, nn.RNNBase):
         raise ValueError(f"module {name!r} ({type(module).__name__}) keeps a private list of its weights; freeze it")

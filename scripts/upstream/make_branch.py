@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ DOCUMENTS_MESSAGE = """MeZO: documentation and a script
 scripts/train/mezo_onevision_si.sh fine-tunes the 0.5B and 7B single-image models with the hyper-parameters of the study
 behind #469; docs/MeZO.md tells how to choose them for other data.
 """
+README = "README.md"
+README_LINE = "- [MeZO](./docs/MeZO.md): fine-tuning with forward passes alone, in the memory of inference."
+ABOVE_README_LINE = re.compile(r"^- \[LLaVA-OneVision\].*?(\r?\n)", re.MULTILINE)
 PULL_REQUEST = FILES / "pull_request.md"
 TITLE = "Make main train again, and MeZO as an engine of its own"
 UPSTREAM = "LLaVA-VL/LLaVA-NeXT"
@@ -101,14 +105,29 @@ def commits(repository: Repository, base: str) -> str:
         raise InputError(f"{repository.path} has a {taken[0]} of its own, which would be replaced")
     mezo[trainer_edits.TRAIN] = mezo_files.train_with_mezo(trainer[trainer_edits.TRAIN]).encode()
 
+    documents = {path: source.read_bytes() for path, source in DOCUMENTS.items()}
+    readme = {README: with_line(repository.read(base, README) or "").encode()}
+
     commit = base
     for files, message in (
         ({path: text.encode() for path, text in trainer.items()}, trainer_edits.MESSAGE),
         (mezo, mezo_files.MESSAGE),
-        ({path: source.read_bytes() for path, source in DOCUMENTS.items()}, DOCUMENTS_MESSAGE),
+        (documents | readme, DOCUMENTS_MESSAGE),
     ):
         commit = repository.commit(commit, files, message)
     return commit
+
+
+def with_line(text: str) -> str:
+    """README.md with a line about the documentation, below the one on LLaVA-OneVision.
+
+    Raises:
+        InputError: there is no such line.
+    """
+    place = ABOVE_README_LINE.search(text)
+    if place is None:
+        raise InputError(f"{README}: a line '- [LLaVA-OneVision](...' was not found")
+    return f"{text[: place.end()]}{README_LINE}{place[1]}{text[place.end() :]}"
 
 
 def branch(repository: Repository, name: str, base: str, last: str) -> None:

@@ -55,14 +55,18 @@ names; regular training imports nothing of this.
 CHECK = """\
 
 if training_args.trainer_mode == "zo":
-    from llava.train.zo.settings import refuse_impossible
+    from llava.train.zo.settings import check_kernel, refuse_impossible
 
     refuse_impossible(training_args)
+    check_kernel(training_args.zo_kernel, training_args.device.type)
 """
 CHOICE = """\
 trainer_class = LLaVATrainer
 if training_args.trainer_mode == "zo":
+    from llava.train.zo.settings import Settings
     from llava.train.zo.trainer import MeZOTrainer as trainer_class
+
+    Settings.of(training_args).check_plan(training_args, len({data}["train_dataset"]))
 """
 
 
@@ -92,8 +96,10 @@ def train_with_mezo(text: str) -> str:
         (n for n in ast.walk(train) if isinstance(n, ast.Assign) and _calls(n.value, "LLaVATrainer")),
         "LLaVATrainer(...) in train()",
     )
-    source.replace_expression(made.value.func, "trainer_class")
-    source.add_before(made, CHOICE)
+    call = made.value
+    data = source.only((k.value for k in call.keywords if k.arg is None), "the **data_module of LLaVATrainer(...)")
+    source.replace_expression(call.func, "trainer_class")
+    source.add_before(made, CHOICE.format(data=ast.unparse(data)))
     resumes = source.only(
         (n for n in ast.walk(train) if isinstance(n, ast.If) and "checkpoint-*" in ast.unparse(n.test)),
         "the question for checkpoint-* in train()",

@@ -40,7 +40,7 @@ def test_errors_name_the_flag_as_the_help_does(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("module", "called"),
     [
-        ("llava.train.plan", "python -m llava.train.plan"),
+        ("llava.mezo.replay", "python -m llava.mezo.replay"),
         ("llava.mezo.journal.__main__", "python -m llava.mezo.journal"),
         ("pytest.__main__", "file.py"),
     ],

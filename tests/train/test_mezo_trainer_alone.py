@@ -218,6 +218,10 @@ def test_flags_that_it_cannot_honour_are_refused(mezo: Make) -> None:
         mezo(auto_find_batch_size=True)
 
 
+def test_no_optimizer_of_another_package_is_asked_for(mezo: Make) -> None:
+    assert mezo(optim="adamw_bnb_8bit").args.optim == "adamw_torch"
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -511,6 +515,14 @@ def test_a_run_tells_that_it_diverges(
     if stopped is not None:
         assert str(stopped.value) == told[0]
         assert "(half of it: 5e-07)" in told[0] and told[0].endswith(f"{tmp_path / what / 'mezo_journal'}:12")
+
+
+def test_a_step_that_was_recorded_shows_the_rate_it_was_taken_with(mezo: Make) -> None:
+    mezo(zo_journal=True, max_steps=3, lr_scheduler_type="cosine").train()
+    again = mezo(zo_journal=True, max_steps=5, learning_rate=7e-4)
+    again.train(resume_from_checkpoint=True)
+    shown, taken = [e["learning_rate"] for e in steps_of(again)], [r.rates[0] for r in again.mezo.journal.records]
+    assert shown == taken and taken[0] == 1e-3 > taken[1] > taken[2] and taken[3:] == [7e-4] * 2
 
 
 def test_single_bad_steps_do_not_stop_a_run(mezo: Make) -> None:

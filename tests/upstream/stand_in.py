@@ -112,9 +112,11 @@ def safe_save_model_for_hf_trainer(trainer, output_dir):
 
 def train():
     training_args = transformers.HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()[0]
+    data_module = {"train_dataset": [{"x": torch.ones(1)}]}
     trainer = LLaVATrainer(
         model=torch.nn.Linear(1, 1),
         args=training_args,
+        **data_module,
     )
     if list(pathlib.Path(training_args.output_dir).glob("checkpoint-*")):
         trainer.train(resume_from_checkpoint=True)
@@ -141,7 +143,7 @@ FILES = {
     "llava/train/llava_trainer.py": TRAINER,
     "llava/train/train.py": TRAIN,
     "llava/train/train_dpo.py": TRAIN_DPO,
-    "README.md": "A stand-in for LLaVA-NeXT.\n",
+    "README.md": "A stand-in for LLaVA-NeXT.\n- [LLaVA-OneVision](a.md): for demo inference.\n## Citation\n",
 }
 
 

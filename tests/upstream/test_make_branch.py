@@ -114,15 +114,21 @@ def test_the_second_commit_has_the_engine_its_trainer_and_the_flags(checkout: Pa
     for name in new:
         assert show(checkout, "mezo-trainer", name) == (ROOT / name).read_text()
 
+    readme = show(checkout, "mezo-trainer", "README.md").splitlines()
+    assert readme[1].startswith("- [LLaVA-OneVision]") and readme[2:] == [make_branch.README_LINE, "## Citation"]
     train = show(checkout, "mezo-trainer~1", "llava/train/train.py")
     lines = [line.strip() for line in train.splitlines()]
     made = lines.index("trainer = trainer_class(")
-    assert lines[made - 3 : made] == [
+    assert lines[made - 6 : made] == [
         "trainer_class = LLaVATrainer",
         'if training_args.trainer_mode == "zo":',
+        "from llava.train.zo.settings import Settings",
         "from llava.train.zo.trainer import MeZOTrainer as trainer_class",
+        "",
+        'Settings.of(training_args).check_plan(training_args, len(data_module["train_dataset"]))',
     ]
     assert lines.index("refuse_impossible(training_args)") < made
+    assert lines.index("check_kernel(training_args.zo_kernel, training_args.device.type)") < made
     assert 'if training_args.trainer_mode == "zo" or list(pathlib.Path(training_args.output_dir).glob(' in train
     for flag in ("trainer_mode", "zo_eps", "zo_num_directions", "zo_journal"):
         assert sum(line.startswith(f"{flag}: ") for line in lines) == 1, flag
@@ -147,6 +153,12 @@ def test_the_flags_parse_as_ours_do(checkout: Path) -> None:
     assert of_mezo - set(mezo_files.LEFT_OUT) == {name for name in defaults if name.startswith("zo_")}
     with pytest.raises(SystemExit):
         parser.parse_args_into_dataclasses(["--trainer_mode", "zoo"])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["0.5b", "-h"]])
+def test_the_script_tells_what_it_takes(words: list[str]) -> None:
+    done = bash(ROOT / "scripts" / "upstream" / "files" / "mezo_onevision_si.sh", *words)
+    assert done.returncode == 0 and "OUTPUT_DIR=runs/mine" in done.stdout and "set -euo" not in done.stdout
 
 
 @pytest.mark.parametrize("preset", ["0.5b", "7b"])
@@ -255,7 +267,8 @@ def test_a_folder_in_the_checkout_and_a_worktree_will_do(checkout: Path, tmp_pat
 
 def test_another_branch_name_and_base(checkout: Path) -> None:
     base = git(checkout, "rev-parse", "HEAD").strip()
-    (checkout / "README.md").write_text("Later.\n")
+    (checkout / "LATER.md").write_text("Later.\n")
+    git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "-am", "Later")
     make_branch.main([str(checkout), "--branch", "fix/mezo", "--base", "HEAD~1"])
     assert git(checkout, "rev-parse", "fix/mezo~3").strip() == base
@@ -297,6 +310,7 @@ BRANCH = "if True:\n            self.opt"
         ("llava_trainer", "super().create_optimizer()", "nowhere(self)", "still uses nowhere, defined nowhere"),
         ("llava_trainer", 'if self.trainer_mode == "zo":\n            self.opt', BRANCH, "branch of create_optimizer"),
         ("train", "trainer = LLaVATrainer(", "trainer = build(", r"LLaVATrainer\(...\) in train\(\) was not found"),
+        ("train", "**data_module", "train_dataset=[]", r"the \*\*data_module of LLaVATrainer\(...\) was not found"),
         ("train", "parse_args_into_dataclasses", "parse", r"parse_args_into_dataclasses\(\) in train"),
         ("train", "checkpoint-*", "step-*", r"question for checkpoint-\* in train\(\) was not found"),
         ("train", "def train():", "def main():", r"train\(\) of the module was not found"),

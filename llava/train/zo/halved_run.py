@@ -2,8 +2,8 @@
 
 It goes back to the step where its loss was lowest, by its journal, and from there on as an interrupted run does, in the
 same process. What decides lies in the journal's folder (`llava/mezo/journal/kept.py`) and is there at once, so that a
-run that is killed at any moment either diverges again at the same step, or has gone back. Checkpoints, resume points
-and validations of later steps are gone before that.
+run that is killed at any moment either diverges again at the same step, or has gone back. Checkpoints and resume points
+of later steps are gone before that.
 """
 
 from __future__ import annotations

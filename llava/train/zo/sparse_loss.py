@@ -15,7 +15,7 @@ from torch import nn
 from llava.mezo.head import cross_entropy, supervised
 
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""`cross_entropy` or `token_errors` of `llava.mezo.head`, or the loss of an `AnswerTree`."""
+"""`cross_entropy` or `token_errors` of `llava.mezo.head`, or another function of what these take."""
 
 
 def sparse_loss(network: Any, inputs: Mapping[str, Any], measure: Measure = cross_entropy) -> torch.Tensor | None:

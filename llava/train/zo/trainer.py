@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 
 from llava.mezo import MeZO, no_decay_names
 from llava.train.llava_trainer import LLaVATrainer
@@ -48,6 +49,7 @@ class MeZOTrainer(HalvedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
         refuse_impossible(self.args)
         self.zo = Settings.of(self.args)
         self.args.max_grad_norm = 0.0  # there are no gradients to clip
+        self.args.optim = OptimizerNames.ADAMW_TORCH  # of what the base class makes only the groups are taken
         self.plan_batches(self.zo)
         self.add_callback(_StopWhenDiverged(self))
         self.watch = WatchDivergence(self)
@@ -110,6 +112,8 @@ class MeZOTrainer(HalvedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
                 since = int(max((entry["step"] for entry in self.state.log_history if "loss" in entry), default=0))
                 records = self.mezo.journal.records[since : self.state.global_step]
                 logs["loss"] = sum(record.loss for record in records) / len(records)
+                if "learning_rate" in logs:
+                    logs["learning_rate"] = records[-1].rates[0]  # a run may go on with another schedule
                 if self.zo.config.estimator == "spsa" and all(len(set(record.losses)) == 1 for record in records):
                     logger.warning(
                         "steps %d to %d: the losses are equal on both sides, so nothing is learnt; does anything that "

@@ -14,6 +14,9 @@ fail() {
     exit 2
 }
 
+case " $* " in
+*" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+esac
 PRESET=${1:-}
 case $PRESET in
 0.5b) PARTS=mm_vision_tower,mm_mlp_adapter,mm_language_model ;;
