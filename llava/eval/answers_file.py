@@ -99,12 +99,10 @@ class AnswersFile:
         for name in sorted({*earlier, *self.settings}):
             before, now = earlier.get(name), self.settings.get(name)
             if before != now:
+                other = f": {name} was {before!r}, now {now!r}"
                 if name == "quantization_config":
-                    other = "with other --bits, --quant-type or --double-quant"
-                    raise InputError(f"{self.path}: has answers of another run, {other}; {_START_AGAIN}")
-                raise InputError(
-                    f"{self.path}: has answers of another run: {name} was {before!r}, now {now!r}; {_START_AGAIN}"
-                )
+                    other = ", with other --bits, --quant-type or --double-quant"
+                raise InputError(f"{self.path}: has answers of another run{other}; {_START_AGAIN}")
 
     def _checked(self, number: int, line: str, ids: list[Any]) -> dict[str, Any]:
         try:

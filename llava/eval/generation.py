@@ -195,13 +195,12 @@ class Answerer:
     def _image_arguments(self, questions: Sequence[Question]) -> dict[str, Any]:
         if not any(question.images for question in questions):
             return {}
-        tensors, sizes, modalities = [], [], []
-        for question in questions:
-            for tensor, size, modality in self._tiles_once(question):
-                tensors.append(tensor.to(device=self.model.device, dtype=self.model.dtype))
-                sizes.append(size)
-                modalities.append(modality)
-        return {"images": tensors, "image_sizes": sizes, "modalities": modalities}
+        entries = [entry for question in questions for entry in self._tiles_once(question)]
+        return {
+            "images": [tiles.to(device=self.model.device, dtype=self.model.dtype) for tiles, _, _ in entries],
+            "image_sizes": [size for _, size, _ in entries],
+            "modalities": [modality for _, _, modality in entries],
+        }
 
     def _tiles_once(self, question: Question) -> list[Entry]:
         if self.keep is None:

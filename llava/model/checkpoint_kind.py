@@ -56,7 +56,7 @@ def check_model(
         any_class: the class to load it with is named elsewhere.
     """
     where = flag if variable is None else f"{variable} or {flag}"
-    _check_there(name, flag, where, (CONFIG, LORA, *ADAPTER_FILES), "config.json")
+    _check_there(name, flag, where, (CONFIG, LORA, *ADAPTER_FILES), CONFIG)
     part = _part(name)
     if part is not None:
         raise InputError(f"{flag} {name}: {part} Set {where} to {_BASE_OF[part]}{_named_base(name)}")

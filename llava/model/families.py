@@ -26,9 +26,12 @@ _CLASS_OF_MODEL_TYPE = {
 _CLASS_OF_MODEL_TYPE[HF_MODEL_TYPE] = LlavaQwenForCausalLM
 _CLASS_OF_ARCHITECTURE = {family.__name__: family for family in FAMILIES}
 # Words in the last part of a path, for a config that says nothing.
-_CLASS_OF_WORD = {"qwen": LlavaQwenForCausalLM, "quyen": LlavaQwenForCausalLM} | dict.fromkeys(
-    ("llama", "vicuna"), LlavaLlamaForCausalLM
-)
+_CLASS_OF_WORD = {
+    "qwen": LlavaQwenForCausalLM,
+    "quyen": LlavaQwenForCausalLM,
+    "llama": LlavaLlamaForCausalLM,
+    "vicuna": LlavaLlamaForCausalLM,
+}
 
 
 def model_class_for(config: Any, name_or_path: str | None = None) -> type[Any]:
@@ -103,7 +106,6 @@ def overwrite_entries(config: Any, entries: dict[str, Any]) -> None:
     """
     if "mm_vision_tower" in entries:
         for key in TOWER_KEYS:
-            if hasattr(config, key):
-                delattr(config, key)
+            vars(config).pop(key, None)
     for name, value in entries.items():
         setattr(config, name, value)

@@ -246,7 +246,7 @@ class LlavaMetaForCausalLM(_Base):
         features: Sequence[torch.Tensor],
         padding_side: str,
         limit: int | None = None,
-    ) -> Any:
+    ) -> SplicedBatch:
         keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         targets = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         rows = [ids[kept] for ids, kept in zip(input_ids, keep, strict=True)]

@@ -213,10 +213,10 @@ def load_learned_tokens(inner_model: Any, tensors: dict[str, torch.Tensor], sour
         if token is None:
             continue
         found = [value for key, value in tensors.items() if key.split(".")[-1] == name]
-        if found:
-            if found[0].shape != token.shape:
-                raise InputError(f"{source}: {name} is {list(found[0].shape)}, but {list(token.shape)} in the model")
-            with torch.no_grad():
-                token.copy_(found[0])
-        else:
+        if not found:
             logger.warning("%s: no %s; it keeps the value it has", source, name)
+            continue
+        if found[0].shape != token.shape:
+            raise InputError(f"{source}: {name} is {list(found[0].shape)}, but {list(token.shape)} in the model")
+        with torch.no_grad():
+            token.copy_(found[0])

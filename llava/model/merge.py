@@ -109,21 +109,20 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
 
 def _check_kind(adapter: str) -> None:
     file = find_file(adapter, "adapter_config.json")
-    if file is None and find_file(adapter, SCALES_FILE) is not None:
-        return
-    if file is None:
-        if not Path(adapter).exists() and looks_local(adapter):
-            raise InputError(f"--adapter {adapter}: no such folder; give the output folder of a run, or a hub id")
-        if not Path(adapter).is_file() and not any(find_file(adapter, name) for name in ADAPTER_FILES):
+    if file is not None:
+        kind = read_json(file).get("peft_type")
+        if kind not in MERGED:
             raise InputError(
-                f"--adapter {adapter} holds no adapter: there is none of adapter_config.json, {SCALES_FILE} and "
-                f"{', '.join(ADAPTER_FILES)}"
+                f"--adapter {adapter} is of kind {kind}, which cannot be merged into weights; allowed: "
+                f"{', '.join(MERGED)}"
             )
         return
-    kind = read_json(file).get("peft_type")
-    if kind not in MERGED:
+    if not Path(adapter).exists() and looks_local(adapter):
+        raise InputError(f"--adapter {adapter}: no such folder; give the output folder of a run, or a hub id")
+    if not Path(adapter).is_file() and not any(find_file(adapter, name) for name in (SCALES_FILE, *ADAPTER_FILES)):
         raise InputError(
-            f"--adapter {adapter} is of kind {kind}, which cannot be merged into weights; allowed: {', '.join(MERGED)}"
+            f"--adapter {adapter} holds no adapter: there is none of adapter_config.json, {SCALES_FILE} and "
+            f"{', '.join(ADAPTER_FILES)}"
         )
 
 

@@ -63,7 +63,7 @@ def images_per_row(marks: Sequence[int], images: int) -> list[tuple[int, int]]:
 
 
 def modality_of_each(modalities: Sequence[str] | str | None, images: int, rows: int) -> list[str]:
-    """ "image", "video" or "text" (a dummy) of each image; None or one string holds for all."""
+    """What each image is, "image", "video" or "text" (a dummy); None or one string holds for all."""
     # ["image"] is the default of LLaVA-NeXT, which callers pass on whatever the number of images in their one row.
     if rows == 1 and modalities is not None and list(modalities) == ["image"]:
         modalities = "image"

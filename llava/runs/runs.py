@@ -204,13 +204,12 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
 
 def varying(groups: Sequence[Group]) -> list[str]:
     """The settings that tell groups of one method apart; each is worth a column."""
-    names = []
-    for name in SETTINGS + ZO_SETTINGS:
-        for method in {group.method for group in groups}:
-            values = {_told_apart_by(name, group) for group in groups if group.method == method}
-            if len(values) > 1 and name not in names:
-                names.append(name)
-    return names
+    by_method = [[group for group in groups if group.method == method] for method in {g.method for g in groups}]
+    return [
+        name
+        for name in SETTINGS + ZO_SETTINGS
+        if any(len({_told_apart_by(name, group) for group in alike}) > 1 for alike in by_method)
+    ]
 
 
 def _told_apart_by(name: str, group: Group) -> str:

@@ -121,9 +121,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             try:
                 with naming(self.file_of(number)):
                     record = read_record(one, number)
-                    if self.settings.skip_bad_samples:
-                        with naming(record.name):
-                            self.samples.examine(record)
+                if self.settings.skip_bad_samples:
+                    self._examine(record)
             except InputError as error:
                 if not self.settings.skip_bad_samples:
                     raise
@@ -135,8 +134,11 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def examine(self) -> None:
         """All checks of all records, at once. Raises `InputError` for the first that is bad."""
         for record in self.records:
-            with naming(self.file_of(record.number)), naming(record.name):
-                self.samples.examine(record)
+            self._examine(record)
+
+    def _examine(self, record: Record) -> None:
+        with naming(self.file_of(record.number)), naming(record.name):
+            self.samples.examine(record)
 
     def file_of(self, number: int) -> str:
         """Where a record stands."""

@@ -78,15 +78,9 @@ def open_picture(
         raise
     except FileNotFoundError as error:
         raise InputError(f"image {short(file)} does not exist; check {flag} and the record's path") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"image {short(file)} cannot be decoded, it is damaged or not an image: {short(reason)}"
-        ) from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise InputError(
-            f"image {short(file)} cannot be decoded, it is damaged or not an image: {short(error)}"
-        ) from error
+        reason = short(getattr(error, "strerror", None) or error)
+        raise InputError(f"image {short(file)} cannot be decoded, it is damaged or not an image: {reason}") from error
 
 
 def media_entries(media: Media, settings: SampleSettings) -> list[Entry]:

@@ -105,7 +105,7 @@ def entry(raw: Mapping[str, Any], key: str) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def meant_by(key: str) -> str | None:
-    """ "image" or "video" for a key that is no name of it, but near one."""
+    """Which of "image" and "video" a key means that is no name of it, but near one."""
     plain = re.sub(r"[^a-z]", "", key.lower())
     if plain in NEAR:
         return NEAR[plain]

@@ -59,7 +59,8 @@ class SampleMaker:
     def check_marks(self, record: Record, media: Media) -> None:
         """Refuse a record with media whose turns have another number of `<image>` marks."""
         if media:
-            marks, written = count_image_marks(record.turns), sum(_marks_of(turn) for turn in record.turns)
+            marks = count_image_marks(record.turns)
+            written = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in record.turns)
             hint = " (the first turn is not from a human and is left out; are the roles swapped?)"
             _check_marks(marks, len(media), hint if marks < written else "")
 
@@ -128,10 +129,6 @@ class SampleMaker:
     def labels(self, encoded: Encoded) -> list[int]:
         """The labels that `train_on_answers_only` chooses."""
         return encoded.answer_labels if self.settings.train_on_answers_only else encoded.labels
-
-
-def _marks_of(turn: Turn) -> int:
-    return turn["value"].count(DEFAULT_IMAGE_TOKEN)
 
 
 def _check_marks(marks: int, media: int, hint: str = "") -> None:

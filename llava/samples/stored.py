@@ -39,10 +39,6 @@ class StoredPicture:
             value = value[key]
         return io.BytesIO(bytes_of(value))
 
-    def as_json(self) -> str:
-        """What stands for it in JSON."""
-        return f"blake2b:{self.digest}"
-
 
 def bytes_of(value: Any) -> bytes:
     """Those of a column of bytes, or of Hugging Face's image column, `{"bytes", "path"}`."""
@@ -58,5 +54,5 @@ def digest_of(data: bytes) -> str:
 def json_of(value: Any) -> str:
     """For `json.dumps(..., default=json_of)` of a record that may have such pictures."""
     if isinstance(value, StoredPicture):
-        return value.as_json()
+        return f"blake2b:{value.digest}"
     raise TypeError(f"{type(value).__name__} is no JSON")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,7 @@ Decoder = Callable[[Path, Pick], tuple[list[Image.Image], list[int], int, float]
 
 
 def _read_file(path: Path, settings: VideoSettings, decode: Decoder) -> Video:
-    def pick(total: int, fps: float) -> list[int]:
-        return sample_indices(total, fps, settings)
-
-    frames, indices, total, fps = decode(path, pick)
+    frames, indices, total, fps = decode(path, partial(sample_indices, settings=settings))
     return Video(frames, [index / fps for index in indices], total / fps)
 
 
@@ -139,9 +137,9 @@ def _decode_with_pyav(path: Path, pick: Pick) -> tuple[list[Image.Image], list[i
         wanted = set(indices)
         with av.open(str(path)) as container:
             taken = {i: f.to_image().convert("RGB") for i, f in enumerate(container.decode(video=0)) if i in wanted}
+    except InputError:
+        raise
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"video {path} cannot be decoded: {error}") from error
     return [taken[index] for index in indices], indices, total, fps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,7 @@ class Stored:
     @property
     def size(self) -> int:
         """In bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def stored_weights(files: Sequence[Path]) -> dict[str, Stored]:
@@ -139,7 +140,8 @@ def write_shards(folder: Path, weights: Mapping[str, Stored], limit: int = SHARD
     """
     shards = list(_divided(weights, limit))
     places: dict[str, str] = {}
-    with tqdm(total=sum(weight.size for weight in weights.values()), unit="B", unit_scale=True, disable=None) as bar:
+    size = sum(weight.size for weight in weights.values())
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
         for number, names in enumerate(shards, 1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
             save_file({key: weights[key].read() for key in names}, folder / name, metadata={"format": "pt"})
@@ -147,7 +149,6 @@ def write_shards(folder: Path, weights: Mapping[str, Stored], limit: int = SHARD
             places |= dict.fromkeys(names, name)
             bar.update(sum(weights[key].size for key in names))
     if len(shards) > 1:
-        size = sum(weight.size for weight in weights.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 from llava.errors import InputError
-from llava.model.checkpoint_files import find_file, read_json
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_encoder.tower_config import (
     FAMILY_OF_MODEL_TYPE,
     SUPPORTED_TOWERS,
+    config_beside,
     embedded_config,
     tower_name,
     tower_source,
@@ -37,8 +37,7 @@ def tower_class(name: str, model_config: Any = None) -> type[VisionTower]:
     source = tower_source(name, model_config)
     values = embedded_config(model_config)
     if values is None:
-        path = find_file(source, "config.json", local_only=True)
-        values = read_json(path) if path is not None else None
+        values = config_beside(source, local_only=True)
     if values is not None:
         family = FAMILY_OF_MODEL_TYPE.get(str(values.get("model_type")))
     else:

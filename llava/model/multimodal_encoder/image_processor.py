@@ -113,11 +113,9 @@ class TowerImageProcessor:
 
     def _fitted(self, picture: Image.Image) -> Image.Image:
         resized = picture.resize(self._resized_size(picture), self.resample)
-        return (
-            resized
-            if self.crop_size is None
-            else _center_crop(resized, self.crop_size["width"], self.crop_size["height"])
-        )
+        if self.crop_size is None:
+            return resized
+        return _center_crop(resized, self.crop_size["width"], self.crop_size["height"])
 
     def _normalise(self, picture: Image.Image, values: np.ndarray) -> None:
         """Channel by channel and in place: samples are large, and new memory is slower than arithmetic."""

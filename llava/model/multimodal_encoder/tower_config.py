@@ -69,6 +69,10 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 # SigLIP loses its last layer in LLaVA, CLIP keeps all.
 DROPPED_LAYERS = {"siglip": 1, "clip": 0}
+_ADVICE = (
+    "Put the tower's config.json (and preprocessor_config.json) into a folder and name that folder: "
+    '--vision_tower DIR, or overwrite_config={"mm_vision_tower": DIR} when loading a checkpoint.'
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def describe_tower(
     embedded = embedded_config(model_config)
     explicit = embedded is not None or Path(source).is_dir()
     network = False
-    values = embedded if embedded is not None else _read_config(source, local_only=True)
+    values = embedded if embedded is not None else config_beside(source, local_only=True)
     if values is not None and checkpoint_shapes:
         problem = _disagreement(parse_vision_config(values, source), checkpoint_shapes)
         if problem and explicit:
@@ -156,11 +160,11 @@ def describe_tower(
     if values is None:
         values = _PUBLISHED.get(source)
     if values is None:
-        values, network = _read_config(source, local_only=False), True
+        values, network = config_beside(source, local_only=False), True
     if values is None:
         raise InputError(
             f"vision tower {name!r}: no config.json found there (no such folder or cached hub model). "
-            f"Supported: {SUPPORTED_TOWERS}. {_where_to_put(name)}"
+            f"Supported: {SUPPORTED_TOWERS}. {_ADVICE}"
         )
     vision_config = parse_vision_config(values, source)
     family = FAMILY_OF_MODEL_TYPE[vision_config.model_type]
@@ -199,7 +203,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]], name: str) -> dic
     if heads is None:
         raise InputError(
             f"vision tower {name!r}: no config.json found, and the number of heads of a {family} tower of width "
-            f"{width} is not known (known widths: {sorted(_HEADS_OF_WIDTH[family])}). {_where_to_put(name)}"
+            f"{width} is not known (known widths: {sorted(_HEADS_OF_WIDTH[family])}). {_ADVICE}"
         )
     return {
         "model_type": _CONFIG_CLASS[family].model_type,
@@ -214,8 +218,7 @@ def infer_vision_config(shapes: Mapping[str, tuple[int, ...]], name: str) -> dic
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    numbers = {match.group(1) for match in (re.match(r"encoder\.layers\.(\d+)\.", name) for name in shapes) if match}
-    return len(numbers)
+    return len({match[1] for match in map(re.compile(r"encoder\.layers\.(\d+)\.").match, shapes) if match})
 
 
 def _disagreement(config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -229,7 +232,12 @@ def _disagreement(config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]
     return ", ".join(wrong) or None
 
 
-def _read_config(source: str, local_only: bool) -> dict[str, Any] | None:
+def config_beside(source: str, local_only: bool) -> dict[str, Any] | None:
+    """The config.json of a tower's folder or hub id; None where there is none.
+
+    Args:
+        local_only: as for `find_file`.
+    """
     path = find_file(source, "config.json", local_only)
     return read_json(path) if path is not None else None
 
@@ -251,10 +259,3 @@ def _read_processor(source: str, model_config: Any, family: str, image_size: int
             "correct size in preprocessor_config.json."
         )
     return processor
-
-
-def _where_to_put(name: str) -> str:
-    return (
-        "Put the tower's config.json (and preprocessor_config.json) into a folder and name that folder: "
-        '--vision_tower DIR, or overwrite_config={"mm_vision_tower": DIR} when loading a checkpoint.'
-    )

@@ -85,8 +85,8 @@ def _interrupt(*signal_and_frame: Any) -> NoReturn:
 
 def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The sweep's own options, and the flags of train.py behind `--`. InputError for values out of range."""
-    own, flags = (list(argv), []) if "--" not in argv else _split(argv)
-    options = _parser().parse_args(own)
+    place = [*argv, "--"].index("--")
+    options, flags = _parser().parse_args(list(argv[:place])), list(argv[place + 1 :])
     if not (math.isfinite(options.budget) and options.budget > 0):
         raise InputError(f"--budget {options.budget:g}: hours, above 0")
     for name in ("jobs", "trials"):
@@ -130,11 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep_models", action="store_true", help="keep the weights of trials that are over")
     parser.add_argument("--dry_run", action="store_true", help="list what would run, and start nothing")
     return parser
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    place = list(argv).index("--")
-    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def check_same(sweep: Sweep) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,9 @@ class Sweep:
             raise InputError(f"--{twice[0]} is in --space and among the flags: leave out one of them")
         if "eval_data_path" not in names:
             raise InputError("--eval_data_path is missing: trials are compared on records that they are not trained on")
-        words = (
-            *flags,
-            *(() if "eval_metric" in names else ("--eval_metric", "exact" if metric == "accuracy" else LOSS)),
-        )
-        sweep = cls(parameters, words, metric, folder, False)
-        return sweep._settled(names)
+        if "eval_metric" not in names:
+            flags = (*flags, "--eval_metric", "exact" if metric == "accuracy" else LOSS)
+        return cls(parameters, tuple(flags), metric, folder, False)._settled(names)
 
     def _settled(self, names: set[str]) -> Sweep:
         """With what the flags say, all values of the space tried out on the flags' own parser."""
@@ -79,10 +76,11 @@ class Sweep:
             for value in one.ends()[1:]:
                 self._parsed({**first, one.name: value})
         flags = self.flags
-        if "mm_feature_cache" not in names and self._sees(model_args) and not self._trains_vision(model_args):
+        sees = model_args.vision_tower or read_config(model_args.model_name_or_path).get("mm_vision_tower")
+        if "mm_feature_cache" not in names and sees and not self._trains_vision(model_args):
             flags = (*flags, "--mm_feature_cache", str(self.folder / FEATURES))
         best = bool(training_args.load_best_model_at_end)
-        return Sweep(self.space, flags, training_args.eval_metric, self.folder, best)
+        return replace(self, flags=flags, metric=training_args.eval_metric, best_counts=best)
 
     def _parsed(self, values: Mapping[str, str]) -> Arguments:
         """The flags of a trial."""
@@ -90,10 +88,6 @@ class Sweep:
         if arguments[2].zo_on_divergence == "halve":
             raise InputError("--zo_on_divergence halve: a sweep ends trials that diverge itself; leave it out")
         return arguments
-
-    def _sees(self, model_args: Any) -> bool:
-        """Whether the model has a vision tower."""
-        return bool(model_args.vision_tower or read_config(model_args.model_name_or_path).get("mm_vision_tower"))
 
     def _trains_vision(self, model_args: Any) -> bool:
         """Whether the tower is trained, in some trial or by older flags: features then are nobody else's."""
