@@ -177,8 +177,10 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received is not None:
             kept = "a checkpoint is saved" if self.save else "the journal has all of it"
-            how = "%s; the same command goes on from there"
-            logger.warning(f"stopping after step %d on %s: {how}", state.global_step, self.received.name, kept)
+            logger.warning(
+                "stopping after step %d on %s: %s; the same command goes on from there",
+                *(state.global_step, self.received.name, kept),
+            )
             args.load_best_model_at_end = False  # which of all is the best is not known yet
             control.should_save = control.should_save or self.save
             control.should_training_stop = True

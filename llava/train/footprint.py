@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from llava.train.parts.adapters import find_all_linear_names
@@ -68,7 +67,7 @@ class Sizes:
 
     def lora(self, rank: int) -> int:
         """Weights of LoRA on every linear layer of the language model: rank x (in + out) each."""
-        return sum(torch.Size(shape).numel() for shape in self.lora_matrices(rank))
+        return sum(math.prod(shape) for shape in self.lora_matrices(rank))
 
     def lora_matrices(self, rank: int) -> list[tuple[int, int]]:
         """Shapes of these."""
@@ -94,7 +93,7 @@ def sizes_of(model: nn.Module) -> Sizes:
     tower: Any = vision_modules(model).get(VISION_TOWER)
     of_tower = tower.config if tower is not None else None
     return Sizes(
-        parts={part: sum(torch.Size(shape).numel() for shape in found) for part, found in shapes.items()},
+        parts={part: sum(math.prod(shape) for shape in found) for part, found in shapes.items()},
         linears=tuple(adapted),
         matrices={part: tuple(found) for part, found in shapes.items()},
         layer=sum(parameter.numel() for parameter in layers[0].parameters()),
@@ -194,7 +193,7 @@ def graph_bytes(sizes: Sizes, batch: Batch, checkpointing: bool, lora: bool, tow
 def adafactor_states(shapes: Iterable[Sequence[int]]) -> int:
     """Bytes of Adafactor's second moments: a row and a column a matrix (Shazeer and Stern 2018), vectors whole."""
     numbers = sum(
-        torch.Size(shape).numel() // shape[-1] + torch.Size(shape).numel() // shape[-2] if len(shape) > 1 else shape[0]
+        math.prod(shape) // shape[-1] + math.prod(shape) // shape[-2] if len(shape) > 1 else shape[0]
         for shape in shapes
     )
     return SINGLE * numbers
@@ -202,4 +201,4 @@ def adafactor_states(shapes: Iterable[Sequence[int]]) -> int:
 
 def largest(shapes: Iterable[Sequence[int]]) -> int:
     """Weights of the largest of these tensors."""
-    return max(torch.Size(shape).numel() for shape in shapes)
+    return max(math.prod(shape) for shape in shapes)

@@ -64,10 +64,14 @@ class _Parser(transformers.HfArgumentParser):
         raise InputError(message)
 
 
+def _parser() -> _Parser:
+    return _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Arguments of a run from `argv` (default: the command line); `InputError` for anything that cannot work."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
+    parser = _parser()
     options = {name: action.dest for action in parser._actions for name in action.option_strings}
     parser._option_string_actions["--learning_rate"].type = number_or_auto
     given = {options[name] for name in _names(options, argv)}
@@ -97,9 +101,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 def flag_types() -> dict[str, Any]:
     """All flags of a run, without their dashes, and what makes a value of each one's text: int, float or another."""
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments))  # type: ignore[arg-type]
-    flags = {name[2:]: action.type for action in parser._actions for name in action.option_strings if name[:2] == "--"}
-    return {name: kind for name, kind in flags.items() if name != "help"}
+    types = {name: action.type for action in _parser()._actions for name in action.option_strings}
+    return {name[2:]: kind for name, kind in types.items() if name.startswith("--") and name != "--help"}
 
 
 def build(values: Any, given: Collection[str]) -> TrainingArguments:
@@ -248,9 +251,8 @@ def _check_bits(values: Any, given: Collection[str]) -> None:
                 "--double_quant True excludes --zo_quantized_scales True: it keeps the scales themselves in 8 bits. "
                 "Leave it out"
             )
-        if (values.mm_tunable_parts and LANGUAGE_MODEL not in parse_parts(values.mm_tunable_parts)) or adapter_only(
-            values
-        ):
+        parts = values.mm_tunable_parts
+        if adapter_only(values) or (parts and LANGUAGE_MODEL not in parse_parts(parts)):
             raise InputError(
                 f"--zo_quantized_scales True trains scales of the language model: add {LANGUAGE_MODEL} to "
                 "--mm_tunable_parts"

@@ -24,26 +24,26 @@ from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
 
 _GATHER = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
-PATHS = (
-    *("data_path", "eval_data_path", "image_folder", "video_folder"),
-    *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter"),
-    *("output_dir", "resume_from_checkpoint", "zo_from_journal", "mm_feature_cache", "cache_dir", "logging_dir"),
-)
-
 STARTS = (
     *("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter"),
     *("resume_from_checkpoint", "zo_from_journal"),
 )
-"""Of these, what a run starts from."""
+"""Paths that a run starts from."""
+PATHS = (
+    *("data_path", "eval_data_path", "image_folder", "video_folder"),
+    *STARTS,
+    *("output_dir", "mm_feature_cache", "cache_dir", "logging_dir"),
+)
 
 
 def check_paths(model_args: Any, data_args: Any, training_args: Any) -> None:
     """Data, folders and the journal to start from exist, and model and vision tower can be used as such."""
-    for name, value in {**vars(model_args), **vars(data_args), **vars(training_args)}.items():
+    values = vars(model_args) | vars(data_args) | vars(training_args)
+    for name in PATHS:
         try:
-            _ = name in PATHS and value and Path(value).exists()
+            Path(values.get(name) or "").exists()
         except OSError as error:  # too long a name
-            raise InputError(f"--{name} {value} is no path: {error.strerror}") from error
+            raise InputError(f"--{name} {values[name]} is no path: {error.strerror}") from error
     for file in data_files(data_args.data_path):
         if not is_there(file):
             raise InputError(f"--data_path {file}: no such file; set DATA_PATH or --data_path to a LLaVA JSON")

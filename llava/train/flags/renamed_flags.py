@@ -1,7 +1,7 @@
 """Flags that older transformers had and scripts still pass: accepted, and acted on.
 
-Every field here is absent from the `TrainingArguments` of transformers 5. `apply` turns it into the
-present name; a value that nothing can be done with any more is an error that says so.
+Every field here is absent from the `TrainingArguments` of transformers 5. What was given is moved to the present name
+when the arguments are made; a value that nothing can be done with any more is an error that says so.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class RenamedFlags:
         for name, new in _SAME_VALUE:
             if getattr(self, name) is not None:
                 setattr(self, new, getattr(self, name))
-        loader = {name: getattr(self, name) for name in ("dispatch_batches", "split_batches")}
-        loader = {name: value for name, value in loader.items() if value is not None}
+        given = (name for name in ("dispatch_batches", "split_batches") if getattr(self, name) is not None)
+        loader = {name: getattr(self, name) for name in given}
         if loader:
             now.accelerator_config = {**_as_dict(now.accelerator_config), **loader}
 

@@ -17,8 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from llava.errors import InputError
-from llava.train.parts.low_rank import Groups
 from llava.train.parts.master_weights import MasterWeights
+from llava.train.parts.param_groups import Groups
 
 Named = dict[str, nn.Parameter]
 

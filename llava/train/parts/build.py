@@ -59,7 +59,7 @@ def get_model(
     Args:
         bnb_args: further arguments of `from_pretrained`, for quantised loading (`quantisation_of_run`).
     """
-    path, hub = model_args.model_name_or_path, {"cache_dir": training_args.cache_dir}
+    path = model_args.model_name_or_path
     if zero_3(training_args):
         _join_processes()
     config = get_config(model_args, training_args)
@@ -70,7 +70,7 @@ def get_model(
         "config": config,
         "attn_implementation": resolve_attention(training_args.attn_implementation),
         "dtype": run_dtype(training_args),
-        **hub,
+        "cache_dir": training_args.cache_dir,
         **(bnb_args or {}),
     }
     sees = issubclass(model_class, LlavaMetaForCausalLM)  # these check for themselves what they load

@@ -66,15 +66,12 @@ class FeatureCache:
             if said != {"key": key, "checksum": _hash(_bytes(tensor))}:
                 raise ValueError("its contents are not what was written")
             os.utime(path)
-        except FileNotFoundError:
-            tensor = None
         except (SafetensorError, OSError, ValueError) as error:
-            logger.warning("%s is computed anew: %s", path, error)
-            tensor = None
-        if tensor is None:
+            if not isinstance(error, FileNotFoundError):
+                logger.warning("%s is computed anew: %s", path, error)
             self.misses += 1
-        else:
-            self.hits += 1
+            return None
+        self.hits += 1
         return tensor
 
     def put(self, key: str, tensor: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-Groups = list[dict[str, Any]]
+from llava.train.parts.param_groups import Groups, numbered
 
 SLICE = 1 << 20
 """Elements that are in float32 at a time."""
@@ -43,9 +43,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the base class, which would round the state to the dtype of the weights."""
         super().load_state_dict(state_dict)
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
+        for number, parameter in numbered(self, state_dict):
             for name, value in state_dict["state"].get(number, {}).items():
                 moved = value.to(parameter.device, copy=True) if isinstance(value, torch.Tensor) else value
                 self.state[parameter][name] = moved

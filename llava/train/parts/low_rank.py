@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-Groups = list[dict[str, Any]]
+from llava.train.parts.param_groups import Groups, numbered
 
 _PROJECTOR = "projector"
 
@@ -48,16 +48,12 @@ def load_plain_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     of_all = state_dict["state"]
     rest = {n: {name: v for name, v in of_one.items() if name != _PROJECTOR} for n, of_one in of_all.items()}
     optimizer.load_state_dict({**state_dict, "state": rest})
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
+    for number, parameter in numbered(optimizer, state_dict):
         if _PROJECTOR in of_all.get(number, {}):
             from galore_torch.galore_projector import GaLoreProjector
 
             projector = GaLoreProjector.__new__(GaLoreProjector)
             vars(projector).update(of_all[number][_PROJECTOR])
-            matrix = projector.ortho_matrix
-            projector.ortho_matrix = (
-                [m.to(parameter.device) for m in matrix] if isinstance(matrix, list) else (matrix.to(parameter.device))
-            )
+            matrix, device = projector.ortho_matrix, parameter.device
+            projector.ortho_matrix = [m.to(device) for m in matrix] if isinstance(matrix, list) else matrix.to(device)
             optimizer.state[parameter][_PROJECTOR] = projector

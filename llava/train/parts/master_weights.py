@@ -7,13 +7,13 @@ Micikevicius et al. 2018, "Mixed Precision Training", section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from llava.errors import InputError
+from llava.train.parts.param_groups import Groups
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
@@ -28,7 +28,7 @@ class MasterWeights:
     def __len__(self) -> int:
         return len(self._masters)
 
-    def replace(self, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    def replace(self, groups: Groups) -> Groups:
         """Parameter groups for an optimizer, masters in place of the parameters that have one."""
         of = {id(p): self._masters[name] for name, p in self._parameters.items()}
         return [{**group, "params": [of.get(id(p), p) for p in group["params"]]} for group in groups]

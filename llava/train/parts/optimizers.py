@@ -13,8 +13,9 @@ from torch import nn
 
 from llava.errors import InputError
 from llava.train.parts.fused_optimizers import FUSED, FusedOptimizer
-from llava.train.parts.low_rank import Groups, split_groups
+from llava.train.parts.low_rank import split_groups
 from llava.train.parts.master_weights import MasterWeights
+from llava.train.parts.param_groups import Groups
 
 TORCH = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "adafactor")
 EIGHT_BITS = ("adamw_8bit", "adamw_bnb_8bit", "ademamix_8bit", "lion_8bit", "rmsprop_bnb_8bit")

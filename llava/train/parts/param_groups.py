@@ -7,12 +7,17 @@ counts them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parts_of
+
+Groups = list[dict[str, Any]]
+"""Of an optimizer, each with its `params`."""
 
 # What LLaVA-NeXT exempts besides biases. Qwen2's RMSNorm is a class of its own and is decayed there;
 # MeZOTrainer exempts every norm (llava.mezo decides that for itself).
@@ -29,7 +34,7 @@ def names_without_decay(model: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, args: Any) -> Groups:
     """Groups for a torch optimizer, each with `params`, `weight_decay` and, for a part of its own, `lr`."""
     own_rates = {PROJECTOR: args.mm_projector_lr, VISION_TOWER: args.mm_vision_tower_lr}
     exempt = names_without_decay(model)
@@ -52,3 +57,9 @@ def parameter_groups(model: nn.Module, args: Any) -> list[dict[str, Any]]:
             group["lr"] = own_rates[owner]
         groups.append(group)
     return groups
+
+
+def numbered(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> Iterator[tuple[int, nn.Parameter]]:
+    """An optimizer's parameters, each with the number that it has in a saved state of such an optimizer."""
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        yield from zip(saved["params"], group["params"], strict=True)

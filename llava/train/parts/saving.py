@@ -153,9 +153,7 @@ def lacking(model: nn.Module, folder: Path) -> str | None:
     whole_model = any(path.name.startswith("model") for path in files)
     stored = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
     shapes: dict[nn.Parameter, list[tuple[int, ...] | None]] = {}
-    for name, parameter in model.named_parameters(
-        remove_duplicate=False
-    ):  # a tied one is stored under one of its names
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied one is stored under one name
         shapes.setdefault(parameter, []).extend(stored.get(one) for one in _names_in_files(name))
     for name, parameter in model.named_parameters():
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's, of one that is in pieces
@@ -166,9 +164,9 @@ def lacking(model: nn.Module, folder: Path) -> str | None:
 
 def _names_in_files(name: str) -> set[str]:
     """What PEFT and this tree call a parameter in files: its own name, without PEFT's levels."""
-    plain = name.replace(".default.", ".")
     if name == PROMPT:
         return {"prompt_embeddings"}
+    plain = name.replace(".default.", ".")
     return {name, _name_outside_lora(name), plain, name.removesuffix(".default"), plain.removesuffix(".weight")}
 
 
