@@ -67,7 +67,7 @@ def evaluate(
     answers = list(done or [])
     answerer = Answerer(model, tokenizer, image_processor, version, pictures=pictures, choices=choices)
     with evaluation_mode(model):
-        for batch in _batches(range(len(answers), len(records)), batch_size, len(records), progress):
+        for batch in _batches(range(len(answers), len(records)), batch_size, progress):
             questions = [with_demonstrations(asked[k][0], demonstrations) for k in batch]
             predictions = answerer.answer(questions, Decoding(max_new_tokens=max_new_tokens))
             fresh = [_entry(records[k], k, *asked[k], text) for k, text in zip(batch, predictions, strict=True)]
@@ -114,8 +114,8 @@ def grouped(records: Sequence[Mapping[str, Any]], answers: Answers, field: str) 
     }
 
 
-def _batches(numbers: range, size: int, total: int, progress: bool) -> Iterator[list[int]]:
-    with tqdm(total=total, initial=numbers.start, desc="evaluating", unit="record", disable=not progress) as bar:
+def _batches(numbers: range, size: int, progress: bool) -> Iterator[list[int]]:
+    with tqdm(total=numbers.stop, initial=numbers.start, desc="evaluating", unit="record", disable=not progress) as bar:
         for start in range(numbers.start, numbers.stop, size):
             batch = list(range(start, min(start + size, numbers.stop)))
             yield batch

@@ -14,7 +14,7 @@ from llava.model.merge_plan import MergePlan
 
 
 def merge_video(
-    features: torch.Tensor, plan: MergePlan, newline: torch.Tensor | None, faster_token: torch.Tensor | None = None
+    features: torch.Tensor, plan: MergePlan, newline: torch.Tensor | None, faster_token: torch.Tensor | None
 ) -> torch.Tensor:
     """Visual tokens of one video.
 

@@ -138,12 +138,12 @@ def check_whole(checkpoint: Path) -> None:
     """
     try:
         for file in sorted(checkpoint.iterdir()):
-            if file.suffix == ".json":
-                values = read_json(file)
-                if file.name == STATE_FILE:
-                    _check_state(file, values)
-            elif file.suffix == ".safetensors":
+            if file.suffix == ".safetensors":
                 headers(file)
+            elif file.name == STATE_FILE:
+                _check_state(file, read_json(file))
+            elif file.suffix == ".json":
+                read_json(file)
     except InputError as error:
         raise InputError(
             f"cannot go on from {checkpoint}: {str(error).rstrip('.')}. Remove that folder to go on from an earlier "

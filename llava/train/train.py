@@ -101,7 +101,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     again = goes_on_after_restart(folder, training_args)
     if again and run_is_finished(folder, training_args):
         return
-    if journaled and (again or not training_args.overwrite_output_dir):
+    overwrite = training_args.overwrite_output_dir and not again
+    if journaled and not overwrite:
         disks.level(folder, [CURVE_FILE, PROBES_FILE])
     check_paths(model_args, data_args, training_args)
     check_gathering(training_args)
@@ -111,7 +112,6 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     validated = check_validation(data_args, training_args)
     with raising_together(training_args.device):
         if training_args.process_index == 0 or disks.writes:
-            overwrite = training_args.overwrite_output_dir and not again
             run_folder.prepare_output_dir(folder, overwrite, journaled)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:
@@ -134,6 +134,16 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
         trainer.disks = disks  # type: ignore[attr-defined]
     trainer.add_callback(SaveArguments(arguments, folder / JOURNAL_FOLDER, disks.writes))
     times, stop = watched(trainer, partial(steps_done, folder, checkpoint))
+    take_steps(trainer, folder, checkpoint)
+    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
+        sys.exit(EXIT_SIGNAL)
+    with run_folder.refusing_full_disk(folder):
+        finish(trainer, folder, model_args, times)
+    leave_together(trainer)
+
+
+def take_steps(trainer: LLaVATrainer, folder: Path, checkpoint: Path | None) -> None:
+    """All steps that are left; the process ends where the loss, or a weight after the last step, is not finite."""
     try:
         with run_folder.refusing_full_disk(folder):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -144,11 +154,6 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
         sys.stderr.write(f"error: {error}\n")
         leave_together(trainer)
         sys.exit(EXIT_DIVERGED)
-    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
-        sys.exit(EXIT_SIGNAL)
-    with run_folder.refusing_full_disk(folder):
-        finish(trainer, folder, model_args, times)
-    leave_together(trainer)
 
 
 def watched(trainer: LLaVATrainer, done: Callable[[], int]) -> tuple[StepTimes, StopOnSignal]:
@@ -222,35 +227,36 @@ def make_trainer(
     if chooses(training_args):
         data_args.whole_answers_for = f"--zo_objective {training_args.zo_objective}"  # type: ignore[attr-defined]
     data = make_supervised_data_module(tokenizer, data_args, parts)
-    check_batches(data["train_dataset"], training_args, training_args.data_processes)  # some may have been skipped
-    collate = data["data_collator"]
+    dataset, collate = data["train_dataset"], data["data_collator"]
+    check_batches(dataset, training_args, training_args.data_processes)  # some may have been skipped
     if validated is not None:
         data["eval_dataset"] = validation_set(tokenizer, data_args, validated)
-    zo, settings = training_args.trainer_mode == "zo", data["train_dataset"].settings
-    cache = known = None
-    choices = different_answers(data["train_dataset"].records) if chooses(training_args) else []
+    zo = training_args.trainer_mode == "zo"
+    choices = different_answers(dataset.records) if chooses(training_args) else []
+    known = cache = None
     if training_args.mm_feature_cache is not None:
         where = training_args.mm_feature_cache, training_args.mm_feature_cache_gb
-        known = feature_cache.tile_features(model, *where) if zo else None
-        cache = None if zo else feature_cache.install(model, *where)
-        data["data_collator"].find_features = None if known is None else known.find
+        if zo:
+            known = feature_cache.tile_features(model, *where)
+            collate.find_features = None if known is None else known.find
+        else:
+            cache = feature_cache.install(model, *where)
     score = score_of(training_args.zo_objective) if zo else None
     if score is not None:
-        data["train_dataset"] = WithRecords(data["train_dataset"])
-        data["data_collator"] = CollateWithRecords(data["data_collator"])
+        data |= {"train_dataset": WithRecords(dataset), "data_collator": CollateWithRecords(collate)}
     trainer: Any = trainer_class(training_args.trainer_mode)(
         model=model, args=training_args, processing_class=tokenizer, **data
     )
     if zo:
         trainer.known_features = known
         if choices:
-            trainer.answers = answer_tree(choices, tokenizer, settings.template)
+            trainer.answers = answer_tree(choices, tokenizer, dataset.settings.template)
     else:
         trainer.feature_cache = cache
     if curve is not None:
         trainer.validation = Validation(curve, data["eval_dataset"], collate, str(model_args.version), choices)
     if score is not None:
-        trainer.objective = GeneratedScore(score, tokenizer, settings, str(model_args.version))
+        trainer.objective = GeneratedScore(score, tokenizer, dataset.settings, str(model_args.version))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -287,51 +293,56 @@ def finish(trainer: LLaVATrainer, folder: Path, model_args: ModelArguments, time
     if not trainer.args.should_save:
         return
     history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
     curve = None if trainer.validation is None else trainer.validation.curve
     if curve is not None:
         curve.weights_of_step = trainer.state.global_step if trainer.loaded_step is None else trainer.loaded_step
     validation = None if curve is None else curve.report()
-    report = trainer.report()
-    counts, tested = trainer.run_arguments.get(PROCESSES, []), folder / run_folder.RATE_FILE
-    if losses:
+    own = trainer.report()
+    if any("loss" in entry for entry in history):
         plot_loss(
             history,
             folder / run_folder.LOSS_PICTURE,
             title=f"{'Loss' if curve else 'Training loss'} ({trainer.args.trainer_mode})",
             samples=samples_per_step(trainer.run_arguments),
             validation=validation,
-            gradients=report.get("projected_gradients", ()),
-            probes=report.get("probes", {}).get("windows", ()),
+            gradients=own.get("projected_gradients", ()),
+            probes=own.get("probes", {}).get("windows", ()),
         )
-    write_report(
-        folder,
-        {
-            "preset": None,
-            "model": model_args.model_name_or_path,
-            "trainer_mode": trainer.args.trainer_mode,
-            "mm_tunable_parts": model_args.mm_tunable_parts,
-            "bits": trainer.args.bits,
-            "steps": trainer.state.global_step,
-            "accuracy_before": None,
-            "accuracy_after": None,
-            "final_loss": losses[-1] if losses else None,
-            "seconds_per_step": times.median(),
-            "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
-            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            "versions": versions(),
-            "records": len(trainer.train_dataset),
-            "skipped_samples": trainer.train_dataset.skipped,
-            **({} if validation is None else {"validation": validation}),
-            **({"range_test": read_json(tested)} if trainer.args.finds_learning_rate and tested.exists() else {}),
-            same_run.CHANGES: trainer.run_arguments.get(same_run.CHANGES, []),
-            **({PROCESSES: counts} if len(counts) > 1 else {}),
-            **report,
-        },
-    )
+    report = figures(trainer, model_args, times)
+    if validation is not None:
+        report["validation"] = validation
+    tested, counts = folder / run_folder.RATE_FILE, trainer.run_arguments.get(PROCESSES, [])
+    if trainer.args.finds_learning_rate and tested.exists():
+        report["range_test"] = read_json(tested)
+    report[same_run.CHANGES] = trainer.run_arguments.get(same_run.CHANGES, [])
+    if len(counts) > 1:
+        report[PROCESSES] = counts
+    write_report(folder, report | own)
     write_run_card(folder)
     trainer.save_state()
     logger.info("finished: %s holds the model, README.md and report.json", folder)
+
+
+def figures(trainer: LLaVATrainer, model_args: ModelArguments, times: StepTimes) -> dict[str, Any]:
+    """What report.json says of every run; accuracies are filled in by who measures them."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "preset": None,
+        "model": model_args.model_name_or_path,
+        "trainer_mode": trainer.args.trainer_mode,
+        "mm_tunable_parts": model_args.mm_tunable_parts,
+        "bits": trainer.args.bits,
+        "steps": trainer.state.global_step,
+        "accuracy_before": None,
+        "accuracy_after": None,
+        "final_loss": losses[-1] if losses else None,
+        "seconds_per_step": times.median(),
+        "peak_memory_bytes": peak_memory_bytes(trainer.args.device),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "versions": versions(),
+        "records": len(trainer.train_dataset),
+        "skipped_samples": trainer.train_dataset.skipped,
+    }
 
 
 if __name__ == "__main__":

@@ -100,12 +100,11 @@ class Validation:
 
     def _loss(self, run: Run) -> tuple[float, float]:
         """Sum over the supervised tokens of this process's records, and their number."""
-        workers = run.args.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             ItemsOrRefusals(Subset(self.dataset, self._own(run))),
             batch_size=run.args.eval_batch_size,
             collate_fn=CollateOrRefuse(self.collate),
-            num_workers=workers,
+            num_workers=run.args.dataloader_num_workers,
             generator=torch.Generator(),  # else it draws a seed from the run's
         )
         total, count = 0.0, 0

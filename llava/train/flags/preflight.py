@@ -125,12 +125,11 @@ def check_validation(data_args: Any, training_args: Any) -> Parts | None:
         return None
     parts = load_parts(data_args.eval_data_path, data_args.seed or 0)
     named: list[tuple[str, Record]] = []
-    for file, records in parts:
-        for raw in records:
-            with naming(short(file)):
-                named.append((file, read_record(raw, len(named))))
-                if training_args.eval_metric != LOSS:
-                    question_and_reference(raw, len(named) - 1, data_args.image_folder or "")
+    for number, (file, raw) in enumerate((file, raw) for file, records in parts for raw in records):
+        with naming(short(file)):
+            named.append((file, read_record(raw, number)))
+            if training_args.eval_metric != LOSS:
+                question_and_reference(raw, number, data_args.image_folder or "")
     if not named:
         raise InputError(f"--eval_data_path {data_args.eval_data_path} holds no records to evaluate on")
     check_media_files(named, data_args.image_folder, data_args.video_folder)

@@ -26,12 +26,12 @@ NORMS_WITHOUT_DECAY = (nn.LayerNorm, LlamaRMSNorm)
 
 def names_without_decay(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay leaves alone in regular training: biases and LayerNorms."""
-    names = set()
-    for module_name, module in model.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, NORMS_WITHOUT_DECAY):
-                names.add(f"{module_name}.{name}" if module_name else name)
-    return names
+    return {
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, NORMS_WITHOUT_DECAY)
+    }
 
 
 def parameter_groups(model: nn.Module, args: Any) -> Groups:
