@@ -169,7 +169,7 @@ class GeneratedScore:
         version: name of the conversation template.
     """
 
-    def __init__(self, score: Score, tokenizer: Any, settings: SampleSettings, version: str):
+    def __init__(self, score: Score, tokenizer: Any, settings: SampleSettings, version: str) -> None:
         self.score = score
         self.tokenizer = tokenizer
         self.settings = settings

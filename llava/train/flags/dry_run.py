@@ -113,15 +113,10 @@ def _refuse_unread(args: Any, trainer: LLaVATrainer, built: tuple[Any, Any]) -> 
     for name in OF_OPTIMIZERS:
         if name == "optim_target_modules" and args.optim.value in GALORE:
             continue  # which cannot do without
-        other = copy.copy(args)
+        given, other = getattr(args, name), copy.copy(args)
         setattr(other, name, defaults[name])
-        if (
-            getattr(args, name) != defaults[name]
-            and trainer.get_optimizer_cls_and_kwargs(other, trainer.model) == built
-        ):
-            raise InputError(
-                f"--{name} {getattr(args, name)} has no effect with --optim {args.to_dict()['optim']}: leave it out"
-            )
+        if given != defaults[name] and trainer.get_optimizer_cls_and_kwargs(other, trainer.model) == built:
+            raise InputError(f"--{name} {given} has no effect with --optim {args.to_dict()['optim']}: leave it out")
 
 
 def _schedule(args: Any, optimizer: torch.optim.Optimizer) -> None:

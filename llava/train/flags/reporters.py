@@ -41,12 +41,11 @@ def _check_wandb() -> None:
         return
     import wandb
 
+    said = ""
     try:
         known = wandb.login()
     except Exception as error:  # wandb has kinds of its own
         known, said = False, f" ({in_one_line(error)})"
-    else:
-        said = ""
     if not known:
         raise InputError(
             f"--report_to wandb: no login{said}. Run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, "
