@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,28 @@ def golden() -> Path:
     return GOLDEN_ROOT
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def _package_log_as_before() -> Iterator[None]:
-    """Commands set logging up for their process; tests share one, and each has a stderr of its own."""
     package = logging.getLogger("llava")
     before = package.level, list(package.handlers), package.propagate
     yield
     package.setLevel(before[0])
     package.handlers[:] = before[1]
     package.propagate = before[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _log_of_a_module() -> Iterator[None]:
+    """As below, of what fixtures of a module train."""
+    with _package_log_as_before():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _log_of_a_test() -> Iterator[None]:
+    """Commands set logging up for their process; tests share one, and each has a stderr of its own."""
+    with _package_log_as_before():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
