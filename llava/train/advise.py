@@ -30,6 +30,7 @@ from llava.train.flags.learning_rate import refuse_untested
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
 from llava.train.memory import free_memory
+from llava.train.objectives import chooses
 from llava.train.range_test import RangeTest, run_range_test
 from llava.train.surroundings import around
 from llava.train.train import trainer_of
@@ -79,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     parts = check_records(data_args, training_args, training_args.data_processes)
     moved = training_args.zo_offload != "none" or training_args.zo_shard != "none"
-    if options.eigenvalues and (training_args.bits == 8 or moved):
+    if options.eigenvalues and (training_args.bits == 8 or moved or chooses(training_args)):
         raise InputError(
-            "--eigenvalues excludes --bits 8, whose loss has steps, --zo_offload and --zo_shard: leave it or them out"
+            "--eigenvalues excludes --zo_objective classification (they are of the loss among all tokens), --bits 8, "
+            "whose loss has steps, --zo_offload and --zo_shard: leave it or them out"
         )
     make = partial(trainer_of, model_args, data_args, parts)
     begin = time.perf_counter()

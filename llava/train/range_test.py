@@ -51,7 +51,8 @@ class Mark:
     """What was measured after steps whose rates grew up to this one.
 
     Attributes:
-        loss: cross entropy per supervised token, nats; infinite where it is no number.
+        loss: that of the steps (cross entropy per supervised token, or among answers), nats; infinite where it is no
+            number.
     """
 
     rate: float
@@ -160,7 +161,7 @@ class _GrowingRate(TrainerCallback):
         # drawn, since records that are evenly apart may be of one kind
         some: Any = Subset(data, random.Random(0).sample(range(len(data)), min(RECORDS, len(data))))
         self.trainer = trainer
-        self.validation = Validation(Curve(LOSS, "", ()), some, trainer.data_collator, version)
+        self.validation = Validation(Curve(LOSS, "", ()), some, trainer.data_collator, version, of_steps=True)
         self.rate = self.start = math.nan
         self.marks: list[Mark] = []
 

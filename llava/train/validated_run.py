@@ -65,6 +65,10 @@ class ValidatedRun(transformers.Trainer):
         loss: Any = self.compute_loss(self.model, inputs)
         return loss
 
+    def step_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """What steps lessen, of what the collator gave: here the same."""
+        return self.validation_loss(batch)
+
     def current_weights(self) -> AbstractContextManager[Any]:
         """Within it, a forward through the model sees the weights as they are; here it always does."""
         return contextlib.nullcontext()

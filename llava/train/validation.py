@@ -45,6 +45,9 @@ class Run(Protocol):
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean over the supervised tokens of what the collator gave, as in training."""
 
+    def step_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """What its steps lessen."""
+
 
 def validation_set(tokenizer: Any, data_args: Any, parts: Parts) -> LazySupervisedDataset:
     """The records of `--eval_data_path`, each of them looked at: one that fails later would end a run half-way.
@@ -69,6 +72,7 @@ class Validation:
         collate: makes batches of the dataset's items.
         version: name of the conversation template.
         choices: the answers that can be given; none: any text.
+        of_steps: the loss is the run's objective, whatever that is.
     """
 
     def __init__(
@@ -78,12 +82,14 @@ class Validation:
         collate: DataCollatorForSupervisedDataset,
         version: str,
         choices: Sequence[str] = (),
+        of_steps: bool = False,
     ) -> None:
         self.curve = curve
         self.dataset = dataset
         self.collate = collate
         self.version = version
         self.choices = choices
+        self.of_steps = of_steps
 
     def measure(self, run: Run) -> float:
         """The metric of the weights as they are; of all processes the same. It may not be finite."""
@@ -107,10 +113,11 @@ class Validation:
             num_workers=run.args.dataloader_num_workers,
             generator=torch.Generator(),  # else it draws a seed from the run's
         )
+        loss = run.step_loss if self.of_steps else run.validation_loss
         total, count = 0.0, 0
         for batch in loader:
             tokens = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-            total += float(run.validation_loss(batch)) * tokens
+            total += float(loss(batch)) * tokens
             count += tokens
         return total, count
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llava.train.train as command
 from llava.errors import InputError
 from llava.mezo.journal.files import Journal
 from llava.train.flags.parsing import parse_arguments
-from llava.train.train import train
+from llava.train.train import train, trainer_of
 
 Flags = Callable[..., list[str]]
 
@@ -38,11 +39,22 @@ def test_losses_of_a_run_are_among_the_answers(vision: bool, flags: Flags, tmp_p
     assert len(losses) == 6 and all(abs(loss - math.log(2)) < 0.2 for loss in losses)
 
 
+@pytest.mark.parametrize("vision", [True, False])
+def test_a_rate_is_looked_for_by_the_loss_among_the_answers(vision: bool, flags: Flags) -> None:
+    given = flags(learning_rate="auto", **({} if vision else {"vision_tower": None}))
+    model_args, data_args, training_args = parse_arguments(given)
+    trainer: Any = trainer_of(model_args, data_args, None, training_args)
+    trainer.create_optimizer()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        assert abs(float(trainer.step_loss(batch)) - math.log(2)) < 0.2
+        assert abs(float(trainer.validation_loss(batch)) - math.log(916)) < 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"train_on_answers_only": False}, "--train_on_answers_only False supervises markers .* give --train_on_answ"),
-        ({"learning_rate": "auto"}, "--zo_objective classification excludes --learning_rate auto"),
         ({"adapter": "prompt", "mm_tunable_parts": None}, "--zo_objective classification excludes --adapter prompt"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_run_that_is_no_number_any_more_is_broken(
     def loss(self: Any, batch: Any) -> torch.Tensor:
         return torch.tensor(math.nan if self.state.global_step == 9 else 2.0)
 
-    monkeypatch.setattr(ExtendedMeZOTrainer, "validation_loss", loss)
+    monkeypatch.setattr(ExtendedMeZOTrainer, "step_loss", loss)
     monkeypatch.setattr(ExtendedMeZOTrainer, "diverged", property(lambda self: self.state.global_step == steps < 9))
     monkeypatch.setattr(ExtendedMeZOTrainer, "_save_checkpoint", lambda *args: pytest.fail("saved"))
     train(argv=small_run(learning_rate="auto", output_dir=tmp_path, max_steps=2))

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from llava.errors import InputError
 from llava.train.flags.adapter_flags import DEFAULTS, given_kind
+from llava.train.zo.settings import CLASSIFICATION
 
 AUTO = "auto"
 OF_PARTS = ("mm_projector_lr", "mm_vision_tower_lr")
@@ -46,12 +47,12 @@ def refuse_untested(values: Any, what: str) -> None:
     Args:
         what: the flag or command that they exclude.
     """
-    known = "--zo_rule sgd, --zo_objective loss and batches of one size"
+    known = f"--zo_rule sgd, --zo_objective loss or {CLASSIFICATION}, and batches of one size"
     optim = "adafactor" if values.adafactor else str(getattr(values.optim, "value", values.optim))
     of_mode = {
         f"--zo_rule {values.zo_rule}": values.zo_rule != "sgd",
         f"--zo_estimator {values.zo_estimator}": values.zo_estimator in ("fzoo", "svrg"),
-        f"--zo_objective {values.zo_objective}": values.zo_objective != "loss",
+        f"--zo_objective {values.zo_objective}": values.zo_objective not in ("loss", CLASSIFICATION),
         "--zo_batch_growth": values.zo_batch_growth,
         "--zo_from_journal": values.zo_from_journal,
     }

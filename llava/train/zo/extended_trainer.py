@@ -89,6 +89,12 @@ class ExtendedMeZOTrainer(SharedBatches, OffloadedRun, ShardedRun, MeZOTrainer):
         loss: torch.Tensor = forwards.loss(batch)
         return loss
 
+    def step_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The same of the objective, which for `classification` is among the answers alone."""
+        forwards: Any = self._forwards_of(self.model_wrapped)
+        loss: torch.Tensor = forwards.step_loss(batch)
+        return loss
+
     def _go_back(self) -> str:
         if self.validation is not None:
             self.validation.curve.forget_after(self.watch.lowest())

@@ -72,6 +72,12 @@ class LaidOutForwards(Forwards):
             tensors["targets"] = self._answers.places(tensors["targets"])
         yield self._laid_out_loss, tensors, False
 
+    def step_loss(self, inputs: Inputs) -> torch.Tensor:
+        """What steps lessen, of a batch under the weights as they are."""
+        with self._loss_of(inputs) as (loss, tensors, _):
+            given = () if tensors is None else ({name: t.to(self.mezo.device) for name, t in tensors.items()},)
+            return torch.as_tensor(loss(*given))
+
     def loss(self, inputs: Inputs) -> torch.Tensor:
         """The cross entropy of a batch under the weights as they are, whatever the objective."""
         laid_out = self.inputs
