@@ -96,7 +96,10 @@ def _lines() -> Iterator[str]:
         if sys.stdin.isatty():
             sys.stderr.write("> ")
             sys.stderr.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not UTF-8 text: {error}") from error
         if not line:
             return
         if line.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import re
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "command",
     "command_with",
     "in_own_flags",
+    "is_full_disk",
     "naming",
     "short",
 ]
@@ -66,8 +68,16 @@ def in_own_flags(text: str, known: Collection[str], names: Mapping[str, str]) ->
     return _FLAG.sub(own, text)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether this is for want of room, which safetensors and tokenizers tell of in words alone."""
+    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
+
+
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `main` an entry point: an `InputError` becomes one line on stderr and exit code 2."""
+    """Make `main` an entry point: an `InputError`, or a full disk, becomes one line on stderr and exit code 2."""
     return _entry(main, str)
 
 
@@ -89,6 +99,12 @@ def _entry(main: Callable[..., Any], told: Callable[[InputError], str]) -> Calla
             return main(*args, **kwargs)
         except InputError as error:
             sys.stderr.write(f"error: {in_one_line(told(error))}\n")
+            sys.exit(EXIT_BAD_INPUT)
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            why = "make room, or choose another folder for what is written, and give the same command again"
+            sys.stderr.write(f"error: the disk is full ({in_one_line(error)}): {why}\n")
             sys.exit(EXIT_BAD_INPUT)
 
     return run

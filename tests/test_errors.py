@@ -19,7 +19,7 @@ import transformers
 from llava import ask, serve
 from llava.check import command as check
 from llava.data import prepare
-from llava.errors import in_own_flags
+from llava.errors import command, in_own_flags
 from llava.eval import accuracy, model_vqa, probe
 from llava.mezo.errors import JournalError
 from llava.mezo.journal import replay
@@ -121,6 +121,24 @@ def test_what_is_shared_blames_the_command_s_flag(case: str, refused: Callable[.
     assert error.count("error: ") == 1
     module = {one.__name__.split(".")[-1]: one for one in COMMANDS}[{"check": "command"}.get(case, case.split()[0])]
     assert {f"--{name}" for name in FLAG.findall(error)} <= known(module)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("no space (os error 28)")], ids=repr)
+def test_a_full_disk_is_one_line_of_any_command(error: Exception, refused: Callable[..., str]) -> None:
+    @command
+    def main(argv: list[str]) -> None:
+        raise error
+
+    assert "error: the disk is full" in refused(main, [])
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    @command
+    def main() -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        main()
 
 
 def test_a_failed_replay_names_its_flag_and_has_an_exit_code(tmp_path: Path) -> None:

@@ -66,18 +66,21 @@ class AnswersFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with self._writing():
+            self._file.close()
 
     def append(self, answers: Iterable[Mapping[str, Any]]) -> None:
         """Write further answers; they are on disk when this returns."""
-        for answer in answers:
-            self._file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._writing():
+            for answer in answers:
+                self._file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result beside the answers."""
-        self._write_summary({"complete": True, **result})
+        with self._writing():
+            self._write_summary({"complete": True, **result})
 
     def _earlier_answers(self, ids: list[Any]) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -12,6 +12,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import InputError
 from llava.eval.generation import Answerer, Decoding, Question
 from llava.samples.stored import StoredPicture
+from llava.samples.turns import check_text
 
 
 class Dialogue:
@@ -44,6 +45,7 @@ class Dialogue:
         """
         if not text.strip():
             raise InputError("the question is empty")
+        check_text(text, "the question")
         turns = [*self.turns, (self._marked(text), None)]
         streamer = None if show is None else Words(self.answerer.tokenizer, show)
         question = Question("the question", turns, self.images, self.system)

@@ -6,6 +6,7 @@ the conversation template, rows are padded on the left and carry their attention
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise InputError("--max-new-tokens and --num_beams must be at least 1")
-        if self.temperature < 0 or (self.top_p is not None and not 0 < self.top_p <= 1):
+        if not 0 <= self.temperature < math.inf or (self.top_p is not None and not 0 < self.top_p <= 1):
             raise InputError(f"--temperature {self.temperature} must be >= 0, --top_p {self.top_p} in (0, 1]")
 
     def arguments(self) -> dict[str, Any]:

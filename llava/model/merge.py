@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from llava.errors import InputError, command_with
 from llava.mezo.command_line import Parser
@@ -66,8 +67,8 @@ def merge(adapter: str, base: str, output: Path) -> None:
         tokenizer.save_pretrained(output)
         follow_umask(*output.glob("*.safetensors"))
         write_card(output, base, *history_of(adapter))
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written ({error.strerror})") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"--output {output} cannot be written ({error})") from error
     logger.info("%s: %s on %s, %s", output, adapter, base, str(model.dtype).removeprefix("torch."))
 
 

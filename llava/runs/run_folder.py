@@ -6,7 +6,6 @@ writes. `checkpoint-N` counts once its own `trainer_state.json` is there, for th
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -16,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import TrainerState
 
-from llava.errors import InputError
+from llava.errors import InputError, is_full_disk
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
@@ -30,6 +28,8 @@ from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.runs.validation import CURVE_FILE
 
 LOSS_PICTURE = "loss.png"
+RUNNING = ".running"
+"""A file that is locked, and there, while a run without a journal writes to the folder."""
 RATE_FILE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
 """Of a run that found its rate."""
 PARTS_OF_MODELS = ("adapter_config.json", "mm_projector.safetensors", "quantized_scales.safetensors")
@@ -103,13 +103,34 @@ def held_alone(folder: Path, flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def refusing_full_disk(folder: Path) -> Iterator[None]:
-    """Turns a full disk, which safetensors tells of in words alone, into an `InputError`."""
+def written_alone(folder: Path, patience: float) -> Iterator[None]:
+    """Within it, no other run without a journal writes to `--output_dir`; a journal has a lock of its own.
+
+    Args:
+        patience: seconds to wait for a process that is about to end.
+
+    Raises:
+        InputError: one does, or nothing can be written there.
+    """
+    check_writable(folder)
+    try:
+        lock = FolderLock(folder, patience, RUNNING)
+    except JournalError as error:
+        raise InputError(f"--output_dir {folder}: another run is writing there; wait for it or stop it") from error
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        numbers = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) not in numbers and not any(f"os error {n})" in str(error) for n in numbers):
+    finally:
+        (folder / RUNNING).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def refusing_full_disk(folder: Path) -> Iterator[None]:
+    """Turns a full disk into an `InputError`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
             raise
         raise InputError(
             f"--output_dir {folder} has no room left ({error}). What was saved before is kept: make room and start the "

@@ -89,6 +89,10 @@ class Run:
         return None if before is None or after is None else after - before
 
 
+NUMBERS = ("steps", "accuracy_before", "accuracy_after", "final_loss", "seconds_per_step", "peak_memory_bytes")
+"""Fields of report.json that pages reckon with."""
+
+
 @dataclass
 class Group:
     """Runs that differ in nothing but their seeds."""
@@ -125,11 +129,15 @@ def read_run(folder: Path) -> Run:
         InputError: the folder holds no finished run; the missing or unreadable file is named.
     """
     report, arguments, state = (_read(folder / name) for name in (REPORT_FILE, ARGUMENTS_FILE, STATE_FILE))
+    _check_fields(folder / REPORT_FILE, report)
     names = SETTINGS + (ZO_SETTINGS if report.get("trainer_mode") == "zo" else ())
     arguments.setdefault("adapter", "lora" if arguments.get("lora_enable") else "none")
     arguments |= {name: value for name, value in OLDER.items() if arguments.get(name) is None}
     arguments["evaluation"] = _evaluation(folder / ANSWERS_FILE)
-    steps, losses = loss_points(state.get("log_history", ()))
+    try:
+        steps, losses = loss_points(state.get("log_history", ()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / STATE_FILE}: its log_history is not the log of a run ({error})") from error
     return Run(
         folder=folder,
         task=task_name(arguments.get("data_path") or ""),
@@ -141,6 +149,16 @@ def read_run(folder: Path) -> Run:
         forwards_per_sample=_forwards_per_sample(arguments) if report.get("trainer_mode") == "zo" else 1,
         losses=losses,
     )
+
+
+def _check_fields(path: Path, report: Mapping[str, Any]) -> None:
+    """`InputError` for a report that was edited to what no run writes."""
+    for name in ("trainer_mode", *NUMBERS):
+        value = report.get(name)
+        if name not in report or not isinstance(value, str if name == "trainer_mode" else (int, float, type(None))):
+            expected = "a text" if name == "trainer_mode" else "a number or null"
+            found = f"has {value!r:.80} under" if name in report else "lacks"
+            raise InputError(f"{path}: {found} {name!r}, which must be {expected}; was it edited?")
 
 
 def samples_per_step(arguments: Mapping[str, Any]) -> int | None:

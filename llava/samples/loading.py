@@ -192,7 +192,9 @@ def _parsed(path: str, text: str, first: int = 1) -> Any:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
-        raise InputError(f"data file {path}, line {line}, column {error.colno}: {error.msg}") from error
+        lines = error.msg == "Extra data" and path.endswith(".json")
+        hint = " (a file with a record a line is named .jsonl)" if lines else ""
+        raise InputError(f"data file {path}, line {line}, column {error.colno}: {error.msg}{hint}") from error
     except RecursionError as error:
         where = _place_of_failure(text, first)
         raise InputError(f"data file {path}, {where}: lists or objects too deep in each other") from error

@@ -66,6 +66,8 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
     for name, least in (("directions", 3), ("batches", 2), ("eigenvalues", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)} must be at least {least}")
+    if options.advice is not None and (options.advice.is_dir() or not options.advice.parent.is_dir()):
+        raise InputError(f"--advice {options.advice}: give a file in a folder that exists")
     return options, flags
 
 

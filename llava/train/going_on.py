@@ -19,7 +19,7 @@ from llava.runs.run_report import STATE_FILE
 from llava.samples.loading import data_files
 from llava.train import launches
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
-from llava.train.zo.resume_points import steps_done
+from llava.train.zo.resume_points import check_enough_steps, steps_done
 from llava.train.zo.shared_steps import Begun
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ def _history(training_args: TrainingArguments, values: dict[str, Any], checkpoin
         begun = launches.settled(training_args, earlier) if earlier and training_args.journal_keeps_all else None
         if begun is not None:
             found |= {"data_processes": begun.processes, "gradient_accumulation_steps": begun.accumulated}
+        if training_args.max_steps > 0:  # of epochs it is known once there are batches
+            check_enough_steps(f"--max_steps {training_args.max_steps}", training_args.max_steps, steps)
         given = training_args.resume_with_changes
         found[same_run.CHANGES] = same_run.check_same_run(checkpoint, values | found, steps, given)
         logger.info("resuming from %s", checkpoint)

@@ -15,6 +15,7 @@ import copy
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ from llava.train.parts.build import add_vision, get_model, get_tokenizer, quanti
 from llava.train.parts.saving import adapter_names
 from llava.train.parts.tunable import select_trainable
 from llava.train.validation import Validation, validation_set
-from llava.train.zo.disks import Disks
+from llava.train.zo.disks import Disks, patience_of_launcher
 from llava.train.zo.meeting import meet_anew
 from llava.train.zo.resume_points import given_checkpoint, newest_checkpoint, start_of, steps_done
 from llava.train.zo.settings import Settings
@@ -82,13 +83,14 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         attn_implementation: overrides the flag of that name.
     """
     try:
-        _train(attn_implementation, argv)
+        with ExitStack() as held:
+            _train(attn_implementation, argv, held)
     except RanksError as error:
         sys.stderr.write(f"error: {error}. What was done before is kept; the same command goes on from there\n")
         sys.exit(EXIT_LOST)
 
 
-def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
+def _train(attn_implementation: str | None, argv: list[str] | None, held: ExitStack) -> None:
     setup_logging()
     meet_anew()
     model_args, data_args, training_args = parse_arguments(argv)
@@ -111,6 +113,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None) -> None:
     parts = check_records(data_args, training_args, training_args.data_processes)
     validated = check_validation(data_args, training_args)
     with raising_together(training_args.device):
+        if training_args.process_index == 0 and not journaled:
+            held.enter_context(run_folder.written_alone(folder, patience_of_launcher()))
         if training_args.process_index == 0 or disks.writes:
             run_folder.prepare_output_dir(folder, overwrite, journaled)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)

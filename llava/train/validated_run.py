@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from llava.train.validation import Validation
+from llava.train.zo.resume_points import check_enough_steps
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,15 @@ class ValidatedRun(transformers.Trainer):
             self.control.should_training_stop = True
         return metrics
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """As the base class. InputError: the run has more steps than it is to have."""
+        check_enough_steps(f"--num_train_epochs {self.args.num_train_epochs}", num_training_steps, self.steps_before())
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def steps_before(self) -> int:
+        """Those that a run which goes on has, once its loop begins."""
+        return int(self.state.global_step)
+
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean over the supervised tokens of what the collator gave, as in training."""
         inputs: Any = self._prepare_inputs(batch)
@@ -97,8 +107,24 @@ class ValidatedRun(transformers.Trainer):
         better = "" if best is None else f" (best {curve.points[best]:.4f} at step {best})"
         logger.info("validation at step %d: %s %s%s, in %.1f s", step, curve.metric, shown, better, seconds)
 
+    def _catch_up(self) -> None:
+        """The evaluation at an epoch's end, where the run was killed after the checkpoint before it."""
+        step, validation = self.state.global_step, self.validation
+        goes_on = step > 0 and step == self._initial_global_step
+        if validation is None or not goes_on or self.args.eval_strategy != "epoch" or not self._is_due():
+            return
+        key = f"eval_{validation.curve.metric}"
+        if not any(entry["step"] == step and key in entry for entry in self.state.log_history):
+            self.evaluate()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._catch_up()
+        return super()._finalize_training(*args, **kwargs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._is_to_stop():  # as it had before it was killed
+        self._catch_up()
+        # as it had before it was killed; of a checkpoint with all steps transformers would take one more
+        if self._is_to_stop() or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)

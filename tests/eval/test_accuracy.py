@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 
 import pytest
 from transformers import GenerationMixin
@@ -125,7 +126,8 @@ def test_unknown_metric_version_and_empty_data_are_refused(loaded, records, tmp_
 
 
 def test_bad_decoding_is_refused():
-    for bad in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 2.0}, {"num_beams": 0}):
+    temperatures = ({"temperature": value} for value in (-1.0, math.nan, math.inf))
+    for bad in ({"max_new_tokens": 0}, *temperatures, {"top_p": 2.0}, {"num_beams": 0}):
         with pytest.raises(InputError, match="--"):
             Decoding(**bad)
 
@@ -230,6 +232,17 @@ def test_wrong_flags_are_named(checkpoint, records, tmp_path, refused, more, mes
 def test_values_that_cannot_name_a_group(value, message):
     with pytest.raises(InputError, match=rf"--group-by kind: record 1 \(number 1\): .*{message}"):
         check_field([{"kind": ["a"]}, {"kind": value}], "kind")
+
+
+@pytest.mark.parametrize("when", ["append", "finish"])
+def test_a_full_disk_names_the_file(when, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    told = pytest.raises(InputError, match=r"--output .*out\.jsonl: cannot write there .*No space left")
+    with told, AnswersFile(tmp_path / "out.jsonl", {}, ["a"]) as file:
+        monkeypatch.setattr("os.fsync", full)
+        file.append([{"id": "a", "prediction": "Yes"}]) if when == "append" else file.finish({})
 
 
 def test_answers_of_other_bits_name_the_flags(tmp_path):

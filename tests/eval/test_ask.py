@@ -84,6 +84,11 @@ def test_what_is_shown_is_the_answer(loaded, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Yes or No?\n\nYes or No?\n"))
     ask.main(["--model-path", str(MODEL), "--image", picture(0), "--chat", "--max-new-tokens", "3"])
     assert len(capsys.readouterr().out.splitlines()) == 2
+    for errors, said in (("strict", "standard input is not UTF-8"), ("surrogateescape", "half a character")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Yes\xff?\n"), "utf-8", errors))
+        with pytest.raises(SystemExit, match="2"):
+            ask.main(["--model-path", str(MODEL)])
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

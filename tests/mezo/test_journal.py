@@ -583,6 +583,9 @@ class TestCommand:
         assert main(["show", str(ten), "--json"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines[0]["eps"] == 1e-3 and lines[10]["step"] == 9 and len(lines) == 11
+        with pytest.raises(SystemExit, match="2"):
+            main(["show", str(ten), "--last", "-2"])
+        assert "--last -2 must be at least 0" in capsys.readouterr().err
 
     def test_not_a_journal(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["show", str(tmp_path)]) == 2

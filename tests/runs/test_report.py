@@ -205,3 +205,20 @@ def test_many_settings_fit_into_the_pictures(tmp_path, recwarn):
     label = report._label(groups[1], report._telling(groups[1], groups))
     assert max(map(len, label.splitlines())) <= report.LABEL_WIDTH
     assert report._label(groups[0], report._telling(groups[0], groups[:1])) == "MeZO"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("report.json", {"trainer_mode": None}, "has None under 'trainer_mode', which must be a text"),
+        ("report.json", {"accuracy_after": "x"}, "has 'x' under 'accuracy_after', which must be a number or null"),
+        ("report.json", None, "lacks 'trainer_mode'"),
+        ("trainer_state.json", {"log_history": 3}, "its log_history is not the log of a run"),
+        ("trainer_state.json", {"log_history": [{"loss": 1.0, "step": None}]}, "its log_history is not"),
+    ],
+)
+def test_edited_files_are_named(name: str, change: dict[str, Any] | None, message: str, tmp_path: Path) -> None:
+    file = make_run(tmp_path / "a", 0.9, MEZO) / name
+    file.write_text(json.dumps({} if change is None else json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=rf"{name}: {message}"):
+        read_run(tmp_path / "a")

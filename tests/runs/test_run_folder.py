@@ -76,6 +76,7 @@ def test_a_journal_is_not_outdated_by_a_run_without(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     full = [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+    full.append(Exception("No space left on device (os error 28)"))  # of tokenizers
     for error in full:
         with pytest.raises(InputError, match="no room left"), refusing_full_disk(tmp_path):
             raise error

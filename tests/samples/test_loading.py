@@ -112,6 +112,12 @@ def test_wrong_strategies(root, tmp_path, strategy):
         ("a.json", "[\n{},\n]", r"a\.json, line 3, column 1"),
         ("a.json", "[{}, 3]", r"a\.json: record 1 is a number"),
         ("a.json", "", r"a\.json, line 1"),
+        (
+            "a.json",
+            "{}\n{}\n",
+            r"a\.json, line 2, .* Extra data \(a file with a record a line is named",
+        ),
+        ("a.jsonl", "{}\n{} {}\n", r"a\.jsonl, line 2, column 4: Extra data$"),
         ("a.jsonl", '{"id": 1}\n\n{"id": \n', r"a\.jsonl, line 3"),
         ("a.jsonl", "{}\n[1]\n", r"a\.jsonl, line 2: an array"),
         ("a.yaml", "datasets: [\n  - x: {", r"a\.yaml, line"),

@@ -89,6 +89,8 @@ def test_weights_that_are_stored_elsewhere_have_eigenvalues(
     [
         ({"trainer_mode": "regular", "optim": "sgd"}, [], "--optim sgd excludes advice"),
         ({}, ["--directions", "2"], "--directions 2 must be at least 3"),
+        ({}, ["--advice", "."], "--advice .: give a file in a folder that exists"),
+        ({}, ["--advice", "nowhere/a.json"], "--advice nowhere/a.json: give a file in a folder that exists"),
         ({}, ["--batches", "1"], "--batches 1 must be at least 2"),
         ({}, ["--eigenvalues", "-1"], "--eigenvalues -1 must be at least 0"),
         ({"zo_offload": "cpu"}, ["--eigenvalues", "1"], "--eigenvalues excludes"),

@@ -20,6 +20,7 @@ from llava.errors import EXIT_LOST
 from llava.mezo.journal.files import Journal
 from llava.mezo.same_weights import RanksDifferError
 from llava.model.adapter_kinds import VIRTUAL_TOKENS
+from llava.runs.run_folder import written_alone
 from llava.train.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,44 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(mode: str, parts: str, q
     assert same(whole, weights(tmp_path / "half"))
     file = "model.safetensors" if parts == "mm_language_model" else "mm_projector.safetensors"
     assert not same(whole, weights(tmp_path / "whole" / "checkpoint-2", file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 0.4}], ids=str)
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+def test_a_run_killed_while_its_model_is_saved_takes_no_further_step(
+    mode: str, length: dict[str, object], quick: Flags, tmp_path: Path
+) -> None:
+    out, flags = tmp_path / "out", quick(trainer_mode=mode, **length, save_steps=2)
+    train(argv=flags)
+    whole, steps = weights(out), state_of(out)["global_step"]
+    assert (out / f"checkpoint-{steps}").is_dir()
+    for name in ("trainer_state.json", "model.safetensors"):
+        (out / name).unlink()
+    train(argv=flags)
+    assert same(weights(out), whole) and report_of(out)["steps"] == state_of(out)["global_step"] == steps
+    assert [entry["step"] for entry in logged_steps(out)] == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["zo", "regular"])
+@pytest.mark.parametrize(("flag", "few"), [("max_steps", 3), ("num_train_epochs", 0.1)])
+def test_a_run_is_not_given_fewer_steps_than_it_has(
+    mode: str, flag: str, few: float, quick: Flags, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    plain = {"trainer_mode": mode, "save_steps": 2}
+    train(argv=quick(**plain))
+    (tmp_path / "out" / "trainer_state.json").unlink()
+    changes = {"max_steps": -1, flag: few, "resume_with_changes": True}
+    said = refused(train, argv=quick(**plain, **changes))
+    assert f"--{flag} {few}" in said and "has 4: give at least these" in said
+
+
+def test_two_runs_do_not_write_to_one_folder(quick: Flags, tmp_path: Path, refused: Callable[..., str]) -> None:
+    with written_alone(tmp_path / "out", 0.0):
+        assert "another run is writing there" in refused(train, argv=quick(trainer_mode="regular"))
+        assert "another run is writing there" in refused(train, argv=quick(trainer_mode="zo", zo_journal=False))
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.slow

@@ -255,6 +255,30 @@ def test_epochs(quick: Flags, shown: Any, tmp_path: Path) -> None:
     assert asked == [3, 6, 7]
 
 
+@pytest.mark.parametrize("steps", [7, 6])
+def test_an_epoch_is_validated_also_where_the_run_was_killed_before_that(
+    steps: int, quick: Flags, shown: Any, tmp_path: Path
+) -> None:
+    """Its checkpoint is saved first; at the end of the run, and of an epoch within it."""
+    changes = {"eval_strategy": "epoch", "eval_steps": None, "max_steps": steps, "save_steps": 3}
+    out, values = tmp_path / "out", {3: 1.0, 6: 2.0, 7: 3.0}
+    shown(values)
+    train(argv=quick(**changes))
+    expected = points(out), [entry for entry in state_of(out)["log_history"] if "eval_loss" in entry]
+    for last in (3, steps):
+        for path in [*out.glob("checkpoint-*"), out / "trainer_state.json"]:
+            if path.is_file():
+                path.unlink()
+            elif int(path.name.removeprefix("checkpoint-")) > last:
+                shutil.rmtree(path)
+        curve = json.loads((out / "validation.json").read_text())
+        curve["history"] = [point for point in curve["history"] if point["step"] < last]
+        (out / "validation.json").write_text(json.dumps(curve))
+        train(argv=quick(**changes))
+        found = points(out), [entry for entry in state_of(out)["log_history"] if "eval_loss" in entry]
+        assert found == expected
+
+
 def test_another_curve_is_not_gone_on_with(
     quick: Flags, shown: Any, golden: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

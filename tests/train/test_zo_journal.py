@@ -365,6 +365,10 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     assert replay(["--model-path", str(cut), *words]) == 2
     assert "is no safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+    (tmp_path / "file").touch()
+    words[-1] = str(tmp_path / "file" / "x")
+    assert replay(["--model-path", str(base), *words]) == 2
+    assert f"error: --output-dir {words[-1]} cannot be written to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

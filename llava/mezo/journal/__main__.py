@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--last", type=int, metavar="N", help="show the last N records alone")
     parser.add_argument("--json", action="store_true", help="header and records as JSON, a line each")
     options = parser.parse_args(argv)
+    if options.last is not None and options.last < 0:
+        parser.error(f"--last {options.last} must be at least 0")
     try:
         journal = Journal.read(options.folder)
     except JournalError as error:

@@ -19,9 +19,9 @@ class FolderLock:
     Where there is no fcntl (Windows), nothing is checked.
     """
 
-    def __init__(self, folder: Path, patience: float = 0.0) -> None:
-        """Args: patience: seconds to wait for a process that is about to end."""
-        path, until = folder / LOCK, time.monotonic() + patience
+    def __init__(self, folder: Path, patience: float = 0.0, name: str = LOCK) -> None:
+        """Args: patience: seconds to wait for a process that is about to end; name: of the file that is locked."""
+        path, until = folder / name, time.monotonic() + patience
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a")

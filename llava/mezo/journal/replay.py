@@ -197,7 +197,10 @@ def run(options: argparse.Namespace) -> None:
         count = step - replay.step
         replay.advance(step)
         folder = options.output_dir / f"step-{step}" if options.every else options.output_dir
-        base.write(folder, replay.names, replay.weight, dtype)
+        try:
+            base.write(folder, replay.names, replay.weight, dtype)
+        except OSError as error:
+            raise JournalError(f"--output-dir {options.output_dir} cannot be written to ({error})") from error
         logger.info("%s: step %d (%d steps in %.1f s)", folder, step, count, time.monotonic() - begin)
 
 

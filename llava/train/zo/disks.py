@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 CHUNK = 2**26
 """Bytes of a file that are under way at a time."""
+END_SECONDS = 60.0
+"""How long torchrun may take to end a process that it has replaced on another machine."""
 INCOMING = ".incoming"
 """What is on its way from another disk ends with it; it stands for nothing."""
 
@@ -187,3 +189,8 @@ def _files(path: Path) -> list[str]:
     if path.is_dir():
         return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
     return [""] if path.exists() else []
+
+
+def patience_of_launcher() -> float:
+    """Seconds that a run waits for another: a launcher may start it on one machine before it has ended on another."""
+    return END_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0

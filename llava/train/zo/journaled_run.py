@@ -148,6 +148,11 @@ class JournaledRun(transformers.Trainer):
         journal.sync_steps = self.zo.journal_sync_steps
         return journal
 
+    def steps_before(self) -> int:
+        """Those in the journal, if there is one."""
+        journal = self.mezo.journal
+        return int(self.state.global_step) if journal is None else len(journal.records)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, with the weights as they are now, wherever they are stored."""
         with self.current_weights():

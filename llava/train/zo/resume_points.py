@@ -144,3 +144,12 @@ def steps_done(output_dir: Path, point: Path | None) -> int:
         return len(Journal.read(output_dir / JOURNAL_FOLDER).records)
     except JournalError:
         return steps_of(point)
+
+
+def check_enough_steps(flag: str, steps: int, done: int) -> None:
+    """`InputError` where a run is to have fewer steps than it has: its last weights are not those of any of them."""
+    if done > steps:
+        raise InputError(
+            f"{flag} is for {steps} steps, and the run in --output_dir has {done}: give at least these, or choose "
+            "another --output_dir"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
@@ -29,16 +28,13 @@ from llava.mezo.messages import exchanged, raising_together
 from llava.mezo.names import names_in_files, parameters_by_name
 from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
-from llava.train.zo.disks import Disks
+from llava.train.zo.disks import Disks, patience_of_launcher
 from llava.train.zo.resume_points import branching_point, split
 from llava.train.zo.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Parameters = Mapping[str, nn.Parameter]
-
-END_SECONDS = 60.0
-"""How long torchrun may take to end a process that it has replaced on another machine."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +150,7 @@ def prepare(
 def _locked(folder: Path, disks: Disks) -> FolderLock | None:
     """The lock of the journal's folder, of the rank that writes it."""
     with raising_together(disks.device):
-        # a launcher may start a run again on one machine while it has not ended on another one
-        patience = END_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-        return FolderLock(folder, patience) if disks.is_owner else None
+        return FolderLock(folder, patience_of_launcher()) if disks.is_owner else None
 
 
 class _BaseFiles:
