@@ -223,5 +223,5 @@ def get_template(name: str | None) -> Conversation:
     """The template called `name`; raises `InputError` with the allowed names for any other."""
     if name is None or name not in conv_templates:
         allowed = ", ".join(sorted(conv_templates))
-        raise InputError(f"--version (or --conv-mode) {name!r} is not a conversation template; allowed: {allowed}")
+        raise InputError(f"--version {name!r} is not a conversation template; allowed: {allowed}")
     return conv_templates[name]

@@ -149,8 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point, see the module's docstring."""
     options = _parser().parse_args(argv)
     for name in ("gpu_memory", "host_memory", "tokens", "batch", "tiles", "supervised", "lora_r"):
-        if not getattr(options, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be more than 0")
+        if not 0 < getattr(options, name) < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} must be a number above 0")
     if options.model not in SHAPES and not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise InputError(f"--model {options.model}: no such folder; give one, a hub id, or {', '.join(SHAPES)}")
     batch = Batch(options.batch, options.tokens, options.tiles, options.supervised)

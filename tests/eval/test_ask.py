@@ -97,7 +97,7 @@ def test_what_is_shown_is_the_answer(loaded, capsys, monkeypatch):
         (["--model-path", "nowhere", "x"], "no such folder"),
         (["--model-path", str(MODEL), "--image", "no.png", "x"], "--image no.png: no such file"),
         (["--model-path", str(MODEL), "--top-p", "0.5", "x"], "--top-p 0.5 has no effect"),
-        (["--model-path", str(MODEL), "--conv-mode", "new", "x"], "'new' is not a conversation template"),
+        (["--model-path", str(MODEL), "--conv-mode", "new", "x"], "error: --conv-mode 'new' is not a conversation"),
         (["--model-path", str(MODEL), "--step", "3", "x"], "--journal with --step"),
         (["--journal", "nowhere", "--torch-dtype", "float32", "x"], "--journal excludes"),
         (["--model-path", str(MODEL), "--bits", "3", "x"], "--bits 3: allowed are 4, 8, 16"),

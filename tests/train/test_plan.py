@@ -259,8 +259,9 @@ def test_more_tiles_than_tokens_are_said(
             ["--model", "1b", "--gpu-memory", "24"],
             "--model 1b: no such folder; give one, a hub id, or tiny, mid, 0.5b, 7b, 13b, 72b",
         ),
-        (["--model", "0.5b", "--gpu-memory", "0"], "--gpu-memory 0.0 must be more than 0"),
-        (["--model", "0.5b", "--gpu-memory", "8", "--tokens", "-1"], "--tokens -1 must be more than 0"),
+        (["--model", "0.5b", "--gpu-memory", "0"], "--gpu-memory 0.0 must be a number above 0"),
+        (["--model", "0.5b", "--gpu-memory", "inf"], "--gpu-memory inf must be a number above 0"),
+        (["--model", "0.5b", "--gpu-memory", "8", "--tokens", "-1"], "--tokens -1 must be a number above 0"),
         (
             ["--model", "0.5b", "--gpu-memory", "8", "--tokens", "740", "--tiles", "9"],
             "--tokens 740 is too few for --tiles 9: a tile is 729 tokens, and --supervised 12 come on top; give "
