@@ -102,9 +102,11 @@ class MeZO(Optimizer):
         self._released = False
 
     def _device_for(self, parameters: Sequence[nn.Parameter]) -> torch.device:
+        """Where forwards run, of a model with these parameters."""
         return parameters[0].device
 
     def _read_along(self, model: nn.Module) -> list[nn.Parameter]:
+        """Parameters that are not trained, and that a forward cannot read as they are."""
         if any(map(is_sharded, model.parameters())):
             raise ValueError(f"the model is in shards, which {type(self).__name__} does not put together")
         return []
@@ -131,6 +133,7 @@ class MeZO(Optimizer):
                 self.recorder.clear()
 
     def _made_weights(self) -> TrainedWeights:
+        """The trained weights, as this kind of optimizer keeps them."""
         return TrainedWeights(*self._of_weights())
 
     def _of_weights(self) -> tuple[list[Storage], str, str, list[int], tuple[float, ...]]:

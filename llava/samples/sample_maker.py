@@ -98,9 +98,11 @@ class SampleMaker:
                 f"its answer begins at token {place + 1}, so --model_max_length {limit} cuts off all supervised "
                 "tokens; raise --model_max_length or use fewer image tiles"
             )
+        if not self.settings.whole_answers_for:
+            return
         last = max(k for k, label in enumerate(labels) if label != IGNORE_INDEX)
         place = self.spliced_place(encoded, last, entries)
-        if self.settings.whole_answers_for and place >= limit:
+        if place >= limit:
             raise InputError(
                 f"its answer ends at token {place + 1}, so --model_max_length {limit} cuts off a part of it, and "
                 f"{self.settings.whole_answers_for} needs all of it; raise --model_max_length or use fewer image tiles"

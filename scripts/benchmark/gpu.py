@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_runs
 import noise
 import step
 import torch
@@ -42,12 +43,10 @@ from llava.mezo.graphs import ForwardGraphs, Graphs, record_forwards
 from llava.mezo.journal import replay
 from llava.mezo.kernels.agreement import disagreements
 from llava.mezo.kernels.choice import available, kernel_for
-from llava.mezo.tensor_files import TensorFiles
 from llava.train.train import train
 from llava.train.zo.laid_out_forwards import laid_out_loss
 from llava.train.zo.step_inputs import StepInputs
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"0.5b": ((1, 1500, 2), (4, 800, 1)), "7b": ((1, 1500, 2),)}
 """By shape: rows, tokens of a row, tiles of its image."""
 CASES = 90
@@ -180,29 +179,18 @@ def failing() -> dict[str, Any]:
 
 def run() -> dict[str, Any]:
     """200 steps of the embedded model on the device; its journal replayed on the CPU and on the device."""
-    model, scan = ROOT / "playground" / "tiny-llava-onevision", ROOT / "playground" / "data" / "scan"
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         out = Path(folder) / "run"
-        words = f"""
-            --model_name_or_path {model} --data_path {scan / "train.json"} --image_folder {scan} --output_dir {out}
-            --version qwen_1_5 --trainer_mode zo --bf16 True --learning_rate 1e-4 --lr_scheduler_type constant
-            --per_device_train_batch_size 4 --max_steps 200 --logging_steps 20 --mm_tunable_parts mm_language_model
-            --image_aspect_ratio anyres_max_9 --image_grid_pinpoints (1x1),...,(6x6) --mm_patch_merge_type spatial_unpad
-            --mm_use_im_patch_token False --attn_implementation sdpa --train_on_answers_only True
-            --model_max_length 512 --dataloader_num_workers 2 --report_to none --disable_tqdm True"""
-        train(argv=words.split())
-        report = json.loads((out / "report.json").read_text())
-        trained, differing = TensorFiles(out), {}
+        train(argv=gpu_runs.command("--max_steps 200 --per_device_train_batch_size 4 --dataloader_num_workers 2", out))
+        report, differing = json.loads((out / "report.json").read_text()), {}
         for device in ("cpu", "cuda"):
             again = Path(folder) / device
-            where = ["--model-path", str(model), "--journal", str(out / "mezo_journal"), "--output-dir", str(again)]
-            if replay.main([*where, "--device", device]) != 0:
+            where = ["--model-path", str(gpu_runs.MODEL), "--journal", str(out / "mezo_journal")]
+            if replay.main([*where, "--output-dir", str(again), "--device", device]) != 0:
                 raise RuntimeError(f"the replay on {device} failed")
-            replayed = TensorFiles(again)
-            names = [name for shapes in trained.files.values() for name in shapes]
-            differing[device] = sum(not torch.equal(trained.read(name), replayed.read(name)) for name in names)
+            tensors, differing[device] = gpu_runs.compared(out, again)
     return {
-        "tensors": len(names),
+        "tensors": tensors,
         "differing": differing,
         "seconds_per_step": report["seconds_per_step"],
         "final_loss": report["final_loss"],

@@ -27,17 +27,13 @@ from llava.mezo.tensor_files import TensorFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, SCAN = ROOT / "playground" / "tiny-llava-onevision", ROOT / "playground" / "data" / "scan"
-COMMON = f"""
+FLAGS = f"""
     --model_name_or_path {MODEL} --data_path {SCAN / "train.json"} --image_folder {SCAN} --version qwen_1_5
-    --trainer_mode zo --lr_scheduler_type constant --per_device_train_batch_size 2 --logging_steps 10
-    --image_aspect_ratio anyres_max_9 --image_grid_pinpoints (1x1),...,(6x6) --mm_patch_merge_type spatial_unpad
-    --mm_use_im_patch_token False --attn_implementation sdpa --train_on_answers_only True --model_max_length 512
-    --dataloader_drop_last True --report_to none --disable_tqdm True"""
-DEFAULTS = {
-    "--bf16": "True",
-    "--learning_rate": "1e-4",
-    "--mm_tunable_parts": "mm_language_model",
-}
+    --trainer_mode zo --bf16 True --learning_rate 1e-4 --lr_scheduler_type constant --mm_tunable_parts mm_language_model
+    --per_device_train_batch_size 2 --logging_steps 10 --image_aspect_ratio anyres_max_9
+    --image_grid_pinpoints (1x1),...,(6x6) --mm_patch_merge_type spatial_unpad --mm_use_im_patch_token False
+    --attn_implementation sdpa --train_on_answers_only True --model_max_length 512 --dataloader_drop_last True
+    --report_to none --disable_tqdm True"""
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 AS_PLAIN = {
     "plain": "",
@@ -79,14 +75,16 @@ WAYS = {
 """What is trained, how it is stored, every estimator, rule and kind of objective."""
 
 
-def command(way: str, folder: Path, steps: int, device: str) -> list[str]:
-    """Of train.py, for one of `WAYS`; a flag's last value counts."""
-    words = WAYS[way].format(folder=folder).split()
-    flags = {**DEFAULTS, "--max_steps": str(steps), **dict(zip(words[::2], words[1::2], strict=True))}
-    if device == "cpu":
-        flags["--use_cpu"] = "True"
-    given = [word for pair in flags.items() for word in pair]
-    return ["-m", "llava.train.train", *COMMON.split(), *given, "--output_dir", str(folder / "run")]
+def command(changes: str, output: Path) -> list[str]:
+    """Flags of train.py for a run of the embedded model: `FLAGS`, where `changes` have no other value."""
+    words = f"{FLAGS} {changes} --output_dir {output}".split()
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    return [word for pair in flags.items() for word in pair]
+
+
+def changes_of(way: str, folder: Path, steps: int, device: str) -> str:
+    """Of one of `WAYS`, in a folder of its own."""
+    return f"--max_steps {steps} {WAYS[way].format(folder=folder)}" + (" --use_cpu True" if device == "cpu" else "")
 
 
 def run(way: str, parent: Path, steps: int, device: str) -> dict[str, Any]:
@@ -94,7 +92,7 @@ def run(way: str, parent: Path, steps: int, device: str) -> dict[str, Any]:
     folder = parent / way.replace(" ", "_").replace(",", "")
     folder.mkdir()
     begin = time.monotonic()
-    failed = python(command(way, folder, steps, device))
+    failed = python(["-m", "llava.train.train", *command(changes_of(way, folder, steps, device), folder / "run")])
     found: dict[str, Any] = {"seconds": time.monotonic() - begin}
     if failed is None:
         where = ["--model-path", str(MODEL), "--journal", str(folder / "run" / "mezo_journal")]

@@ -11,7 +11,7 @@ from llava.model import LlavaQwenForCausalLM
 from llava.model.shapes import SHAPES, shape_config
 from llava.train.parts.tunable import parse_parts, parts_of
 
-__all__ = ["SHAPES", "batch", "build"]
+__all__ = ["SHAPES", "batch", "build", "moved"]
 
 
 def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> LlavaQwenForCausalLM:
@@ -55,3 +55,9 @@ def batch(model: Any, tokens: int, tiles: int, supervised: int, rows: int = 1) -
         "image_sizes": [(size * (tiles - 1), size) if tiles > 1 else (size, size)] * rows,
         "modalities": ["image"] * rows,
     }
+
+
+def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors, and those of its images, on the device."""
+    tensors = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return {**inputs, **tensors, "images": [image.to(device) for image in inputs["images"]]}

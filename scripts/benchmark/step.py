@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from inplace import InPlaceMeZO
 from measuring import Times, in_own_process, peak_over_loaded, time_calls
-from shapes import SHAPES, batch, build
+from shapes import SHAPES, batch, build, moved
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.config import KERNELS, STORAGES
@@ -72,8 +72,7 @@ class Variants:
     @functools.cached_property
     def there(self) -> dict[str, Any]:
         """The batch on the device."""
-        moved = {name: v.to(self.device) for name, v in self.batch.items() if isinstance(v, torch.Tensor)}
-        return {**self.batch, **moved, "images": [image.to(self.device) for image in self.batch["images"]]}
+        return moved(self.batch, self.device)
 
     def function(self, variant: str) -> Callable[[], None]:
         """What is timed. Building it may allocate, calling it is one step."""

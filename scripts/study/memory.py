@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
 from counted import LiveBytes
 from measuring import in_own_process, peak_over_loaded
 from pictures import plot_memory
-from shapes import SHAPES, batch, build
+from shapes import SHAPES, batch, build, moved
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.train.parts.adapters import add_adapter
@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + bytes_of_scales(
         model
     )
-    inputs = _moved(batch(model, options.tokens, TILES, 12), device)
+    inputs = moved(batch(model, options.tokens, TILES, 12), device)
     network = model
     if method in ("lora_adamw", "qlora_adamw"):
         network = add_adapter(model, LORA)
@@ -140,12 +140,6 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         for _ in range(options.steps):
             run()
     return {"weights": weights, "over_weights": live.peak}
-
-
-def _moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors, and those in a list, on the device."""
-    moved = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    return {**inputs, **moved, "images": [image.to(device) for image in inputs["images"]]}
 
 
 def in_4_bits(model: Any) -> None:

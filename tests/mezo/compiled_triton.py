@@ -20,8 +20,9 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from llava.mezo.kernels import triton_cuda
+from llava.mezo.kernels import triton_programs
 from llava.mezo.kernels.addresses import BFLOAT16
+from llava.mezo.kernels.triton_cuda import OPTIONS
 
 CAPABILITIES = (80, 86, 90)
 POINTERS = {
@@ -39,7 +40,7 @@ def compiled(function: Any, capability: int, constants: dict[str, Any], **option
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(function.arg_names) if name in POINTERS}
     source = ASTSource(function, signature, constexprs=places, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=triton_cuda.OPTIONS | options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS | options)
 
 
 def main() -> None:
@@ -49,10 +50,10 @@ def main() -> None:
         for kind in range(4) if capability == CAPABILITIES[-1] else (BFLOAT16,):
             usual = {"KIND": kind, "ALIGNED": True, "GAUSSIAN": True}
             kernels = [
-                (triton_cuda.perturb_tiles, {**usual, "TARGET": 1, "TWO": True}),
-                (triton_cuda.perturb_rows, {**usual, "TARGET": 1, "TWO": False}),
-                (triton_cuda.update_tiles, usual),
-                (triton_cuda.one_pair_update_tiles, usual),
+                (triton_programs.perturb_tiles, {**usual, "TARGET": 1, "TWO": True}),
+                (triton_programs.perturb_rows, {**usual, "TARGET": 1, "TWO": False}),
+                (triton_programs.update_tiles, usual),
+                (triton_programs.one_pair_update_tiles, usual),
             ]
             for function, constants in kernels:
                 result = compiled(function, capability, constants)

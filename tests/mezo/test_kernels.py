@@ -298,7 +298,8 @@ def test_kernels_without_directions_of_low_rank_are_refused() -> None:
 
 def test_what_falls_back_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "llava.mezo.kernels.triton_cuda", raising=False)
+    for module in ("triton_cuda", "triton_programs"):
+        monkeypatch.delitem(sys.modules, f"llava.mezo.kernels.{module}", raising=False)
     choice.available.cache_clear()
     assert (choice.fastest("cuda"), choice.fastest("cuda")) == ("torch", "torch")
     assert len(caplog.messages) == 1 and "the kernel triton is not here (" in caplog.text

@@ -14,16 +14,21 @@ import gpu_runs
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.config import STORAGES
+from llava.train.flags.arguments import TrainingArguments
 from llava.train.flags.parsing import parse_arguments
+
+
+def parse(way: str, folder: Path) -> TrainingArguments:
+    return parse_arguments(gpu_runs.command(gpu_runs.changes_of(way, folder, 2, "cpu"), folder / "run"))[2]
 
 
 @pytest.mark.parametrize("way", gpu_runs.WAYS)
 def test_the_flags_of_each_way_are_accepted(way: str, tmp_path: Path) -> None:
-    parse_arguments(gpu_runs.command(way, tmp_path, 2, "cpu")[2:])
+    parse(way, tmp_path)
 
 
 def test_every_estimator_rule_and_storage_is_run(tmp_path: Path) -> None:
-    runs = [parse_arguments(gpu_runs.command(way, tmp_path, 2, "cpu")[2:])[2] for way in gpu_runs.WAYS]
+    runs = [parse(way, tmp_path) for way in gpu_runs.WAYS]
     assert {run.zo_estimator for run in runs} == set(ESTIMATORS)
     assert {run.zo_rule for run in runs} == set(RULES)
     assert {run.zo_weight_storage for run in runs} == set(STORAGES)

@@ -69,18 +69,12 @@ class ExtendedMeZOTrainer(SharedBatches, OffloadedRun, ShardedRun, MeZOTrainer):
         return super().make_mezo(groups, sizes)
 
     def make_forwards(self, network: nn.Module) -> LaidOutForwards:
-        prepare: Any = self._prepare_inputs
-        loss: Any = self.compute_loss
         return LaidOutForwards(
-            self.mezo,
-            network,
-            self.zo,
-            prepare,
-            loss,
-            DeviceSettings.of(self.args),
-            self.objective,
-            self.known_features,
-            self.answers,
+            *self.of_forwards(network),
+            place=DeviceSettings.of(self.args),
+            objective=self.objective,
+            known=self.known_features,
+            answers=self.answers,
         )
 
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:

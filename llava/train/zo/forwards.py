@@ -45,6 +45,7 @@ class Forwards:
         zo: Settings,
         prepare: Callable[[Inputs], Inputs],
         whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],
+        *,
         measure: Measure | None = None,
     ) -> None:
         self.mezo = mezo

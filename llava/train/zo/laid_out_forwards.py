@@ -28,9 +28,11 @@ class LaidOutForwards(Forwards):
     """`Forwards` of tensors alone where the model allows it, which are recorded as CUDA graphs.
 
     Args:
+        given: what `Forwards` takes besides.
         place: the run's flags for it.
-        answers: among which the right one is to become likelier, in place of all tokens.
+        objective: takes the place of the loss.
         known: asked for features of images that a batch does not bring with it.
+        answers: among which the right one is to become likelier, in place of all tokens.
     """
 
     def __init__(
@@ -38,8 +40,7 @@ class LaidOutForwards(Forwards):
         mezo: MeZO,
         network: Any,
         zo: Settings,
-        prepare: Callable[[Inputs], Inputs],
-        whole_loss: Callable[[nn.Module, Inputs], torch.Tensor],
+        *given: Any,
         place: DeviceSettings,
         objective: Objective | None = None,
         known: KnownFeatures | None = None,
@@ -50,7 +51,7 @@ class LaidOutForwards(Forwards):
         measure = of_layout = MEASURES.get(zo.objective, cross_entropy)
         if answers is not None:
             measure, of_layout = answers.loss_of_tokens, answers.loss
-        super().__init__(mezo, network, zo, prepare, whole_loss, measure)
+        super().__init__(mezo, network, zo, *given, measure=measure)
         base = whole_model(network)
         lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, place.length_bucket, known) if lays_out else None

@@ -162,9 +162,11 @@ class MeZOTrainer(HalvedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
 
     def make_forwards(self, network: nn.Module) -> Forwards:
         """For the optimizer and the model without a wrapper."""
-        prepare: Any = self._prepare_inputs
-        loss: Any = self.compute_loss
-        return Forwards(self.mezo, network, self.zo, prepare, loss)
+        return Forwards(*self.of_forwards(network))
+
+    def of_forwards(self, network: nn.Module) -> tuple[Any, ...]:
+        """What all `Forwards` take, in their order."""
+        return self.mezo, network, self.zo, self._prepare_inputs, self.compute_loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the base class, of forwards alone: 2 operations a token and parameter."""
