@@ -23,11 +23,12 @@ from typing import Any
 import PIL
 
 from llava.data.items import SourceSet
-from llava.data.prepared_folder import new_folder, write_manifest, write_split
+from llava.data.prepared_folder import write_manifest, write_split
 from llava.data.public_sets import br35h, chartqa, snippets, we_math
 from llava.data.splits import SPLITS, Divide, Sizes, balanced, grouped, published
 from llava.errors import InputError, command_with
 from llava.mezo.command_line import Parser
+from llava.mezo.new_folder import new_folder
 from llava.utils import setup_logging
 
 
@@ -69,7 +70,7 @@ def prepare(
         max_side: in pixels; longer pictures are scaled down to it.
     """
     chosen = SETS[task]
-    with new_folder(output) as folder:
+    with new_folder(output, "--output") as folder:
         found = chosen.load(source, prompt, seed)
         divided = chosen.divide(found.items, sizes, seed)
         manifest = {

@@ -1,13 +1,11 @@
-"""A folder with a prepared set: records, pictures and a manifest, all of it or nothing."""
+"""A folder with a prepared set: records, pictures and a manifest."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +13,10 @@ from tqdm import tqdm
 
 from llava.data.items import Item
 from llava.data.pictures import prepared_png
-from llava.errors import InputError
 from llava.samples.loading import records_text
 
-PART = ".part"  # the name's end while a folder is being written
 MANIFEST = "manifest.json"
 MOST_ANSWERS = 10  # that a manifest counts by name
-
-
-@contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` to write into; it gets the name `output` when the block ends without an error.
-
-    Otherwise it is removed. Only a process that is killed leaves one behind, and the next run says so.
-
-    Raises:
-        InputError: `output` is there and not an empty folder, or something cannot be written.
-    """
-    final = output.resolve()
-    part = final.with_name(final.name + PART)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"--output {output}: is there already; choose another folder, or remove it first")
-    if part.exists():
-        raise InputError(
-            f"--output {output}: {part} is left from a run that was killed, or still runs; remove it first"
-        )
-    try:
-        part.mkdir(parents=True)
-        try:
-            if final.exists():
-                final.rmdir()  # now rather than after the work, since it fails for a mounted folder
-            yield part
-            part.rename(final)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise InputError(f"--output {output}: nothing was made ({error})") from error
 
 
 def write_split(folder: Path, split: str, task: str, items: Sequence[Item], max_side: int) -> dict[str, Any]:

@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 
 from llava.errors import InputError, command_with
 from llava.mezo.command_line import Parser
+from llava.mezo.new_folder import check_new, new_folder
 from llava.model.card import history_of, write_card
 from llava.model.checkpoint_files import find_file, first_line, read_json
 from llava.model.checkpoint_kind import looks_local
@@ -48,8 +46,7 @@ def convert(source: str, target: Path, verify: bool | None = None, images_only: 
     Raises:
         InputError: something that cannot be read, or that the other format cannot express.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--to {target} is not an empty folder; choose another one")
+    check_new(target, "--to")
     file = find_file(source, "config.json")
     if file is None:
         raise InputError(_not_there(source))
@@ -60,42 +57,19 @@ def convert(source: str, target: Path, verify: bool | None = None, images_only: 
     here, there = (THEIRS, OURS) if theirs else (OURS, THEIRS)
     logger.info("%s is %s; %s is written to %s", source, here, there, target)
     _check_space(target, opened.size)
-    with _scratch(target) as folder:
-        try:
-            conversion.write(folder)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"--to {target} cannot be written ({error})") from error
+    with new_folder(target, "--to") as folder:
+        conversion.write(folder)
         if verify or (verify is None and opened.size <= VERIFIED_BYTES):
             ours, other = (str(folder), source) if theirs else (source, str(folder))
             check_agreement(ours, other, images_only)
         elif verify is None:
             logger.info("the logits of both are not compared, as the checkpoint is large; --verify does")
         write_card(folder, source, *history_of(source))
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
     logger.info("%s: %.1f GB of weights", target, opened.size / 1e9)
 
 
 OURS = "a LLaVA checkpoint"
 THEIRS = "Hugging Face's LlavaOnevisionForConditionalGeneration"
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, which is gone afterwards unless it was renamed; errors call it the target."""
-    with ExitStack() as stack:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
-            folder = Path(stack.enter_context(beside)) / target.name
-            folder.mkdir()
-        except OSError as error:
-            raise InputError(f"--to {target} cannot be written ({error.strerror})") from error
-        try:
-            yield folder
-        except InputError as error:
-            raise InputError(str(error).replace(str(folder), str(target))) from error
 
 
 def _not_there(source: str) -> str:

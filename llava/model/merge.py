@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from llava.errors import InputError, command_with
 from llava.mezo.command_line import Parser
 from llava.mezo.durable import follow_umask
+from llava.mezo.new_folder import check_new, new_folder
 from llava.mm_utils import get_model_name_from_path
 from llava.model.adapter_kinds import MERGED
 from llava.model.builder import load_pretrained_model
@@ -44,8 +44,7 @@ def merge(adapter: str, base: str, output: Path) -> None:
     Raises:
         InputError: `output` is not empty, `adapter` is neither, or an adapter that does not become weights.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output} is not empty; choose another folder")
+    check_new(output, "--output")
     _check_kind(adapter)
     bits = bits_of(read_config(adapter).get(SETTINGS))
     expected = None if bits == 16 else probe(_load(adapter, base, bits)[1])
@@ -62,13 +61,11 @@ def merge(adapter: str, base: str, output: Path) -> None:
             100 * distance,
             100 * others,
         )
-    try:
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-        follow_umask(*output.glob("*.safetensors"))
-        write_card(output, base, *history_of(adapter))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--output {output} cannot be written ({error})") from error
+    with new_folder(output, "--output") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        follow_umask(*folder.glob("*.safetensors"))
+        write_card(folder, base, *history_of(adapter))
     logger.info("%s: %s on %s, %s", output, adapter, base, str(model.dtype).removeprefix("torch."))
 
 

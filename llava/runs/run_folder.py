@@ -29,7 +29,7 @@ from llava.runs.validation import CURVE_FILE
 
 LOSS_PICTURE = "loss.png"
 RUNNING = ".running"
-"""A file that is locked, and there, while a run without a journal writes to the folder."""
+"""A file that is locked, and there, while a run writes to the folder."""
 RATE_FILE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
 """Of a run that found its rate."""
 PARTS_OF_MODELS = ("adapter_config.json", "mm_projector.safetensors", "quantized_scales.safetensors")
@@ -104,7 +104,7 @@ def held_alone(folder: Path, flag: str) -> Iterator[None]:
 
 @contextmanager
 def written_alone(folder: Path, patience: float) -> Iterator[None]:
-    """Within it, no other run without a journal writes to `--output_dir`; a journal has a lock of its own.
+    """Within it, no other run writes to `--output_dir`. Its journal has a lock of its own, for other commands.
 
     Args:
         patience: seconds to wait for a process that is about to end.

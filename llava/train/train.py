@@ -113,9 +113,8 @@ def _train(attn_implementation: str | None, argv: list[str] | None, held: ExitSt
     parts = check_records(data_args, training_args, training_args.data_processes)
     validated = check_validation(data_args, training_args)
     with raising_together(training_args.device):
-        if training_args.process_index == 0 and not journaled:
-            held.enter_context(run_folder.written_alone(folder, patience_of_launcher()))
         if training_args.process_index == 0 or disks.writes:
+            held.enter_context(run_folder.written_alone(folder, patience_of_launcher()))
             run_folder.prepare_output_dir(folder, overwrite, journaled)
     checkpoint = given_checkpoint(training_args.resume_from_checkpoint)
     if checkpoint is None:

@@ -207,5 +207,5 @@ def test_a_full_disk_is_one_line(make_br35h, tmp_path, error_of, monkeypatch):
     folder = make_br35h(6)
     monkeypatch.setattr(Path, "write_bytes", full)
     error = error_of("br35h", "--source", str(folder), "--output", str(tmp_path / "out"), *sizes(2, 2, 2))
-    assert f"--output {tmp_path / 'out'}: nothing was made" in error and "No space left" in error
+    assert f"--output {tmp_path / 'out'} cannot be written" in error and "No space left" in error
     assert not (tmp_path / "out.part").exists()

@@ -480,7 +480,7 @@ def test_the_command(
     log = capsys.readouterr().err
     assert "is a LLaVA checkpoint; Hugging Face's LlavaOnevisionForConditionalGeneration is written to" in log
     assert "largest difference of logits" in log
-    said = f"error: --to {tmp_path / 'theirs'} is not an empty folder; choose another one\n"
+    said = f"error: --to {tmp_path / 'theirs'} is not an empty folder; choose another one, or remove it first\n"
     assert refused(main, ["--from", str(folders / "ours"), "--to", str(tmp_path / "theirs")]) == said
     errors = refused(
         main, ["--from", str(folders / "theirs"), "--to", str(tmp_path / "b"), "--no-verify", "--push_to_hub", "me/it"]

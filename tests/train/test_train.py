@@ -162,6 +162,7 @@ def test_two_runs_do_not_write_to_one_folder(quick: Flags, tmp_path: Path, refus
     with written_alone(tmp_path / "out", 0.0):
         assert "another run is writing there" in refused(train, argv=quick(trainer_mode="regular"))
         assert "another run is writing there" in refused(train, argv=quick(trainer_mode="zo", zo_journal=False))
+        assert "another run is writing there" in refused(train, argv=quick(trainer_mode="zo"))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -368,7 +368,7 @@ def test_replay_refuses_another_base(flags: Flags, base: Path, tmp_path: Path, c
     (tmp_path / "file").touch()
     words[-1] = str(tmp_path / "file" / "x")
     assert replay(["--model-path", str(base), *words]) == 2
-    assert f"error: --output-dir {words[-1]} cannot be written to" in capsys.readouterr().err
+    assert f"error: --output-dir {words[-1]} cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
 from llava.mezo.journal.header import Header
 from llava.mezo.journal.records import Record, updates_of
+from llava.mezo.new_folder import check_new, new_folder
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.weights import Storage, store
 
@@ -179,8 +180,7 @@ def run(options: argparse.Namespace) -> None:
         raise JournalError(f"--step {last}: {options.journal} has the steps 0 to {len(journal.records)}")
     if options.every is not None and options.every < 1:
         raise JournalError(f"--every {options.every}: it must be at least 1")
-    if options.output_dir.exists() and any(options.output_dir.iterdir()):
-        raise JournalError(f"--output-dir {options.output_dir} is not empty; choose another one")
+    check_new(options.output_dir, "--output-dir")
     missing = f"--model-path {options.model_path}: no such folder with a model, and no hub id that can be fetched"
     try:
         folder = folder_of(options.model_path, download=True)
@@ -196,12 +196,10 @@ def run(options: argparse.Namespace) -> None:
         begin = time.monotonic()
         count = step - replay.step
         replay.advance(step)
-        folder = options.output_dir / f"step-{step}" if options.every else options.output_dir
-        try:
+        target = options.output_dir / f"step-{step}" if options.every else options.output_dir
+        with new_folder(target, "--output-dir") as folder:
             base.write(folder, replay.names, replay.weight, dtype)
-        except OSError as error:
-            raise JournalError(f"--output-dir {options.output_dir} cannot be written to ({error})") from error
-        logger.info("%s: step %d (%d steps in %.1f s)", folder, step, count, time.monotonic() - begin)
+        logger.info("%s: step %d (%d steps in %.1f s)", target, step, count, time.monotonic() - begin)
 
 
 if __name__ == "__main__":
