@@ -18,6 +18,7 @@ from llava.errors import InputError
 from llava.model import loading
 from llava.model.attention import causal_without_mask
 from llava.model.checkpoint_files import usable
+from llava.model.decoder_layers import passed_over
 from llava.model.feature_maps import unpad_image
 from llava.model.layout import Geometry
 from llava.model.merge_plan import MergePlan
@@ -167,16 +168,26 @@ class LlavaMetaForCausalLM(_Base):
         nothing = features.new_zeros(features.shape[-1])
         return merge_entry(features, self.geometry.plan, size, self.geometry.tile_size, kind, nothing, nothing)
 
-    def laid_out_states(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def laid_out_states(self, tensors: Mapping[str, torch.Tensor], begun: int = 0) -> torch.Tensor:
         """Last hidden states [n, hidden] at the supervised positions of a batch by its `Layout`.
 
         Args:
             tensors: those of the layout and, of the images that it shows, "vectors" [n, hidden], "tower_features"
                 [tiles, patches, width] or "images" [tiles, 3, S, S]; none of them if it shows none.
+            begun: after so many layers, which are left out, it goes on from what `laid_out_beginning` gave, "states".
         """
-        with causal_without_mask(self.config):
-            states = self.get_model()(inputs_embeds=self._put_together(tensors), use_cache=False)[0]
+        model = self.get_model()
+        embeddings = tensors["states"] if begun else self._put_together(tensors)
+        with causal_without_mask(self.config), passed_over(model.layers[:begun]):
+            states = model(inputs_embeds=embeddings, use_cache=False)[0]
         return states.flatten(0, 1).index_select(0, tensors["positions"])
+
+    def laid_out_beginning(self, tensors: Mapping[str, torch.Tensor], layers: int) -> torch.Tensor:
+        """Hidden states [rows, length, hidden] of a batch after so many layers, the first ones; `laid_out_states`."""
+        model = self.get_model()
+        with causal_without_mask(self.config), passed_over([*model.layers[layers:], model.norm]):
+            states: torch.Tensor = model(inputs_embeds=self._put_together(tensors), use_cache=False)[0]
+        return states
 
     def _put_together(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [rows, length, hidden]."""

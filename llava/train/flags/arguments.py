@@ -48,6 +48,9 @@ class ModelArguments:
     mm_tunable_parts: str | None = flag(
         None, "comma list of mm_language_model, mm_mlp_adapter, mm_vision_tower; replaces the legacy freeze flags"
     )
+    tunable_layers: str | None = flag(
+        None, "of the language model train these decoder layers alone, counted from 0: 12-23, 12- (to the last) or 20"
+    )
     version: str | None = flag(
         "v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3; not given: the checkpoint's own"
     )

@@ -20,7 +20,7 @@ from llava.train.flags.adapter_flags import READ_BY, given_kind
 from llava.train.flags.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.flags.renamed_flags import OTHER_NAMES
 from llava.train.flags.validation_flags import validates
-from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parse_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, adapter_only, parse_parts
 from llava.train.zo.settings import Settings, flag_of, settings_without_effect
 
 logger = logging.getLogger(__name__)
@@ -285,6 +285,18 @@ RULES = (
         "has no effect without --logging_strategy steps",
         lambda v: v.logging_strategy != "steps",
         refused=False,
+    ),
+    Rule(
+        ("tunable_layers",),
+        f"has no effect where the language model is frozen: add {LANGUAGE_MODEL} to --mm_tunable_parts",
+        lambda v: (
+            adapter_only(v) or not _trains(v, LANGUAGE_MODEL) or (v.mm_tunable_parts is None and v.freeze_backbone)
+        ),
+    ),
+    Rule(
+        ("tunable_layers",),
+        "is about the model's own weights, and excludes --adapter and --bits 4 or 8: leave one of them out",
+        lambda v: given_kind(v) != "none" or v.bits != 16,
     ),
     Rule(
         ("mm_projector_lr",),

@@ -45,7 +45,7 @@ from llava.train.flags.validation_flags import check_validation_flags, settle_va
 from llava.train.objectives import chooses, score_of
 from llava.train.parts.build import class_of
 from llava.train.parts.fused_optimizers import FUSED
-from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only, parse_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only, parse_layers, parse_parts
 from llava.train.zo.device_settings import DeviceSettings, refuse_placement
 from llava.train.zo.settings import Settings, refuse_impossible
 
@@ -168,6 +168,8 @@ def check_model_arguments(args: ModelArguments, data_args: DataArguments) -> Non
     get_template(args.version)
     if args.mm_tunable_parts is not None:
         parse_parts(args.mm_tunable_parts)
+    if args.tunable_layers is not None:
+        parse_layers(args.tunable_layers)
     if args.tune_mm_vision_resampler or args.mm_resampler_type not in (None, "identity"):
         raise InputError(
             "resamplers are not supported: leave out --tune_mm_vision_resampler and --mm_resampler_type; "

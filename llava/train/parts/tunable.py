@@ -1,4 +1,4 @@
-"""Which parameters a run trains: `--mm_tunable_parts`, the legacy freeze flags, LoRA.
+"""Which parameters a run trains: `--mm_tunable_parts`, `--tunable_layers`, the legacy freeze flags, LoRA.
 
 The parts of a LLaVA model are disjoint: the projector, the vision tower, and everything else (the
 language model with its embeddings, norms and head, and `image_newline`). Parameters are assigned to a
@@ -8,6 +8,7 @@ part by the module that owns them, never by their names.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,18 @@ def parse_parts(value: str, flag: str = "mm_tunable_parts") -> frozenset[str]:
     if not parts:
         raise InputError(f"--{flag} is empty; allowed: {', '.join(PARTS)}")
     return frozenset(parts)
+
+
+def parse_layers(value: str) -> tuple[int, int | None]:
+    """The first and the last layer of `--tunable_layers`, None for that of the model. `InputError`: it is neither."""
+    match = re.fullmatch(r"\s*(\d+)\s*(-\s*(\d*)\s*)?", value, re.ASCII)
+    if match is None:
+        raise InputError(f"--tunable_layers {value}: give numbers of layers, from 0 on, such as 12-23, 12- or 20")
+    first = int(match[1])
+    last = first if match[2] is None else int(match[3]) if match[3] else None
+    if last is not None and last < first:
+        raise InputError(f"--tunable_layers {value}: the first number must not be above the second")
+    return first, last
 
 
 def vision_modules(model: Any) -> dict[str, nn.Module]:
@@ -97,8 +110,11 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
             "<im_start> and <im_end> are new words whose embeddings are not trained, since --mm_tunable_parts lacks %s",
             LANGUAGE_MODEL,
         )
+    layers = None if model_args.tunable_layers is None else _inside_layers(model, model_args.tunable_layers)
     for part, name, parameter in parts_of(model):
         chosen = part in parts and name not in frozen
+        if layers is not None and part == LANGUAGE_MODEL:
+            chosen = chosen and id(parameter) in layers
         if adapter and part == LANGUAGE_MODEL:
             chosen = parameter.requires_grad  # as PEFT has it, which goes by --lora_bias
         trainable = chosen or name in adapter
@@ -109,6 +125,19 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
                 f"{name} is quantised (--bits {training_args.bits}) and cannot be trained itself: "
                 "add --lora_enable True, or load the base with --bits 16"
             )
+
+
+def _inside_layers(model: nn.Module, chosen: str) -> set[int]:
+    """Ids of the parameters within the decoder layers that `--tunable_layers` names. `InputError`: it has others."""
+    vision = {inner for module in vision_modules(model).values() for inner in module.modules()}
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and m not in vision]
+    layers = list(max(lists, key=len, default=[]))
+    first, last = parse_layers(chosen)
+    if max(first, last or 0) >= len(layers):
+        raise InputError(
+            f"--tunable_layers {chosen}: the language model has {len(layers)} layers, 0 to {len(layers) - 1}"
+        )
+    return {id(p) for layer in layers[first : None if last is None else last + 1] for p in layer.parameters()}
 
 
 def _legacy_parts(model_args: Any, training_args: Any) -> frozenset[str]:

@@ -55,7 +55,8 @@ class LaidOutForwards(Forwards):
         base = whole_model(network)
         lays_out = base is not None and hasattr(base, "geometry") and plain_head(base) is not None
         self.inputs = StepInputs(base, mezo, place.length_bucket, known) if lays_out else None
-        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=of_layout)
+        begun = 0 if self.inputs is None else self.inputs.begun
+        self._laid_out_loss = functools.partial(laid_out_loss, base, measure=of_layout, begun=begun)
         record_forwards(mezo, place.cuda_graphs, place.graph_memory_gb)
 
     @contextmanager
@@ -84,19 +85,22 @@ class LaidOutForwards(Forwards):
         laid_out = self.inputs
         tensors = None if laid_out is None else laid_out(inputs)
         if laid_out is not None and tensors is not None:
-            return laid_out_loss(laid_out.model, {name: t.to(self.mezo.device) for name, t in tensors.items()})
+            tensors = {name: t.to(self.mezo.device) for name, t in tensors.items()}
+            return laid_out_loss(laid_out.model, tensors, begun=laid_out.begun)
         inputs = self._prepared(inputs)
         loss = sparse_loss(self.network, inputs)
         return self._whole_loss(self.network, dict(inputs)) if loss is None else loss
 
 
-def laid_out_loss(model: Any, tensors: Mapping[str, torch.Tensor], measure: Measure = cross_entropy) -> torch.Tensor:
+def laid_out_loss(
+    model: Any, tensors: Mapping[str, torch.Tensor], measure: Measure = cross_entropy, begun: int = 0
+) -> torch.Tensor:
     """`sparse_loss` of a batch whose layout was worked out on the host; nothing here waits for the device.
 
     Args:
         model: a LLaVA model whose head is plain, without PEFT's wrapper.
-        tensors: as for its `laid_out_states`.
+        tensors, begun: as for its `laid_out_states`.
         measure: as for `sparse_loss`.
     """
     head: Any = plain_head(model)
-    return measure(model.laid_out_states(tensors), head.weight, tensors["targets"])
+    return measure(model.laid_out_states(tensors, begun), head.weight, tensors["targets"])

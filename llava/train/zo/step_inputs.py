@@ -1,7 +1,8 @@
-"""What a zeroth-order step gives the engine of a batch: tensors alone, the features of frozen modules among them.
+"""What a zeroth-order step gives the engine of a batch: tensors alone, what frozen modules make of it among them.
 
 For models that lay batches out (`geometry`, see `llava/model/layout.py`). Then a forward never waits for a GPU, and is
-recorded as a CUDA graph; so is the part of the vision modules that runs once a batch.
+recorded as a CUDA graph; so is what runs once a batch: the vision modules and the first layers, as far as they are
+frozen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from llava.mezo import MeZO
 from llava.mezo.inference import evaluation_mode
-from llava.train.zo.image_modules import frozen_image_modules
+from llava.train.zo.image_modules import frozen_beginning, frozen_image_modules
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class StepInputs:
         self.bucket = bucket if mezo.device.type == "cuda" else 1
         self.known = known
         self.frozen = len(frozen_image_modules(model))
+        self.begun = frozen_beginning(model)
+        """How many layers the tensors are behind: for `laid_out_states`."""
         self.hits = self.misses = 0
         """Tiles whose features were known, and others."""
         self._told = False
@@ -53,7 +56,8 @@ class StepInputs:
     def __call__(self, batch: Mapping[str, Any]) -> Tensors | None:
         """The tensors, on any device; None for a batch that only the model's own forward can put together."""
         with self.mezo.plain():
-            return self._tensors_of(batch)
+            tensors = self._tensors_of(batch)
+            return self._begin(tensors) if tensors is not None and self.begun else tensors
 
     def _tensors_of(self, batch: Mapping[str, Any]) -> Tensors | None:
         layout = self.model.geometry.lay_out(batch, self.bucket)
@@ -78,6 +82,14 @@ class StepInputs:
             for image, own in zip(layout.images, features, strict=True)
         ]
         return tensors | {"vectors": torch.cat(vectors)}
+
+    def _begin(self, tensors: Tensors) -> Tensors:
+        """The first layers' states in place of what they are made of."""
+        needed: Tensors = {name: tensors.pop(name) for name in ("words", "source", "vectors") if name in tensors}
+        return tensors | {"states": self.mezo.run_recorded(self._first_layers, self._first_layers, needed)}
+
+    def _first_layers(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.laid_out_beginning(tensors, self.begun)
 
     def _features(
         self, pixels: list[torch.Tensor], brought: list[torch.Tensor | None], frozen: int
