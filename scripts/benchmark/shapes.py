@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,13 +10,20 @@ import torch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model import LlavaQwenForCausalLM
 from llava.model.shapes import SHAPES, shape_config
-from llava.train.parts.tunable import parse_parts, parts_of
+from llava.train.parts.tunable import select_trainable
 
 __all__ = ["SHAPES", "batch", "build", "moved"]
 
 
-def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> LlavaQwenForCausalLM:
-    """A LLaVA-Qwen of this shape in evaluation mode; the parts in the comma list `tuned` require gradients."""
+def build(
+    shape: str, dtype: torch.dtype, device: torch.device, tuned: str, layers: str | None = None
+) -> LlavaQwenForCausalLM:
+    """A LLaVA-Qwen of this shape in evaluation mode; what requires gradients is as two flags of train.py say.
+
+    Args:
+        tuned: as `--mm_tunable_parts`.
+        layers: as `--tunable_layers`.
+    """
     config = shape_config(shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -24,9 +32,8 @@ def build(shape: str, dtype: torch.dtype, device: torch.device, tuned: str) -> L
             model = LlavaQwenForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    wanted = parse_parts(tuned)
-    for part, _, parameter in parts_of(model):
-        parameter.requires_grad_(part in wanted)
+    flags = SimpleNamespace(mm_tunable_parts=tuned, tunable_layers=layers, freeze_backbone=False)
+    select_trainable(model, flags, None, frozenset())
     model.get_vision_tower().is_loaded = True  # random weights are meant here
     return model.eval()
 

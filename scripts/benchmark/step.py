@@ -63,7 +63,7 @@ class Variants:
     def __init__(self, options: argparse.Namespace) -> None:
         self.device = torch.device(options.device)
         torch.manual_seed(0)
-        self.model = build(options.shape, DTYPES[options.dtype], self.device, options.tune)
+        self.model = build(options.shape, DTYPES[options.dtype], self.device, options.tune, options.layers)
         self.batch = batch(self.model, options.tokens, options.tiles, options.supervised, options.rows)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.options = options
@@ -99,7 +99,7 @@ class Variants:
         self.mezo = MeZO(self.trained, self.model, config, lr=LR)
         record_forwards(self.mezo, graphs)
         inputs = StepInputs(self.model, self.mezo, self.options.bucket)
-        loss = functools.partial(laid_out_loss, self.model)
+        loss = functools.partial(laid_out_loss, self.model, begun=inputs.begun)
 
         def run() -> None:
             self.mezo.accumulate(self.steps, loss, inputs({**self.batch, **(more or {})}))
@@ -241,6 +241,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="mid")
     parser.add_argument("--tune", default="mm_language_model", help="comma list, as --mm_tunable_parts")
+    parser.add_argument("--layers", help="train these layers of the language model alone, as --tunable_layers")
     parser.add_argument("--rows", type=int, default=1, help="rows of the batch")
     parser.add_argument("--tokens", type=int, help="length of a row; default: 1500, tiny 200")
     parser.add_argument("--tiles", type=int, default=2, help="tiles of each row's image")
@@ -271,7 +272,8 @@ def main(argv: list[str]) -> None:
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {options.device}",
         "settings": f"{options.shape}: {model.num_parameters() / 1e6:.0f}M parameters, "
-        f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.0f}M trained ({options.tune}), "
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.0f}M trained ({options.tune}"
+        f"{f', layers {options.layers}' if options.layers else ''}), "
         f"{options.rows} x {options.tokens} tokens, {options.tiles} tiles, {options.dtype}, storage {options.storage}",
         "seconds": {name: statistics.median(values) for name, values in runs.items()},
         "runs": runs,

@@ -22,8 +22,10 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,11 +36,12 @@ from tqdm import tqdm
 
 from llava.errors import InputError, command
 from llava.eval.logistic import best_strength, fit
-from llava.mezo import MeZO, MeZOConfig
+from llava.mezo import MeZO, MeZOConfig, reuse_outputs
 from llava.mezo.durable import write_durably
 from llava.samples.loading import load_file
 from llava.samples.samplers import get_length_grouped_indices_auto_single
 from llava.samples.stratified import spread
+from llava.train.parts.tunable import select_trainable
 
 WORDS = (" great", " terrible")
 SHOTS = 16
@@ -55,6 +58,8 @@ class Method:
     lora: bool = False
     spread: bool = False
     decay: bool = False
+    upper_half: bool = False
+    """Train the upper half of the layers, as `--tunable_layers`, and nothing else."""
 
     @property
     def forwards(self) -> int:
@@ -77,6 +82,7 @@ METHODS = {
     "momentum": Method("mezo", (1e-6, 3e-6, 1e-5), {"rule": "momentum"}),
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
     "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), FZOO),
+    "FZOO, upper half": Method("mezo", (3e-3, 1e-2, 3e-2), FZOO, decay=True, upper_half=True),
     "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
 }
 
@@ -122,6 +128,10 @@ class Study:
             from peft import LoraConfig, get_peft_model
 
             model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        if method.upper_half:
+            layers = f"{model.config.num_hidden_layers // 2}-"
+            flags = SimpleNamespace(mm_tunable_parts="mm_language_model", tunable_layers=layers)
+            select_trainable(model, flags, None, frozenset())
         return model.to(self.device)
 
     def batch(self, sentences: Sentences, chosen: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -214,9 +224,12 @@ class Study:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = MeZO(trained, model, MeZOConfig(seed=seed, **method.settings), lr=rate)
 
+        frozen = frozen_modules(model) if method.upper_half else []
+
         def take(step: int, batch: dict[str, torch.Tensor], factor: float) -> float:
             optimizer.param_groups[0]["lr"] = rate * factor
-            loss = optimizer.accumulate(step, lambda: self.loss(model, batch))
+            with reuse_outputs(frozen):
+                loss = optimizer.accumulate(step, lambda: self.loss(model, batch))
             optimizer.step()
             return loss
 
@@ -244,6 +257,12 @@ class Study:
                 order = spread(answers) if evenly else get_length_grouped_indices_auto_single(lengths, size, 1)
             for first in range(0, len(order) - size + 1, size):
                 yield self.batch(train, order[first : first + size])
+
+
+def frozen_modules(model: Any) -> list[nn.Module]:
+    """Embeddings and layers from the first on, as far as they are frozen."""
+    modules = [model.model.embed_tokens, *model.model.layers]
+    return list(takewhile(lambda module: not any(p.requires_grad for p in module.parameters()), modules))
 
 
 class Runs:

@@ -335,7 +335,7 @@ def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
         ]
         (tmp_path / f"{split}.json").write_text(json.dumps(records))
     methods = ["zero-shot", "in context", "linear probe", "AdamW", "LoRA, AdamW"]
-    methods += ["MeZO", "LoRA, MeZO", "MeZO, answers spread", "FZOO"]
+    methods += ["MeZO", "LoRA, MeZO", "MeZO, answers spread", "FZOO", "FZOO, upper half"]
     given = ["--model", str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--methods", *methods]
     given += ["--seeds", "0", "1", "--steps", "9", "--adamw_steps", "3", "--batch", "4"]
     monkeypatch.setattr(sys, "argv", ["snippets.py", *given])
@@ -343,10 +343,10 @@ def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     rows = [line.split(" | ") for line in told.splitlines() if line.startswith("| ") and "method" not in line]
     assert [row[0].strip("| ") for row in rows] == methods
-    assert [row[2] for row in rows] == ["1", *["2"] * 8]
+    assert [row[2] for row in rows] == ["1", *["2"] * 9]
     result = json.loads(next((tmp_path / "out" / "runs").glob("MeZO-[0-9]*-s1.json")).read_text())
     assert len(result["losses"]) == 9 and 0 <= result["accuracy"]["test"] <= 1
-    assert len(json.loads(next((tmp_path / "out" / "runs").glob("FZOO-*.json")).read_text())["losses"]) == 2
+    assert len(json.loads(next((tmp_path / "out" / "runs").glob("FZOO-[0-9]*.json")).read_text())["losses"]) == 2
     monkeypatch.setattr(snippets.Study, "run", None)
     snippets.main()
     assert capsys.readouterr().out == told[told.index("# Rated") :]
