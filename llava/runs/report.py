@@ -27,6 +27,7 @@ from llava.runs.runs import ZO_SETTINGS, Group, Run, grouped, read_run, rise_aft
 COLUMN_NAMES = {
     "model_name_or_path": "model",
     "mm_tunable_parts": "parts",
+    "tunable_layers": "layers",
     "adapter": "adapter",
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",

@@ -20,6 +20,7 @@ SEEDS = ("seed", "zo_seed", "data_seed")
 SETTINGS = (
     "model_name_or_path",
     "mm_tunable_parts",
+    "tunable_layers",
     "adapter",
     "learning_rate",
     "lr_scheduler_type",

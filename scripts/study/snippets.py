@@ -215,7 +215,7 @@ class Study:
     def _tune(self, model: nn.Module, method: Method, rate: float, seed: int) -> list[float]:
         options, make = self.options, self._mezo if method.kind == "mezo" else self._adamw
         steps = options.steps * 2 // method.forwards if method.kind == "mezo" else options.adamw_steps
-        batches, take, losses = self._batches(options.batch, seed, method.spread), make(model, method, rate, seed), []
+        batches, take, losses = self.batches(options.batch, seed, method.spread), make(model, method, rate, seed), []
         for step in tqdm(range(steps), desc=method.kind, unit="step", mininterval=10):
             losses.append(take(step, next(batches), 1 - step / steps if method.decay else 1.0))
         return losses
@@ -248,7 +248,8 @@ class Study:
 
         return take
 
-    def _batches(self, size: int, seed: int, evenly: bool) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self, size: int, seed: int, evenly: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Of the sentences for training, without end, of similar length or (`evenly`) of both answers in turns."""
         train = self.sets["train"]
         answers, lengths = [WORDS[k] for k in train.right], [len(prompt) for prompt in train.prompts]
         for epoch in range(10**9):

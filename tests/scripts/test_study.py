@@ -17,12 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llava.data.public_sets.br35h import PROMPTS
 from llava.errors import InputError
+from llava.mezo import curvature
 
 STUDY = Path(__file__).parents[2] / "scripts" / "study"
 sys.path.insert(0, str(STUDY))
 
 import adapters  # noqa: E402
 import algorithms  # noqa: E402
+import by_layer  # noqa: E402
 import candidates  # noqa: E402
 import order  # noqa: E402
 import planned_run  # noqa: E402
@@ -312,9 +314,9 @@ def test_orders_are_compared_in_pairs(options, task, monkeypatch):
     assert order.differences(found, pool)[-1] == "| scan | 2 | +10.0, +2.0 | +6.0 ± 4.0 |"
 
 
-@pytest.mark.slow
-def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
-    """Each kind of method, for a few steps of a small model; what was run is not run again."""
+@pytest.fixture
+def sentences(tmp_path):
+    """Flags that name a small model of text, and sentences for it."""
     words = ["<pad>", "<unk>", "great", "terrible", "It", "was", *"abcdefgh"]
     tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -334,9 +336,15 @@ def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
             for k in range(number)
         ]
         (tmp_path / f"{split}.json").write_text(json.dumps(records))
+    return ["--model", str(model), "--data", str(tmp_path)]
+
+
+@pytest.mark.slow
+def test_sentences_are_tuned_on_and_judged(sentences, tmp_path, monkeypatch, capsys):
+    """Each kind of method, for a few steps of a small model; what was run is not run again."""
     methods = ["zero-shot", "in context", "linear probe", "AdamW", "LoRA, AdamW"]
     methods += ["MeZO", "LoRA, MeZO", "MeZO, answers spread", "FZOO", "FZOO, upper half"]
-    given = ["--model", str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out"), "--methods", *methods]
+    given = [*sentences, "--output", str(tmp_path / "out"), "--methods", *methods]
     given += ["--seeds", "0", "1", "--steps", "9", "--adamw_steps", "3", "--batch", "4"]
     monkeypatch.setattr(sys, "argv", ["snippets.py", *given])
     snippets.main()
@@ -350,3 +358,22 @@ def test_sentences_are_tuned_on_and_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(snippets.Study, "run", None)
     snippets.main()
     assert capsys.readouterr().out == told[told.index("# Rated") :]
+
+
+def test_slope_and_curvature_are_told_by_part(sentences, tmp_path, monkeypatch, capsys):
+    given = [*sentences, "--output", str(tmp_path / "out"), "--batch", "2", "--batches", "2", "--directions", "3"]
+    monkeypatch.setattr(sys, "argv", ["by_layer.py", *given])
+    by_layer.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    parts = ["all weights", "embeddings", "norms", "layers 0 to 0, matrices", "layers 1 to 1, matrices"]
+    assert [row[0].strip("| ") for row in rows] == parts
+    found = json.loads((tmp_path / "out" / "by_layer.json").read_text())
+    assert list(found) == parts and found["norms"]["signal"]["error"] > 0
+
+
+def test_a_step_gains_by_slope_and_loses_by_curvature():
+    """Of losses a x + b x^2 / 2 along each direction, the same for each batch, the best step gains a^2 / (2 b)."""
+    probes = [[curvature.Probe(0.0, 2.0, 8.0)] * 2] * 3
+    assert by_layer.gain(curvature.Landscape(probes)) == pytest.approx(2.0**2 / (2 * 8.0))
+    flat = [[curvature.Probe(0.0, 2.0, -8.0)] * 2] * 3
+    assert by_layer.gain(curvature.Landscape(flat)) is None

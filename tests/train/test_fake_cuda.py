@@ -161,6 +161,23 @@ def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
     assert result == expected
 
 
+@torch.no_grad()
+def test_the_frozen_first_layers_do_not_wait_for_the_device() -> None:
+    model, inputs = build("llava_qwen", attn_implementation="eager"), batch("right", images=True)
+    tensors = model.geometry.lay_out(inputs, 8).tensors()
+    tensors["vectors"] = model.encode_images(torch.cat(inputs["images"])).flatten(0, 1)
+    expected = laid_out_loss(model, tensors)
+    with fake_cuda():
+        move(model)
+        tensors = on_fake_cuda(tensors)
+        with refusing_reads():
+            tensors["states"] = model.laid_out_beginning(tensors, 1)
+            loss = laid_out_loss(model, tensors, begun=1)
+        assert loss.device.type == "cuda"
+        (found,) = measuring.as_floats([loss])
+    assert found == float(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "storage"), [pytest.param("model", "fixed16", marks=pytest.mark.long), ("mm_projector", "native")]

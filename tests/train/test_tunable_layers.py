@@ -21,9 +21,8 @@ from llava.mezo.journal.replay import main as replay
 from llava.train.parts.tunable import parse_layers, select_trainable
 from llava.train.train import train
 from llava.train.zo import step_inputs
-from llava.train.zo.image_modules import frozen_beginning
 from llava.train.zo.laid_out_forwards import laid_out_loss
-from llava.train.zo.step_inputs import StepInputs
+from llava.train.zo.step_inputs import StepInputs, frozen_beginning
 
 Flags = Callable[..., list[str]]
 EXTRAS: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""The parts of a LLaVA model that see images, and what at its beginning is frozen."""
+"""The parts of a LLaVA model that see images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,9 @@ def image_modules(network: Any) -> list[nn.Module]:
 
 def frozen_image_modules(network: nn.Module) -> list[nn.Module]:
     """Those modules, from the first on, that are frozen: what they give depends on the images alone."""
-    return list(takewhile(_is_frozen, image_modules(network)))
+    return list(takewhile(is_frozen, image_modules(network)))
 
 
-def frozen_beginning(model: Any) -> int:
-    """How many decoder layers of a LLaVA model, from the first on, are frozen with all that comes before them."""
-    inner = model.get_model()
-    layers = list(inner.layers)
-    after = {id(p) for module in (*layers, inner.norm) for p in module.parameters()}
-    if any(p.requires_grad for p in inner.parameters() if id(p) not in after):
-        return 0
-    return len(list(takewhile(_is_frozen, layers)))
-
-
-def _is_frozen(module: nn.Module) -> bool:
+def is_frozen(module: nn.Module) -> bool:
+    """Whether nothing in it is trained."""
     return not any(p.requires_grad for p in module.parameters())

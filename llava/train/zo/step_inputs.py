@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
 
 from llava.mezo import MeZO
 from llava.mezo.inference import evaluation_mode
-from llava.train.zo.image_modules import frozen_beginning, frozen_image_modules
+from llava.train.zo.image_modules import frozen_image_modules, is_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -124,3 +125,13 @@ class StepInputs:
         if not self._told:
             self._told = True
             logger.info("videos and images that are resized run without a layout where the projector is trained")
+
+
+def frozen_beginning(model: Any) -> int:
+    """How many decoder layers of a LLaVA model, from the first on, are frozen with all that comes before them."""
+    inner = model.get_model()
+    layers = list(inner.layers)
+    after = {id(p) for module in (*layers, inner.norm) for p in module.parameters()}
+    if any(p.requires_grad for p in inner.parameters() if id(p) not in after):
+        return 0
+    return len(list(takewhile(is_frozen, layers)))
