@@ -28,6 +28,7 @@ COLUMN_NAMES = {
     "model_name_or_path": "model",
     "mm_tunable_parts": "parts",
     "tunable_layers": "layers",
+    "freeze_vectors": "matrices alone",
     "adapter": "adapter",
     "learning_rate": "lr",
     "lr_scheduler_type": "schedule",

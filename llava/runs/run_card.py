@@ -30,6 +30,7 @@ def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, ada
     batch = samples_per_step(flags) or "growing"
     precision = next((name for name in ("bf16", "fp16") if flags[name]), "float32")
     of_layers = f", layers {flags['tunable_layers']} of the language model" if flags.get("tunable_layers") else ""
+    of_layers += ", matrices alone" if flags.get("freeze_vectors") else ""
     scales = ", scales of quantised layers" if flags["zo_quantized_scales"] else ""
     return {
         "data": files,

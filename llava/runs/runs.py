@@ -21,6 +21,7 @@ SETTINGS = (
     "model_name_or_path",
     "mm_tunable_parts",
     "tunable_layers",
+    "freeze_vectors",
     "adapter",
     "learning_rate",
     "lr_scheduler_type",

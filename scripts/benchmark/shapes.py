@@ -32,7 +32,7 @@ def build(
             model = LlavaQwenForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    flags = SimpleNamespace(mm_tunable_parts=tuned, tunable_layers=layers, freeze_backbone=False)
+    flags = SimpleNamespace(mm_tunable_parts=tuned, tunable_layers=layers, freeze_vectors=False)
     select_trainable(model, flags, None, frozenset())
     model.get_vision_tower().is_loaded = True  # random weights are meant here
     return model.eval()

@@ -59,7 +59,7 @@ class Method:
     spread: bool = False
     decay: bool = False
     upper_half: bool = False
-    """Train the upper half of the layers, as `--tunable_layers`, and nothing else."""
+    """Train the matrices of the upper half of the layers, as `--tunable_layers` and `--freeze_vectors`."""
 
     @property
     def forwards(self) -> int:
@@ -130,7 +130,7 @@ class Study:
             model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
         if method.upper_half:
             layers = f"{model.config.num_hidden_layers // 2}-"
-            flags = SimpleNamespace(mm_tunable_parts="mm_language_model", tunable_layers=layers)
+            flags = SimpleNamespace(mm_tunable_parts="mm_language_model", tunable_layers=layers, freeze_vectors=True)
             select_trainable(model, flags, None, frozenset())
         return model.to(self.device)
 

@@ -298,6 +298,7 @@ REFUSED = {
     "--optim adalomo --adam_epsilon 1e-6": ["--adam_epsilon 1e-06", "no effect"],
     "--tunable_layers 5-2": ["--tunable_layers 5-2", "must not be above"],
     "--tunable_layers 1- --adapter lora": ["--tunable_layers 1-", "excludes --adapter"],
+    "--freeze_vectors True --adapter lora": ["--freeze_vectors True", "excludes --adapter"],
     "--tunable_layers 1- --mm_tunable_parts mm_mlp_adapter": ["--tunable_layers 1-", "add mm_language_model"],
     "--tunable_layers 1- --tune_mm_mlp_adapter True": ["--tunable_layers 1-", "add mm_language_model"],
     "--tunable_layers 1- --freeze_backbone True": ["--tunable_layers 1-", "the language model is frozen"],

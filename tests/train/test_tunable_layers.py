@@ -26,15 +26,15 @@ from llava.train.zo.step_inputs import StepInputs, frozen_beginning
 
 Flags = Callable[..., list[str]]
 EXTRAS: list[dict[str, Any]] = [
-    {},
+    {"freeze_vectors": True},
     {"zo_estimator": "fzoo", "zo_num_directions": 2, "zo_noise": "rademacher"},
     {"zo_estimator": "per_example", "per_device_train_batch_size": 2, "dataloader_drop_last": True},
 ]
 
 
-def chosen(model: Any, layers: str, parts: str = "mm_language_model") -> set[str]:
+def chosen(model: Any, layers: str | None, parts: str = "mm_language_model", freeze_vectors: bool = False) -> set[str]:
     """Names of what is trained with these flags."""
-    flags = SimpleNamespace(mm_tunable_parts=parts, tunable_layers=layers, freeze_backbone=False)
+    flags = SimpleNamespace(mm_tunable_parts=parts, tunable_layers=layers, freeze_vectors=freeze_vectors)
     select_trainable(model, flags, SimpleNamespace(bits=16), frozenset())
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
@@ -61,6 +61,18 @@ def test_only_the_language_models_layers_are_counted() -> None:
     }
     with pytest.raises(InputError, match="--tunable_layers 1-2: the language model has 2 layers, 0 to 1"):
         chosen(model, "1-2")
+
+
+def test_vectors_can_be_left_out() -> None:
+    model = build("llava_qwen")
+    names = chosen(model, None, freeze_vectors=True)
+    assert "model.embed_tokens.weight" in names and "model.layers.0.mlp.up_proj.weight" in names
+    assert not [name for name in names if "norm" in name or name.endswith("bias") or "newline" in name]
+    assert chosen(model, "1", "mm_mlp_adapter,mm_language_model", True) == {
+        name
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and (("layers.1." in name and "vision" not in name) or "mm_projector" in name)
+    }
 
 
 def test_models_that_keep_their_layers_elsewhere() -> None:

@@ -51,6 +51,7 @@ class ModelArguments:
     tunable_layers: str | None = flag(
         None, "of the language model train these decoder layers alone, counted from 0: 12-23, 12- (to the last) or 20"
     )
+    freeze_vectors: bool = flag(False, "train matrices alone: norms, biases and other vectors stay as they are")
     version: str | None = flag(
         "v0", "conversation template, e.g. qwen_1_5, plain, v1, llava_llama_3; not given: the checkpoint's own"
     )

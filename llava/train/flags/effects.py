@@ -294,7 +294,7 @@ RULES = (
         ),
     ),
     Rule(
-        ("tunable_layers",),
+        ("tunable_layers", "freeze_vectors"),
         "is about the model's own weights, and excludes --adapter and --bits 4 or 8: leave one of them out",
         lambda v: given_kind(v) != "none" or v.bits != 16,
     ),

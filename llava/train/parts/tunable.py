@@ -1,4 +1,4 @@
-"""Which parameters a run trains: `--mm_tunable_parts`, `--tunable_layers`, the legacy freeze flags, LoRA.
+"""Which parameters a run trains: by parts of the model, layers, matrices alone, legacy freeze flags, LoRA.
 
 The parts of a LLaVA model are disjoint: the projector, the vision tower, and everything else (the
 language model with its embeddings, norms and head, and `image_newline`). Parameters are assigned to a
@@ -115,6 +115,8 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
         chosen = part in parts and name not in frozen
         if layers is not None and part == LANGUAGE_MODEL:
             chosen = chosen and id(parameter) in layers
+        if model_args.freeze_vectors and parameter.dim() < 2:
+            chosen = False
         if adapter and part == LANGUAGE_MODEL:
             chosen = parameter.requires_grad  # as PEFT has it, which goes by --lora_bias
         trainable = chosen or name in adapter
