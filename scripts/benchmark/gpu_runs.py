@@ -46,6 +46,8 @@ WAYS = {
     **AS_PLAIN,
     "all parts": f"--mm_tunable_parts {ALL_PARTS}",
     "all parts, offloaded": f"--mm_tunable_parts {ALL_PARTS} --zo_offload cpu",
+    "upper layers": "--tunable_layers 2- --freeze_vectors True",
+    "upper layers, without graphs": "--tunable_layers 2- --freeze_vectors True --zo_cuda_graphs off",
     "float32": "--bf16 False",
     "fixed16": "--zo_weight_storage fixed16",
     "stored in float32": "--zo_weight_storage fp32",

@@ -79,8 +79,9 @@ def test_shards_end_as_copies(run: Run, small_run: Flags, bases: dict[str, Path]
         {"adapter": "lora", "mm_tunable_parts": "mm_mlp_adapter", "learning_rate": 1e-2},
         {"zo_batch_growth": "0:3", "zo_rule": "momentum", "zo_objective": "accuracy", "zo_tensor_scales": "norms"},
         {"zo_objective": "f1"},
+        {"tunable_layers": "1-", "freeze_vectors": True, "mm_tunable_parts": "mm_language_model"},
     ],
-    ids=["everything", "lora", "growth", "generated"],
+    ids=["everything", "lora", "growth", "generated", "upper layers"],
 )
 def test_on_three(changes: dict[str, Any], run: Run, tmp_path: Path) -> None:
     """Rows that three do not divide, weights that are frozen, adapters, and steps of several kinds."""

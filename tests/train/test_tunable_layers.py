@@ -84,7 +84,7 @@ def test_models_that_keep_their_layers_elsewhere() -> None:
 @pytest.mark.parametrize("kind", ["llava_qwen", "llava_llama"])
 @torch.no_grad()
 def test_layers_below_run_once_a_batch_and_no_bit_changes(kind: str) -> None:
-    model = build(kind)
+    model = build(kind, attention_dropout=0.5)
     chosen(model, "1")
     mezo = MeZO([p for p in model.parameters() if p.requires_grad], model, MeZOConfig())
     with mock.patch.object(step_inputs, "frozen_beginning", return_value=0):
@@ -93,7 +93,10 @@ def test_layers_below_run_once_a_batch_and_no_bit_changes(kind: str) -> None:
     for number, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: runs.append(number))
     inputs = StepInputs(model, mezo, 1)
+    model.train()  # as the Trainer leaves it
     tensors = inputs(batch("right", images=True))
+    assert model.training
+    model.eval()
     assert inputs.begun == 1 and set(tensors) == {"states", "positions", "targets"} and runs == [0]
     losses = [laid_out_loss(model, tensors, begun=1) for _ in range(2)]
     assert runs == [0, 1, 1]

@@ -90,7 +90,9 @@ class StepInputs:
         return tensors | {"states": self.mezo.run_recorded(self._first_layers, self._first_layers, needed)}
 
     def _first_layers(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.model.laid_out_beginning(tensors, self.begun)
+        with evaluation_mode(self.model):
+            states: torch.Tensor = self.model.laid_out_beginning(tensors, self.begun)
+        return states
 
     def _features(
         self, pixels: list[torch.Tensor], brought: list[torch.Tensor | None], frozen: int
