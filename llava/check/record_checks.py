@@ -30,7 +30,7 @@ from llava.samples.media import (
     processor_side,
 )
 from llava.samples.record import NOTHING, Picture, Record, check_id, entry, record_media
-from llava.samples.sample_maker import SampleMaker
+from llava.samples.sample_maker import SampleMaker, check_marks
 from llava.samples.settings import SampleSettings
 from llava.samples.turns import ANSWER, HUMAN, OTHER_NAMES, SYSTEM, Turn, count_image_marks, record_turns
 from llava.samples.video import Video, VideoSettings, read_video
@@ -162,7 +162,7 @@ class RecordChecker:
             return verdict
         marks_fit = False
         with _attempt(verdict, "marks"):
-            self.maker.check_marks(record, media)
+            check_marks(record)
             marks_fit = True
         if marks_fit:
             self._check_tokens(record, media, verdict)

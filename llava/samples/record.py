@@ -50,7 +50,12 @@ class Record:
     @property
     def has_media(self) -> bool:
         """Whether it shows an image or a video."""
-        return bool(self.images) or self.video is not None
+        return self.shown > 0
+
+    @property
+    def shown(self) -> int:
+        """Number of its images and videos, each of which has a mark in the turns."""
+        return len(self.images) + (self.video is not None)
 
     @property
     def answer(self) -> str:

@@ -56,19 +56,11 @@ class SampleMaker:
         """(pixels, (width, height), modality) of each image, or of the video."""
         return self.make_entries(media, self.settings) if media else []
 
-    def check_marks(self, record: Record, media: Media) -> None:
-        """Refuse a record with media whose turns have another number of `<image>` marks."""
-        if media:
-            marks = count_image_marks(record.turns)
-            written = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in record.turns)
-            hint = " (the first turn is not from a human and is left out; are the roles swapped?)"
-            _check_marks(marks, len(media), hint if marks < written else "")
-
     def encode(self, record: Record, media: Media) -> Encoded:
         """Ids and labels, before any cut. Raises `InputError` for marks or turns that do not fit."""
         turns: Sequence[Turn] = record.turns
         if media:
-            self.check_marks(record, media)
+            check_marks(record)
             if media.video is not None and self.settings.add_time_instruction:
                 turns = _with_time_instruction(turns, media.video)
             turns = place_image_marks(turns, self.settings.mm_use_im_start_end)
@@ -131,6 +123,15 @@ class SampleMaker:
     def labels(self, encoded: Encoded) -> list[int]:
         """The labels that `train_on_answers_only` chooses."""
         return encoded.answer_labels if self.settings.train_on_answers_only else encoded.labels
+
+
+def check_marks(record: Record) -> None:
+    """Refuse a record with images or a video whose turns have another number of `<image>` marks."""
+    if record.has_media:
+        marks = count_image_marks(record.turns)
+        written = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in record.turns)
+        hint = " (the first turn is not from a human and is left out; are the roles swapped?)"
+        _check_marks(marks, record.shown, hint if marks < written else "")
 
 
 def _check_marks(marks: int, media: int, hint: str = "") -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished_runs import logged_steps, report_of, same, state_of, weights
@@ -374,11 +375,21 @@ def test_what_a_run_starts_from_is_not_written_over(
     assert (out / "model.safetensors").exists() and (out / "mezo_journal" / "header.json").exists()
 
 
-def test_a_picture_that_is_missing_is_found_before_the_first_step(
-    quick: Flags, golden: Path, tmp_path: Path, refused: Callable[..., str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("flag", ["data_path", "eval_data_path"])
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("none.png", "none.png does not exist; check --image_folder"),
+        (["a.png", "b.png"], "1 <image> marks in the turns, but 2 images or videos"),
+    ],
+    ids=["missing", "marks"],
+)
+def test_a_record_whose_pictures_do_not_fit_is_found_before_a_model_is_loaded(
+    image: Any, expected: str, flag: str, quick: Flags, golden: Path, tmp_path: Path, refused, caplog
 ) -> None:
     records = json.loads((golden / "fullmodel" / "data" / "data.json").read_text())
-    next(record for record in reversed(records) if "image" in record)["image"] = "none.png"
+    changed = next(record for record in reversed(records) if isinstance(record.get("image"), str))
+    changed["image"] = image
     (tmp_path / "data.json").write_text(json.dumps(records))
-    said = refused(train, argv=quick(data_path=tmp_path / "data.json"))
-    assert "none.png does not exist; check --image_folder" in said and "loading the model" not in caplog.text
+    said = refused(train, argv=quick(**{flag: tmp_path / "data.json"}))
+    assert str(changed["id"]) in said and expected in said and "loading the model" not in caplog.text

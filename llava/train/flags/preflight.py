@@ -19,6 +19,7 @@ from llava.samples.dataset import LazySupervisedDataset
 from llava.samples.loading import JsonRecord, Parts, data_files, is_there, load_parts
 from llava.samples.media_files import check_media_files
 from llava.samples.record import Record, read_record
+from llava.samples.sample_maker import check_marks
 from llava.train.objectives import check_questions, chooses, score_of
 from llava.train.order import check_batches
 from llava.train.zo.resume_points import branching_point, given_checkpoint, has_journal
@@ -110,8 +111,7 @@ def check_records(data_args: Any, training_args: Any, processes: int) -> Parts:
         with naming(f"--data_path {data_args.data_path}"):
             different_answers(dataset.records)
     if not data_args.skip_bad_samples:
-        named = ((dataset.file_of(record.number), record) for record in dataset.records)
-        check_media_files(named, data_args.image_folder, data_args.video_folder)
+        _check_media([(dataset.file_of(record.number), record) for record in dataset.records], data_args)
     return parts
 
 
@@ -132,8 +132,16 @@ def check_validation(data_args: Any, training_args: Any) -> Parts | None:
                 question_and_reference(raw, number, data_args.image_folder or "")
     if not named:
         raise InputError(f"--eval_data_path {data_args.eval_data_path} holds no records to evaluate on")
-    check_media_files(named, data_args.image_folder, data_args.video_folder)
+    _check_media(named, data_args)
     return parts
+
+
+def _check_media(named: Sequence[tuple[str, Record]], data_args: Any) -> None:
+    """What can be said of images and videos without opening them."""
+    for file, record in named:
+        with naming(short(file)), naming(record.name):
+            check_marks(record)
+    check_media_files(named, data_args.image_folder, data_args.video_folder)
 
 
 class _Unprocessed(LazySupervisedDataset):
