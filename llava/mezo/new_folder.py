@@ -16,10 +16,14 @@ PART = ".part"  # how the name ends of what is being written
 
 def check_new(target: Path, flag: str) -> None:
     """`InputError` unless `target`, the value of `flag`, is not there, or an empty folder."""
-    part = _part(target)
-    if part.exists():
+    try:
+        part = _part(target)
+        begun, taken = part.exists(), target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:  # a folder on the way that may not be read
+        raise InputError(f"{flag} {target} cannot be written ({error})") from error
+    if begun:
         raise InputError(f"{flag} {target}: {part} is left from a process that was killed, or runs; remove it first")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if taken:
         raise InputError(f"{flag} {target} is not an empty folder; choose another one, or remove it first")
 
 
