@@ -125,6 +125,9 @@ def main(argv: list[str] | None = None) -> None:
     quantised(options)  # refused before anything is loaded
     given = {"--train-data": options.train_data, "--data": options.data}
     sets = {file: load_file(file, flag) for flag, file in given.items()}
+    for flag, file in given.items():
+        if not sets[file]:
+            raise InputError(f"{flag} {file} holds no records")
     if file_sha256(options.train_data) == file_sha256(options.data):
         raise InputError("--train-data is --data: a probe is judged on records that it was not fitted on")
     check_checkpoint(options.model_path, options.model_base)

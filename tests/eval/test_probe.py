@@ -74,6 +74,7 @@ def test_answers_that_training_does_not_have_are_counted_and_wrong():
 
 def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys, refused):
     (tmp_path / "train.json").write_text(json.dumps(records * 2))
+    (tmp_path / "empty.json").write_text("[]")
     words = ["--model-path", str(checkpoint), "--train-data", str(tmp_path / "train.json")]
     words += ["--data", str(tmp_path / "data.json"), "--image-folder", str(tmp_path)]
     command.main([*words, "--output", str(tmp_path / "out" / "probe.json")])
@@ -86,5 +87,6 @@ def test_the_command_writes_its_result(checkpoint, records, tmp_path, capsys, re
         (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--version", "qwen"], "'qwen' is not a conversation template"),
         (["--train-data", str(tmp_path / "data.json")], "--train-data is --data"),
+        (["--data", str(tmp_path / "empty.json"), "--model-path", "none"], "empty.json holds no records"),
     ):
         assert message in refused(command.main, [*words, "--output", str(tmp_path / "p.json"), *wrong])
