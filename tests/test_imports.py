@@ -46,7 +46,7 @@ MAY_IMPORT_MEZO = (
 # Below everything, and with the engine since they travel with it.
 FOR_ALL = (
     *("llava.mezo.errors", "llava.mezo.durable", "llava.mezo.new_folder"),
-    *("llava.mezo.inference", "llava.mezo.command_line"),
+    *("llava.mezo.inference", "llava.mezo.reuse", "llava.mezo.command_line"),
 )
 # What may be imported inside a function, of this package: whatever not everybody who imports the file needs.
 CHOSEN_LATER = {

@@ -9,18 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava.mezo.reuse import replaced_forward
+
 
 @contextmanager
 def passed_over(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it, these layers (or norms) give back the hidden states that they are given."""
+    """Within it, these layers (or norms) give back the hidden states [rows, length, hidden] that they are given."""
     with ExitStack() as stack:
         for module in modules:
-            own = module.__dict__
-            if "forward" in own:
-                stack.callback(own.__setitem__, "forward", own["forward"])
-            else:
-                stack.callback(own.pop, "forward")
-            own["forward"] = _given_back
+            stack.enter_context(replaced_forward(module, _given_back))
         yield
 
 

@@ -17,11 +17,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from settings import positive
-from snippets import METHODS, Study, frozen_modules
+from snippets import METHODS, Study, frozen_modules, sentences_parser
 from torch import nn
 from tqdm import tqdm
 
@@ -99,11 +98,7 @@ def shown(value: Estimate) -> str:
 @command
 def main() -> None:
     """Measure every part, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/words/model", help="checkpoint of a causal language model")
-    parser.add_argument("--data", type=Path, default=Path("runs/snippets"))
-    parser.add_argument("--output", type=Path, default=Path("runs/study/by_layer"))
-    parser.add_argument("--batch", type=positive, default=16, help="records")
+    parser = sentences_parser(__doc__, "runs/study/by_layer")
     parser.add_argument("--batches", type=positive, default=4, help="measured along each direction, at least 2")
     parser.add_argument("--directions", type=positive, default=12, help="at least 3")
     options = parser.parse_args()

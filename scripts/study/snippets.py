@@ -332,16 +332,22 @@ def table(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sentences_parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """The flags of all experiments with these sentences."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/words/model", help="checkpoint of a causal language model")
+    parser.add_argument("--data", type=Path, default=Path("runs/snippets"))
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--batch", type=positive, default=16, help="records of a batch")
+    return parser
+
+
 @command
 def main() -> None:
     """Run what is missing and fits the budget, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/words/model", help="checkpoint of a causal language model")
-    parser.add_argument("--data", type=Path, default=Path("runs/snippets"))
-    parser.add_argument("--output", type=Path, default=Path("runs/study/snippets"))
+    parser = sentences_parser(__doc__, "runs/study/snippets")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--batch", type=positive, default=16, help="records a step")
     parser.add_argument("--steps", type=positive, default=5000, help="of MeZO")
     parser.add_argument("--adamw_steps", type=positive, default=190, help="three epochs of batch 16")
     add_budget(parser)

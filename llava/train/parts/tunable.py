@@ -101,22 +101,14 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
             )
     else:
         parts = _legacy_parts(model_args, training_args)
-    # a legacy run without freeze_backbone leaves the backbone on; with it, an untied head stays on too
-    frozen = (
-        _backbone_names(model) if model_args.mm_tunable_parts is None and model_args.freeze_backbone else frozenset()
-    )
+    frozen = _frozen_names(model, model_args)
     if getattr(model.config, "mm_use_im_start_end", False) and LANGUAGE_MODEL not in parts:
         logger.warning(
             "<im_start> and <im_end> are new words whose embeddings are not trained, since --mm_tunable_parts lacks %s",
             LANGUAGE_MODEL,
         )
-    layers = None if model_args.tunable_layers is None else _inside_layers(model, model_args.tunable_layers)
     for part, name, parameter in parts_of(model):
         chosen = part in parts and name not in frozen
-        if layers is not None and part == LANGUAGE_MODEL:
-            chosen = chosen and id(parameter) in layers
-        if model_args.freeze_vectors and parameter.dim() < 2:
-            chosen = False
         if adapter and part == LANGUAGE_MODEL:
             chosen = parameter.requires_grad  # as PEFT has it, which goes by --lora_bias
         trainable = chosen or name in adapter
@@ -127,6 +119,20 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
                 f"{name} is quantised (--bits {training_args.bits}) and cannot be trained itself: "
                 "add --lora_enable True, or load the base with --bits 16"
             )
+
+
+def _frozen_names(model: nn.Module, args: Any) -> set[str]:
+    """Names of the weights that stay as they are, whatever parts are trained."""
+    frozen: set[str] = set()
+    # a legacy run without freeze_backbone leaves the backbone on; with it, an untied head stays on too
+    if args.mm_tunable_parts is None and args.freeze_backbone:
+        frozen |= _backbone_names(model)
+    if args.tunable_layers is not None:
+        inside = _inside_layers(model, args.tunable_layers)
+        frozen |= {name for part, name, p in parts_of(model) if part == LANGUAGE_MODEL and id(p) not in inside}
+    if args.freeze_vectors:
+        frozen |= {name for name, p in model.named_parameters() if p.dim() < 2}
+    return frozen
 
 
 def _inside_layers(model: nn.Module, chosen: str) -> set[int]:
