@@ -24,8 +24,8 @@ DATA, CHANGES = "data_sha256", "changes"
 """Keys beside the flags: hashes of the data's files in order; what was changed when the run went on, and when."""
 OF_THE_METHOD = re.compile(
     "trainer_mode|mm_tunable_parts|tunable_layers|freeze_vectors|vision_tower|mm_projector_type|adapter.*|lora_.*|"
-    "bits|quant_type|double_quant|optim|cycle_blocks|zo_(eps|noise|seed|num_directions|estimator|rule|momentum|window|rms_decay|"
-    "anchor_steps|rank|basis_steps|tensor_scales|weight_storage|clip|quantized_scales)"
+    "bits|quant_type|double_quant|optim|cycle_blocks|zo_(eps|noise|seed|num_directions|estimator|rule|momentum|window|"
+    "rms_decay|anchor_steps|rank|basis_steps|tensor_scales|weight_storage|clip|quantized_scales)"
 )
 """Flags that no run can change on the way: checkpoints or records would not fit."""
 OF_ROUNDING = re.compile("attn_implementation|use_cpu|tf32|torch_compile.*|use_liger_kernel")
