@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from statistics import mean
@@ -23,43 +23,62 @@ logger = logging.getLogger(__name__)
 
 TOLERABLE = 0.1
 """Difference between slopes at two sizes of eps, as a share of their size."""
+SIZES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Of eps, as factors; each twice the one before."""
 
 
 @dataclass(frozen=True)
-class Steadiness:
-    """How far slopes at other sizes of eps are from those at eps, as shares of these (root mean squares)."""
+class EpsSizes:
+    """Sizes of eps, ascending, and how far slopes at each are from those at twice of it (root mean squares, a share).
 
-    at_half: float
-    at_twice: float
+    Small sizes drown in rounding, large ones in curvature. What rounding makes of a slope at eps goes with 1 / eps
+    whatever the slope is, and slopes fall while a run trains: so the largest that curvature allows is the best.
+    """
+
+    sizes: tuple[float, ...]
+    off: tuple[float, ...]
+
+    @classmethod
+    def of_slopes(cls, sizes: Sequence[float], slopes: Sequence[Sequence[float]]) -> EpsSizes:
+        """Of the slopes along several directions, for each the slopes at these sizes, ascending by factors of 2."""
+        off = []
+        for k in range(len(sizes) - 1):
+            size = sum(along[k + 1] ** 2 for along in slopes)
+            apart = sum((along[k + 1] - along[k]) ** 2 for along in slopes)
+            off.append(math.sqrt(apart / size) if size else math.nan)
+        return cls(tuple(sizes[:-1]), tuple(off))
+
+    def __str__(self) -> str:
+        apart = [f"{size:.2g}: {100 * off:.1f}" for size, off in zip(self.sizes, self.off, strict=True)]
+        return f"{', '.join(apart)} % off"
+
+    def advice(self, eps: float) -> str:
+        """What to give for --zo_eps, where this is given."""
+        known = {size: off for size, off in zip(self.sizes, self.off, strict=True) if not math.isnan(off)}
+        good = [size for size, off in known.items() if off <= TOLERABLE]
+        if not good:
+            return f"none is good, {min(known, key=known.__getitem__):.2g} is the least bad" if known else "not known"
+        if eps in good:
+            larger = f"; up to {max(good):.2g} is, and leaves more room for rounding as slopes fall"
+            return f"{eps:g} is fine{larger if max(good) > eps else ''}"
+        what = "small for the rounding of this model's losses" if eps < max(good) else "large for the curvature here"
+        return f"{eps:g} is {what}: try {max(good):.2g}"
 
 
-def eps_advice(eps: float, found: Steadiness) -> str:
-    """Whether slopes depend on eps, and what to do then."""
-    if max(found.at_half, found.at_twice) <= TOLERABLE:
-        return f"{eps:g} is fine"
-    if found.at_half > found.at_twice:
-        return f"{eps:g} is small for the rounding of this model's losses: try {2 * eps:g} to {4 * eps:g}"
-    return f"{eps:g} is large for the curvature here: try {eps / 4:g} to {eps / 2:g}"
-
-
-def measured(trainer: Any, directions: int, batches: int) -> tuple[Landscape, Steadiness]:
+def measured(trainer: Any, directions: int, batches: int) -> tuple[Landscape, EpsSizes]:
     """Probes of a trainer's first batches, each batch once, along directions that no run takes."""
     trainer.create_optimizer()
     forwards, eps = trainer._forwards_of(trainer.model), trainer.zo.config.eps
-    stream, probes, apart = _endless(trainer), [], []
+    sizes, stream = [factor * eps for factor in SIZES], _endless(trainer)
+    probes, slopes = [], []
     for number in range(directions):
         seed = probe_seed(trainer.zo.config.seed, number)
         taken = [next(stream) for _ in range(batches)]
         probes.append([probe_of(forwards.losses_at(probe_points(seed, eps), batch), eps) for batch in taken])
-        slopes = []
-        for size in (eps / 2, 2 * eps):
-            plus, minus = forwards.losses_at([Point.along(seed, size), Point.along(seed, -size)], taken[0])
-            slopes.append((plus - minus) / (2 * size))
-        apart.append([slope - probes[-1][0].slope for slope in slopes])
+        losses = forwards.losses_at([Point.along(seed, sign * size) for size in sizes for sign in (1, -1)], taken[0])
+        slopes.append([(a - b) / (2 * size) for a, b, size in zip(losses[::2], losses[1::2], sizes, strict=True)])
         logger.info("direction %d of %d: loss %.4f", number + 1, directions, mean(probe.loss for probe in probes[-1]))
-    size = math.sqrt(mean(along[0].slope ** 2 for along in probes)) or math.nan
-    half, twice = (math.sqrt(mean(one[k] ** 2 for one in apart)) / size for k in (0, 1))
-    return Landscape(probes), Steadiness(half, twice)
+    return Landscape(probes), EpsSizes.of_slopes(sizes, slopes)
 
 
 def eigenvalues(trainer: Any, count: int, batches: int) -> Extremes:
@@ -87,7 +106,7 @@ def noise_scale(landscape: Landscape, rows: int) -> float | None:
     return rows * max(0.0, landscape.noise.value) / landscape.signal.value
 
 
-def told_landscape(landscape: Landscape, steadiness: Steadiness, args: TrainingArguments) -> str:
+def told_landscape(landscape: Landscape, found: EpsSizes, args: TrainingArguments) -> str:
     """What was found around the weights, and what it says of the batch and of eps."""
     rows = args.per_device_train_batch_size
     scale = noise_scale(landscape, rows)
@@ -101,8 +120,8 @@ def told_landscape(landscape: Landscape, steadiness: Steadiness, args: TrainingA
         f"what a step gains by, |g|^2      {_shown(landscape.signal)}",
         f"what it follows, |g_batch|^2     {_shown(landscape.square)}: {share}",
         f"trace of the Hessian             {_shown(landscape.trace)}{rank if curved else '; no more can be told'}",
-        f"slopes at half and twice eps     {100 * steadiness.at_half:.1f} % and {100 * steadiness.at_twice:.1f} % off",
-        f"--zo_eps                         {eps_advice(args.zo_eps, steadiness)}",
+        f"slopes at eps and twice of it    {found}",
+        f"--zo_eps                         {found.advice(args.zo_eps)}",
         f"records a step, noise as signal  {batch} (measured with {rows})",
     ]
     return "\n".join(lines) + "\n"
@@ -127,10 +146,10 @@ def around(
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(trial_settings(args, folder))
         if zo:
-            landscape, steadiness = measured(trainer, directions, batches)
-            record |= landscape_record(landscape, steadiness)
+            landscape, found = measured(trainer, directions, batches)
+            record |= landscape_record(landscape, found)
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
-            sys.stdout.write(told_landscape(landscape, steadiness, args))
+            sys.stdout.write(told_landscape(landscape, found, args))
         if count:
             if zo:
                 trainer.mezo.release()  # weights may be stored elsewhere
@@ -144,12 +163,12 @@ def _shown(found: Estimate) -> str:
     return f"{found.value:.3g} ± {found.error:.2g}"
 
 
-def landscape_record(landscape: Landscape, steadiness: Steadiness) -> dict[str, Any]:
+def landscape_record(landscape: Landscape, found: EpsSizes) -> dict[str, Any]:
     """What was found around the weights, for programs."""
     names = ("signal", "square", "noise", "trace", "trace_of_square", "best_rate", "effective_rank")
     estimates = {name: getattr(landscape, name) for name in names}
     return {
         "loss": landscape.loss,
         **{name: {"value": found.value, "error": found.error} for name, found in estimates.items()},
-        "slopes_off": {"half_eps": steadiness.at_half, "twice_eps": steadiness.at_twice},
+        "slopes_off": [{"eps": size, "share": off} for size, off in zip(found.sizes, found.off, strict=True)],
     }

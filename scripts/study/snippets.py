@@ -83,6 +83,11 @@ METHODS = {
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
     "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), FZOO),
     "FZOO, upper half": Method("mezo", (3e-3, 1e-2, 3e-2), FZOO, decay=True, upper_half=True),
+    "MeZO, eps 1e-2": Method("mezo", (3e-6, 1e-5, 3e-5), {"eps": 1e-2}),
+    "FZOO, eps 3e-3": Method("mezo", (1e-3, 3e-3, 1e-2), {"eps": 3e-3, **FZOO}),
+    "FZOO, upper half, eps 3e-3": Method(
+        "mezo", (3e-3, 1e-2, 3e-2), {"eps": 3e-3, **FZOO}, decay=True, upper_half=True
+    ),
     "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
 }
 
@@ -199,7 +204,7 @@ class Study:
         torch.manual_seed(seed)
         model, shots = self.load(method), self._shots(seed) if method.kind == "context" else []
         begin = time.perf_counter()
-        losses = self._tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
+        losses = self.tune(model, method, rate, seed) if method.kind in ("adamw", "mezo") else []
         seconds = time.perf_counter() - begin
         if method.kind == "probe":
             found = self.probed(model, seed)
@@ -212,7 +217,8 @@ class Study:
         chosen = random.Random(seed).sample(range(len(train.right)), SHOTS)
         return [token for k in chosen for token in (*train.prompts[k], int(self.words[train.right[k]]))]
 
-    def _tune(self, model: nn.Module, method: Method, rate: float, seed: int) -> list[float]:
+    def tune(self, model: nn.Module, method: Method, rate: float, seed: int) -> list[float]:
+        """The losses of the steps."""
         options, make = self.options, self._mezo if method.kind == "mezo" else self._adamw
         steps = options.steps * 2 // method.forwards if method.kind == "mezo" else options.adamw_steps
         batches, take, losses = self.batches(options.batch, seed, method.spread), make(model, method, rate, seed), []

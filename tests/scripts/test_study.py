@@ -30,6 +30,7 @@ import order  # noqa: E402
 import planned_run  # noqa: E402
 import prompts  # noqa: E402
 import rate_and_eps  # noqa: E402
+import rounding  # noqa: E402
 import run_pool  # noqa: E402
 import settings  # noqa: E402
 import snippets  # noqa: E402
@@ -369,6 +370,24 @@ def test_slope_and_curvature_are_told_by_part(sentences, tmp_path, monkeypatch, 
     assert [row[0].strip("| ") for row in rows] == parts
     found = json.loads((tmp_path / "out" / "by_layer.json").read_text())
     assert list(found) == parts and found["norms"]["signal"]["error"] > 0
+
+
+def test_rounding_is_told_by_eps_before_and_after_training(sentences, tmp_path, monkeypatch, capsys):
+    given = [*sentences, "--output", str(tmp_path / "out"), "--batch", "2", "--batches", "1", "--directions", "3"]
+    monkeypatch.setattr(sys, "argv", ["rounding.py", *given, "--steps", "9"])
+    rounding.main()
+    assert "| after 2 steps |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "rounding.json").read_text())
+    assert list(found) == ["before training", "after 2 steps"]
+    for state in found.values():
+        small, *_ = shares = list(state["shares"]["one side"].values())
+        assert state["rms"] > 0 and len(shares) == len(rounding.SIZES) and small > min(shares) >= 0
+
+
+def test_what_is_not_along_the_exact_slopes():
+    assert rounding.share_of_others([2.0, -4.0], [1.0, -2.0]) == pytest.approx(0)
+    assert rounding.share_of_others([1.0, 1.0], [1.0, -1.0]) == 1
+    assert rounding.share_of_others([3.0, 1.0], [3.0, 0.0]) == pytest.approx(0.1)
 
 
 def test_a_step_gains_by_slope_and_loses_by_curvature():

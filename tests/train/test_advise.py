@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from llava.mezo.curvature import Landscape, Probe
 from llava.train import advise, range_test
 from llava.train.advise import main
 from llava.train.range_test import RangeTest
-from llava.train.surroundings import Steadiness, eps_advice, noise_scale
+from llava.train.surroundings import SIZES, EpsSizes, noise_scale
 from llava.train.train import trainer_of
 
 Flags = Callable[..., list[str]]
@@ -40,7 +41,7 @@ def test_a_run_is_measured_and_nothing_is_left_behind(
         found.append(json.loads(file.read_text()))
     assert found[0] == found[1]
     assert found[0]["records_of_a_batch"] == 2 and found[0]["loss"] > 0
-    assert found[0]["square"]["value"] > 0 and found[0]["slopes_off"]["half_eps"] >= 0
+    assert found[0]["square"]["value"] > 0 and len(found[0]["slopes_off"]) == len(SIZES) - 1
     (largest,), lowest = found[0]["eigenvalues"]["largest"], found[0]["eigenvalues"]["lowest"]
     assert largest["value"] > 0 > lowest["value"] and 0 <= largest["residual"] < largest["value"]
     shown = capsys.readouterr().out
@@ -113,7 +114,23 @@ def test_batch_whose_noise_is_its_signal() -> None:
     assert noise_scale(Landscape([[Probe(1.0, 1.0, 0.0), Probe(1.0, s * 1.0, 0.0)] for s in signs]), 6) is None
 
 
-def test_eps_that_is_too_small_or_too_large() -> None:
-    assert eps_advice(1e-3, Steadiness(0.02, 0.05)) == "0.001 is fine"
-    assert "try 0.002 to 0.004" in eps_advice(1e-3, Steadiness(0.5, 0.1))
-    assert "try 0.00025 to 0.0005" in eps_advice(1e-3, Steadiness(0.1, 0.5))
+def test_slopes_are_compared_with_those_at_twice_the_eps() -> None:
+    """Along two directions: noise of 0.2 and -0.2 at 1, none at 2, curvature's 1 at 4, which has slopes 3 and -1."""
+    found = EpsSizes.of_slopes([1, 2, 4], [[2.2, 2.0, 3.0], [-2.2, -2.0, -1.0]])
+    assert found.sizes == (1, 2)
+    assert found.off == pytest.approx((0.1, math.sqrt(2 / 10)))
+
+
+@pytest.mark.parametrize(
+    ("off", "advice"),
+    [
+        ((0.4, 0.2, 0.1, 0.05, 0.3), "0.001 is fine; up to 0.002 is, and leaves more room for rounding as slopes fall"),
+        ((0.4, 0.2, 0.1, 0.2, 0.3), "0.001 is fine"),
+        ((0.9, 0.6, 0.3, 0.08, 0.3), "0.001 is small for the rounding of this model's losses: try 0.002"),
+        ((0.05, 0.09, 0.3, 0.6, 0.9), "0.001 is large for the curvature here: try 0.0005"),
+        ((0.5, 0.4, 0.3, 0.2, 0.5), "none is good, 0.002 is the least bad"),
+        ((math.nan,) * 5, "not known"),
+    ],
+)
+def test_eps_that_is_too_small_or_too_large(off: tuple[float, ...], advice: str) -> None:
+    assert EpsSizes((0.00025, 0.0005, 0.001, 0.002, 0.004), off).advice(1e-3) == advice
