@@ -12,6 +12,8 @@ With means over directions and over pairs of different batches, g and H those of
     mean h_i         trace H                       Hutchinson 1989
     cov(h_i, h_j)    2 trace H^2                   for Gaussian z
     mean p_i^2 h_j   |g_i|^2 trace H + 2 g_i' H g_i
+    var h_i          6 r^2 / eps^4 of rounding r^2 of each loss, 2 w^2 / eps^4 of what rounding of perturbed weights
+                     makes of it, where p_i^2 has (r^2 + w^2) / (2 eps^2): at most eps^2 / 4 of it
 
 A step of rate lr along z, by the slope of one batch, changes the loss of others to second order by
 -lr p_i p_j + lr^2 / 2 p_i^2 h_j in the mean (the descent lemma, as in section 4 of Malladi et al. 2023), which is
@@ -28,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, variance
 
 from llava.mezo.algorithms.interface import Point
 from llava.mezo.config import LARGEST_SEED
@@ -99,6 +101,15 @@ class Landscape:
         self.best_rate = self._estimate(lambda some: _ratio(_signal(some), _along_steps(some)))
         """lr*"""
         self.effective_rank = self._estimate(lambda some: _ratio(_trace(some) ** 2, _trace_of_square(some)))
+
+    def rounding(self, eps: float) -> float:
+        """Of what a two-sided step with this eps, at which probes were taken, follows, at most this share is rounding.
+
+        In float32 the curvatures' own variance is all that there is, and the share next to nothing. One-sided
+        differences have twice to four times as much rounding.
+        """
+        curvatures = [probe.curvature for along in self.directions for probe in along]
+        return min(1.0, _ratio(eps**2 / 4 * variance(curvatures), self.square.value))
 
     @property
     def largest_eigenvalue(self) -> tuple[float, float]:

@@ -57,13 +57,18 @@ class Probes:
         listed = [{"step": step, "batches": [astuple(one) for one in along]} for step, along in self.found.items()]
         write_durably(self.file, json.dumps({"probes": listed}) + "\n")
 
-    def report(self) -> list[dict[str, Any]]:
-        """A row for each window: its steps, its mean loss, each of `SHOWN` with its standard error."""
+    def report(self, eps: float) -> list[dict[str, Any]]:
+        """A row for each window: its steps, its mean loss, each of `SHOWN` with its standard error, most of rounding.
+
+        Args:
+            eps: of the probes.
+        """
         rows = []
         for window in windows(self.found.items(), *PROBES):
             if len(window) > 1:
                 landscape = Landscape([along for _, along in window])
                 row = {"steps": [window[0][0], window[-1][0]], "probes": len(window), "loss": landscape.loss}
+                row["rounding_at_most"] = landscape.rounding(eps)
                 rows.append(row | {name: vars(getattr(landscape, name)) for name in SHOWN})
         return rows
 

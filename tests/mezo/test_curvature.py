@@ -102,3 +102,22 @@ def test_without_curvature_nothing_is_made_up() -> None:
     landscape = Landscape(flat)
     assert landscape.signal.value < 0 and not landscape.trace.is_positive
     assert math.isnan(landscape.best_rate.value) and math.isnan(landscape.effective_rank.value)
+
+
+@pytest.mark.parametrize(("of_losses", "of_weights"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
+def test_rounding_is_told_from_curvatures_that_differ(of_losses: float, of_weights: float) -> None:
+    """Losses 2 x + x^2 / 2 with noise: in all three of a probe, as losses have it, or away from the weights alone."""
+    generator = torch.Generator().manual_seed(0)
+    eps, noise = 1e-3, 1e-3 * torch.randn(2, 2000, 2, 3, generator=generator, dtype=torch.float64)
+    scales = torch.tensor([eps, -eps, 0.0], dtype=torch.float64)
+    losses = 2 * scales + scales**2 / 2 + of_losses * noise[0] + of_weights * noise[1] * (scales != 0)
+    directions = [[probe_of(batch, eps) for batch in along] for along in losses.tolist()]
+    right = 0.5 / (0.5 + 4) if of_losses != of_weights else 0.49 / (0.49 + 4)
+    assert 0.9 * right < Landscape(directions).rounding(eps) < 3.2 * right
+
+
+def test_without_rounding_there_is_next_to_none(case: tuple[Landscape, torch.Tensor, torch.Tensor]) -> None:
+    """At large distances the differences of curvatures are their own."""
+    landscape, _, _ = case
+    assert landscape.rounding(EPS) < 1e-3
+    assert landscape.rounding(100.0) == 1.0

@@ -33,7 +33,7 @@ def test_probes_are_kept_and_reported(tmp_path: Path) -> None:
     """What was measured from a step on goes when the run goes on before it."""
     kept = Probes(tmp_path / PROBES_FILE)
     kept.take_up(100)
-    assert kept.report() == []
+    assert kept.report(1e-3) == []
     for step in range(0, 5 * 4 * PROBES[0], 5):
         kept.found[step] = [Probe(1.0 + step, 0.1 * step, 1 / 3), Probe(2.0, 3.0, -7.0)]
     kept.save()
@@ -41,10 +41,10 @@ def test_probes_are_kept_and_reported(tmp_path: Path) -> None:
     again.take_up(5 * 2 * PROBES[0] + 1)
     assert list(again.found) == list(range(0, 5 * 2 * PROBES[0] + 1, 5))
     assert all(again.found[step] == kept.found[step] for step in again.found)
-    rows = again.report()
+    rows = again.report(1e-3)
     assert [row["steps"] for row in rows] == [[0, 45], [50, 100]] and [row["probes"] for row in rows] == [10, 11]
     landscape = Landscape([kept.found[step] for step in range(0, 50, 5)])
-    assert rows[0]["loss"] == landscape.loss
+    assert rows[0]["loss"] == landscape.loss and rows[0]["rounding_at_most"] == landscape.rounding(1e-3)
     assert rows[0]["signal"] == {"value": landscape.signal.value, "error": landscape.signal.error}
 
 

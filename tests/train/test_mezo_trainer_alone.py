@@ -606,6 +606,14 @@ def test_probes_survive_a_run_that_is_killed(journal: bool, mezo: Make, tmp_path
     assert len(resumed.model.losses) == 2 * (4 if journal else 5) + 2 * 6, "something was measured again"
 
 
+@pytest.mark.parametrize(("eps", "told"), [(1e-9, 1), (1e-2, 0)])
+def test_rounding_in_what_steps_follow_is_told_once(
+    eps: float, told: int, mezo: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    mezo(zo_probe_steps=1, learning_rate=0.0, zo_eps=eps, max_steps=12).train()
+    assert sum("is rounding: a larger --zo_eps" in record.message for record in caplog.records) == told
+
+
 def test_probes_of_a_count_are_refused(mezo: Make) -> None:
     with pytest.raises(ValueError, match="--zo_probe_steps 5 excludes --zo_objective accuracy"):
         mezo(zo_probe_steps=5, zo_objective="accuracy")

@@ -111,7 +111,7 @@ class ExtendedMeZOTrainer(SharedBatches, OffloadedRun, ShardedRun, MeZOTrainer):
             report["feature_cache"] = {"hits": forwards.inputs.hits, "misses": forwards.inputs.misses}
         report["projected_gradients"] = rms_report(self._sizes())
         if self.zo.probe_steps:
-            records, windows = self.args.train_batch_size, self.probing.probes.report()
+            records, windows = self.args.train_batch_size, self.probing.probes.report(config.eps)
             report["probes"] = {"every": self.zo.probe_steps, "records_of_a_batch": records, "windows": windows}
         if self.gone_back:
             report["halvings"] = [{"after_step": kept.steps, "back_to_step": kept.back_to} for kept in self.gone_back]

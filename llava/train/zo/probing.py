@@ -6,19 +6,24 @@ journal has its probe on the disk already, since that comes first, so that all p
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from llava.mezo.curvature import Probe, probe_of, probe_points, probe_seed
+from llava.mezo.curvature import Landscape, Probe, probe_of, probe_points, probe_seed
 from llava.mezo.progress import PROBES_FILE, Probes
 from llava.train.zo import state as states
 from llava.train.zo.step_batches import parts_of
 
+logger = logging.getLogger(__name__)
+
 BATCHES = 2
 """At least, along each direction."""
+LATEST, MUCH = 10, 0.25
+"""Rounding is told once the latest so many probes have more than this share of it."""
 
 
 class ProbeNowAndThen(TrainerCallback):
@@ -32,6 +37,7 @@ class ProbeNowAndThen(TrainerCallback):
         self.trainer = trainer
         self.probes = Probes(Path(str(trainer.args.output_dir)) / PROBES_FILE)
         self._first = 0
+        self._said = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up what was measured before the first step that is to be taken now."""
@@ -52,6 +58,21 @@ class ProbeNowAndThen(TrainerCallback):
             states.set_random_states(before)
         if args.should_save:
             self.probes.save()
+            self._say_rounding()
+
+    def _say_rounding(self) -> None:
+        """Once, where it may be much of what steps follow by now."""
+        latest = list(self.probes.found.items())[-LATEST:]
+        if self._said or len(latest) < LATEST:
+            return
+        share = Landscape([along for _, along in latest]).rounding(self.trainer.zo.config.eps)
+        if share > MUCH:
+            self._said = True
+            logger.warning(
+                "between steps %d and %d up to %.0f %% of what steps follow is rounding: a larger --zo_eps "
+                "would leave less",
+                *(latest[0][0], latest[-1][0], 100 * share),
+            )
 
     def _measured(self, step: int) -> list[Probe]:
         mezo, eps = self.trainer.mezo, self.trainer.zo.config.eps
