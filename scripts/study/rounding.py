@@ -2,8 +2,8 @@
 
     python scripts/study/rounding.py --output runs/study/rounding            (fifteen minutes on two CPU cores)
 
-The model, the sentences and the weights that are trained are those of "FZOO, upper half, eps 3e-3" in snippets.py,
-before the first step and after a run of half its length. What rounding adds to a slope goes with 1 / eps and hardly
+The model, the sentences and the methods are those of snippets.py: the weights that a method trains, before the first
+step and after a run of half the length there. What rounding adds to a slope goes with 1 / eps and hardly
 depends on the slope, which falls while a run trains: an eps that is large enough at first is too small later. The
 *share* of rounding, or for a large eps of curvature, in the squared slopes in bfloat16 is 1 - r^2, r the correlation of
 these with slopes in float32 at a small eps. Writes rounding.md and rounding.json.
@@ -29,11 +29,10 @@ from llava.mezo.algorithms.interface import Point
 from llava.mezo.curvature import probe_seed
 from llava.mezo.durable import write_durably
 
-METHOD = METHODS["FZOO, upper half, eps 3e-3"]
-RATE = 1e-2
 EXACT = 3e-4
 """eps of the slopes in float32."""
 SIZES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+MEZO = [name for name, method in METHODS.items() if method.kind == "mezo" and not method.lora]
 
 Slopes = Mapping[str, Sequence[float]]
 """From the weights on, as `fzoo` has them, and between both sides, as `spsa` has them."""
@@ -48,7 +47,7 @@ def loss(study: Study, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.T
 def slopes(study: Study, model: Any, eps: float, options: argparse.Namespace) -> Slopes:
     """Of some batches along some directions, the same for every model and eps."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    mezo = MeZO(trained, model, MeZOConfig(eps=eps, noise="rademacher"), lr=0.0)
+    mezo = MeZO(trained, model, MeZOConfig(eps=eps), lr=0.0)
     frozen, found = frozen_modules(model), []
     for batch in islice(study.batches(options.batch, 0, False), options.batches):
         for number in tqdm(range(options.directions), desc=f"eps {eps:g}", leave=False):
@@ -95,14 +94,16 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     """Measure before and after, then write the page."""
     parser = sentences_parser(__doc__, "runs/study/rounding")
+    parser.add_argument("--method", choices=MEZO, default="FZOO, upper half, eps 3e-3", help="of snippets.py")
+    parser.add_argument("--rate", type=float, default=1e-2, help="of the method's run")
     parser.add_argument("--batches", type=positive, default=3)
     parser.add_argument("--directions", type=positive, default=16, help="of each batch")
     parser.add_argument("--steps", type=positive, default=500, help="of MeZO, as for snippets.py")
     options = parser.parse_args()
-    study = Study(options)
-    found = {"before training": measured(study, study.load(METHOD), options)}
-    model = study.load(METHOD)
-    losses = study.tune(model, METHOD, RATE, seed=0)
+    study, method = Study(options), METHODS[options.method]
+    found = {"before training": measured(study, study.load(method), options)}
+    model = study.load(method)
+    losses = study.tune(model, method, options.rate, seed=0)
     found[f"after {len(losses)} steps"] = measured(study, model, options)
     options.output.mkdir(parents=True, exist_ok=True)
     text = "# Rounding in slopes\n\n" + table(found)
