@@ -95,7 +95,9 @@ class AnswerTree:
         """
         counts, known = places != IGNORED, places.clamp(min=0)
         node, column = known // len(self._tokens), known % len(self._tokens)
-        logits = functional.linear(states, functional.embedding(self._tokens, head)).float()
+        rows = functional.embedding(self._tokens, head)
+        with torch.autocast(states.device.type, enabled=False):  # 16-bit logits would round the loss
+            logits = functional.linear(states.float(), rows.float())
         logits = logits.where(self._allowed.index_select(0, node), -torch.inf)
         losses = logits.logsumexp(dim=1) - logits.gather(1, column[:, None]).squeeze(1)
         return losses.where(counts, 0.0).sum() / (counts & (node == 0)).sum()
