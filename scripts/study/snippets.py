@@ -83,7 +83,7 @@ METHODS = {
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
     "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), FZOO),
     "FZOO, upper half": Method("mezo", (3e-3, 1e-2, 3e-2), FZOO, decay=True, upper_half=True),
-    "MeZO, eps 1e-2": Method("mezo", (3e-6, 1e-5, 3e-5), {"eps": 1e-2}),
+    "MeZO, eps 3e-3": Method("mezo", (3e-6, 1e-5, 3e-5), {"eps": 3e-3}),
     "FZOO, eps 3e-3": Method("mezo", (1e-3, 3e-3, 1e-2), {"eps": 3e-3, **FZOO}),
     "FZOO, upper half, eps 3e-3": Method(
         "mezo", (3e-3, 1e-2, 3e-2), {"eps": 3e-3, **FZOO}, decay=True, upper_half=True
