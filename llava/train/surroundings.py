@@ -106,7 +106,7 @@ def noise_scale(landscape: Landscape, rows: int) -> float | None:
     return rows * max(0.0, landscape.noise.value) / landscape.signal.value
 
 
-def told_landscape(landscape: Landscape, found: EpsSizes, args: TrainingArguments) -> str:
+def told_landscape(landscape: Landscape, of_eps: EpsSizes, args: TrainingArguments) -> str:
     """What was found around the weights, and what it says of the batch and of eps."""
     rows = args.per_device_train_batch_size
     scale = noise_scale(landscape, rows)
@@ -120,8 +120,8 @@ def told_landscape(landscape: Landscape, found: EpsSizes, args: TrainingArgument
         f"what a step gains by, |g|^2      {_shown(landscape.signal)}",
         f"what it follows, |g_batch|^2     {_shown(landscape.square)}: {share}",
         f"trace of the Hessian             {_shown(landscape.trace)}{rank if curved else '; no more can be told'}",
-        f"slopes at eps and twice of it    {found}",
-        f"--zo_eps                         {found.advice(args.zo_eps)}",
+        f"slopes at eps and twice of it    {of_eps}",
+        f"--zo_eps                         {of_eps.advice(args.zo_eps)}",
         f"records a step, noise as signal  {batch} (measured with {rows})",
     ]
     return "\n".join(lines) + "\n"
@@ -146,10 +146,10 @@ def around(
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(trial_settings(args, folder))
         if zo:
-            landscape, found = measured(trainer, directions, batches)
-            record |= landscape_record(landscape, found)
+            landscape, of_eps = measured(trainer, directions, batches)
+            record |= landscape_record(landscape, of_eps)
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
-            sys.stdout.write(told_landscape(landscape, found, args))
+            sys.stdout.write(told_landscape(landscape, of_eps, args))
         if count:
             if zo:
                 trainer.mezo.release()  # weights may be stored elsewhere
@@ -163,12 +163,15 @@ def _shown(found: Estimate) -> str:
     return f"{found.value:.3g} ± {found.error:.2g}"
 
 
-def landscape_record(landscape: Landscape, found: EpsSizes) -> dict[str, Any]:
+def landscape_record(landscape: Landscape, of_eps: EpsSizes) -> dict[str, Any]:
     """What was found around the weights, for programs."""
     names = ("signal", "square", "noise", "trace", "trace_of_square", "best_rate", "effective_rank")
     estimates = {name: getattr(landscape, name) for name in names}
     return {
         "loss": landscape.loss,
         **{name: {"value": found.value, "error": found.error} for name, found in estimates.items()},
-        "slopes_off": [{"eps": size, "share": off} for size, off in zip(found.sizes, found.off, strict=True)],
+        "slopes_off": [
+            {"eps": size, "share": None if math.isnan(off) else off}
+            for size, off in zip(of_eps.sizes, of_eps.off, strict=True)
+        ],
     }
