@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -149,13 +148,13 @@ def around(
             landscape, of_eps = measured(trainer, directions, batches)
             record |= landscape_record(landscape, of_eps)
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
-            sys.stdout.write(told_landscape(landscape, of_eps, args))
+            print(told_landscape(landscape, of_eps, args), end="", flush=True)
         if count:
             if zo:
                 trainer.mezo.release()  # weights may be stored elsewhere
             extremes = eigenvalues(trainer, count, batches)
             record["eigenvalues"] = asdict(extremes)
-            sys.stdout.write(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)\n")
+            print(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)", flush=True)
     return record
 
 
