@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -148,14 +149,20 @@ def around(
             landscape, of_eps = measured(trainer, directions, batches)
             record |= landscape_record(landscape, of_eps)
             record["noise_scale"] = noise_scale(landscape, args.per_device_train_batch_size)
-            print(told_landscape(landscape, of_eps, args), end="", flush=True)
+            _say(told_landscape(landscape, of_eps, args))
         if count:
             if zo:
                 trainer.mezo.release()  # weights may be stored elsewhere
             extremes = eigenvalues(trainer, count, batches)
             record["eigenvalues"] = asdict(extremes)
-            print(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)", flush=True)
+            _say(f"eigenvalues of the Hessian       {extremes} ({extremes.products} products)\n")
     return record
+
+
+def _say(text: str) -> None:
+    """At once, also into a file: what comes next takes minutes."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _shown(found: Estimate) -> str:
