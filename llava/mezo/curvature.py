@@ -103,13 +103,14 @@ class Landscape:
         self.effective_rank = self._estimate(lambda some: _ratio(_trace(some) ** 2, _trace_of_square(some)))
 
     def rounding(self, eps: float) -> float:
-        """Of what a two-sided step with this eps, at which probes were taken, follows, at most this share is rounding.
+        """At most this share (0 to 1) of the squared slopes at +-eps, where the probes were taken, is rounding.
 
-        In float32 the curvatures' own variance is all that there is, and the share next to nothing. One-sided
-        differences have twice to four times as much rounding.
+        By the variance of their curvatures, as above: in float32 that is the curvatures' own, and the share next to
+        nothing. One-sided differences have twice to four times as much rounding. 1 where all slopes are 0.
         """
         curvatures = [probe.curvature for along in self.directions for probe in along]
-        return min(1.0, _ratio(eps**2 / 4 * variance(curvatures), self.square.value))
+        rounding, square = eps**2 / 4 * variance(curvatures), self.square.value
+        return min(1.0, rounding / square) if square else 1.0
 
     @property
     def largest_eigenvalue(self) -> tuple[float, float]:

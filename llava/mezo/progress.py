@@ -58,7 +58,7 @@ class Probes:
         write_durably(self.file, json.dumps({"probes": listed}) + "\n")
 
     def report(self, eps: float) -> list[dict[str, Any]]:
-        """A row for each window: its steps, its mean loss, each of `SHOWN` with its standard error, most of rounding.
+        """A row for each window: its steps, its mean loss, each of `SHOWN` with its error, and the most of rounding.
 
         Args:
             eps: of the probes.

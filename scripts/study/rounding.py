@@ -3,7 +3,7 @@
     python scripts/study/rounding.py --output runs/study/rounding            (fifteen minutes on two CPU cores)
 
 The model, the sentences and the methods are those of snippets.py: the weights that a method trains, before the first
-step and after a run of half the length there. What rounding adds to a slope goes with 1 / eps and hardly
+step and after a run of `--steps`, along Gaussian directions. What rounding adds to a slope goes with 1 / eps and hardly
 depends on the slope, which falls while a run trains: an eps that is large enough at first is too small later. The
 *share* of rounding, or for a large eps of curvature, in the squared slopes in bfloat16 is 1 - r^2, r the correlation of
 these with slopes in float32 at a small eps. Writes rounding.md and rounding.json.
@@ -35,11 +35,11 @@ SIZES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MEZO = [name for name, method in METHODS.items() if method.kind == "mezo" and not method.lora]
 
 Slopes = Mapping[str, Sequence[float]]
-"""From the weights on, as `fzoo` has them, and between both sides, as `spsa` has them."""
+"""By side: from the weights on, as `fzoo` has them, or between both sides, as `spsa`; one a batch and direction."""
 
 
 def loss(study: Study, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """As that of the study, in the dtype of the weights."""
+    """As that of the study, but without its autocast: float32 weights have float32 forwards here."""
     logits = model.lm_head(study.states(model, batch))[:, study.words]
     return functional.cross_entropy(logits.float(), batch["right"])
 
@@ -62,7 +62,7 @@ def slopes(study: Study, model: Any, eps: float, options: argparse.Namespace) ->
 
 
 def share_of_others(found: Sequence[float], exact: Sequence[float]) -> float:
-    """Of the squares, what is not along the exact values."""
+    """Of the squares, what is not along the exact values: from 0 to 1."""
     along = sum(a * b for a, b in zip(found, exact, strict=True))
     return 1 - along**2 / (sum(a * a for a in found) * sum(b * b for b in exact))
 
