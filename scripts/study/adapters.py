@@ -2,10 +2,12 @@
 
     python scripts/study/adapters.py --budget 60                       (60 minutes; the same command goes on)
     python scripts/study/adapters.py --candidates adamw-none adamw-lora adamw-pissa --tasks figure
+    python scripts/study/adapters.py --rates_on figure                 (rates of one task for all three)
 
 Rates are the kind's default (`llava/train/flags/adapter_flags.py`) and a third and the triple of it; how they are
 searched and judged is in candidates.py. `none` tunes all weights of the language model. Writes adapters.md: for each
-task the accuracies of all rates, of the best one on the test set, and the share of the gain of AdamW on all weights.
+task the accuracies of all rates, of the best one on the test set, the share of the gain of AdamW on all weights, how
+many weights are trained and how long a step takes, with `--jobs` runs at a time.
 """
 
 from __future__ import annotations
@@ -56,14 +58,17 @@ def tables(cases: Sequence[Case], pool: Pool, options: argparse.Namespace) -> li
         before = 100 * pool.zero_shot_accuracy(task, "test")
         full = next((reached(case, pool, options) for case in here if case.name == "adamw-none"), [])
         lines += [f"## {task.name}", "", f"Before: {before:.1f} %.", ""]
-        lines += ["| | rate: accuracy on the validation set % | test set % | share of full AdamW's gain % |"]
-        lines += ["|---|---|---|---|"]
+        head = (
+            "rate: accuracy on the validation set % | test set % | share of full AdamW's gain % | weights | ms a step"
+        )
+        lines += [f"| | {head} |"]
+        lines += ["|---|---|---|---|---|---|"]
         for case in here:
             tried = ", ".join(f"{rate}: {outcome(case, rate, pool)}" for rate in case.candidate.rates)
             found = reached(case, pool, options)
             share = f"{100 * (mean(found) - before) / (mean(full) - before):.0f}" if found and full else ""
             judged = f"{mean_and_spread(found)} ({len(found)})" if found else ""
-            lines.append(f"| {case.name} | {tried} | {judged} | {share} |")
+            lines.append(f"| {case.name} | {tried} | {judged} | {share} | {cost(case, pool, options)} |")
         lines.append("")
     return lines
 
@@ -75,6 +80,15 @@ def outcome(case: Case, rate: str, pool: Pool) -> str:
     if accuracy is not None:
         return f"{100 * accuracy:.1f}"
     return "diverged" if pool.is_done(run) else "not run"
+
+
+def cost(case: Case, pool: Pool, options: argparse.Namespace) -> str:
+    """Cells: how many weights are trained, and milliseconds of a step, the mean of the seeds that have been run."""
+    reports = [report for run in case.finals(pool, options) if (report := pool.report(run))]
+    if not reports:
+        return " | "
+    milliseconds = 1000 * mean(report["seconds_per_step"] for report in reports)
+    return f"{reports[0]['trainable_parameters']:,} | {milliseconds:.0f}"
 
 
 def reached(case: Case, pool: Pool, options: argparse.Namespace) -> list[float]:

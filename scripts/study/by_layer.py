@@ -6,7 +6,8 @@ The model and the sentences are those of snippets.py, before the first step. Alo
 weights alone, the loss of some batches is measured as `llava/mezo/curvature.py` has it. *Gain* is how far the loss of
 all falls in one step along one direction at the best rate, |g|^4 / (2 |g_batch|^2 trace H), with what is trained
 being that part: a part with a small gradient and hardly any curvature can be worth more than all weights together.
-Noise is 3 % of the size of a part's weights. Writes by_layer.md and by_layer.json.
+Noise is 3 % of the size of a part's weights. Writes by_layer.md, by_layer.json and
+by_layer.png.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+from pictures import plot_parts
 from settings import positive
 from snippets import METHODS, Study, frozen_modules, sentences_parser
 from torch import nn
@@ -109,9 +111,8 @@ def main() -> None:
     for name, part in parts.items():
         found[name] = landscape(study, model, part, options)
         tqdm.write(f"{name}: |g|^2 {shown(found[name].signal)}, trace {shown(found[name].trace)}")
-    text = "# Slope and curvature by part\n\n" + table(
-        found, {n: sum(p.numel() for p in part) for n, part in parts.items()}
-    )
+    title = "Slope and curvature by part"
+    text = f"# {title}\n\n" + table(found, {n: sum(p.numel() for p in part) for n, part in parts.items()})
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "by_layer.md").write_text(text, encoding="utf-8")
     record = {
@@ -124,6 +125,11 @@ def main() -> None:
         for name, one in found.items()
     }
     write_durably(options.output / "by_layer.json", json.dumps(record, indent=2) + "\n")
+    columns = {
+        "|g|^2": {name: (one.signal.value, one.signal.error) for name, one in found.items()},
+        "trace of the Hessian": {name: (one.trace.value, one.trace.error) for name, one in found.items()},
+    }
+    plot_parts(columns, options.output / "by_layer.png", title)
     print(text)
 
 

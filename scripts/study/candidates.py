@@ -2,8 +2,8 @@
 
 A sample-forward is one forward of one record: plain MeZO of the study has 5,000 steps x 4 records x 2 forwards, and
 every candidate has as many; AdamW has the study's 3,000 records, one or four a step. Rates are chosen on the validation
-set with seed 0, from the middle of a candidate's list outwards; the best one is run with each seed and judged on the
-test set.
+set with seed 0, from the middle of a candidate's list outwards, on each task or for all of them on one (`--rates_on`);
+the best one is run with each seed and judged on the test set.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from planned_run import Run, usual_run
 from run_pool import Pool
 from settings import STEPS, Task, add_budget, chosen_tasks, deadline_of, from_middle, study_parser
 
+from llava.errors import InputError
 from llava.train.zo.step_batches import Growth
 
 BATCH = 4
@@ -79,7 +80,7 @@ class Case:
     """A candidate, by its name, on a task.
 
     Attributes:
-        tried: by rate, on the validation set.
+        tried: by rate, on the validation set of this task or of that whose rates hold for all.
     """
 
     name: str
@@ -96,11 +97,18 @@ class Case:
 
 
 def cases_of(candidates: Mapping[str, Candidate], options: argparse.Namespace) -> list[Case]:
-    """Every candidate on every task."""
+    """Every candidate on every task.
+
+    Raises:
+        InputError: `--rates_on` names a task that is not among them.
+    """
+    tasks = {task.name: task for task in chosen_tasks(options)}
+    if options.rates_on is not None and options.rates_on not in tasks:
+        raise InputError(f"--rates_on {options.rates_on}: of the tasks of this call ({', '.join(tasks)})")
     return [
-        Case(name, candidate, task, searched(candidate, task, options))
+        Case(name, candidate, task, searched(candidate, tasks.get(options.rates_on, task), options))
         for name, candidate in candidates.items()
-        for task in chosen_tasks(options)
+        for task in tasks.values()
     ]
 
 
@@ -109,6 +117,7 @@ def candidates_parser(description: str | None, candidates: Mapping[str, Candidat
     parser = study_parser(description)
     add_budget(parser)
     parser.add_argument("--candidates", nargs="+", choices=candidates, default=list(candidates))
+    parser.add_argument("--rates_on", metavar="TASK", help="choose rates on this task alone; default: on each its own")
     return parser
 
 

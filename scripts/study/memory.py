@@ -1,11 +1,12 @@
 """Figure 4 of the study: peak memory of inference, MeZO, AdamW and LoRA with AdamW, one row of 2048 tokens.
 
     python scripts/study/memory.py                                     (10 minutes and 16 GB on two CPU cores)
+    python scripts/study/memory.py --count --methods inference dora_mezo dora_adamw          (any kind of adapter)
 
-Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained (with LoRA: adapters of rank 8 of
-the language model alone); each method in a process of its own. On CUDA the number is max_memory_allocated; on a CPU it
-is the weights and what the process's resident size grows by, or with `--count` (a minute a method) the bytes of live
-tensors, as an allocator counts them. Writes memory.json, memory.md and memory.png.
+Random weights of the real 0.5b shape (or `--shape 7b`) in bfloat16, all parts trained (with an adapter: that of the
+language model alone, rank 8, 20 tokens); each method in a process of its own. On CUDA the number is
+max_memory_allocated; on a CPU it is the weights and what the process's resident size grows by, or with `--count` (a
+minute a method) the bytes of live tensors, as an allocator counts them. Writes memory.json, memory.md and memory.png.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pictures import plot_memory
 from shapes import SHAPES, batch, build, moved
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
+from llava.model.adapter_kinds import ADAPTERS
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.block_cycle import BlockCycle
 from llava.train.parts.fused_optimizers import FUSED
@@ -39,7 +41,7 @@ from llava.train.parts.saving import adapter_names, is_peft
 from llava.train.zo.image_modules import frozen_image_modules
 from llava.train.zo.sparse_loss import sparse_loss
 
-METHODS = {
+USUAL = {
     "inference": "inference",
     "mezo": "MeZO",
     "lora_adamw": "LoRA + AdamW",
@@ -49,17 +51,25 @@ METHODS = {
     "cycle": "one block at a time",
     "adamw": "AdamW",
 }
+OF_ADAPTERS = {
+    f"{kind}_{optimizer.lower()}": f"{kind} + {optimizer}"
+    for kind in ADAPTERS
+    if kind != "none"
+    for optimizer in ("MeZO", "AdamW")
+}
+METHODS = OF_ADAPTERS | USUAL
 ALL_PARTS = "mm_vision_tower,mm_mlp_adapter,mm_language_model"
 STUDY = {"inference": 3.7, "mezo": 3.7, "adamw": 14.6}  # GB, 0.5B, max_memory_allocated
-LORA = SimpleNamespace(
-    adapter="lora",
-    adapter_targets="mm_language_model",
-    bits=16,
-    lora_r=8,
-    lora_alpha=16,
-    lora_dropout=0.05,
-    lora_bias="none",
-)
+ADAPTER = {
+    "adapter_targets": "mm_language_model",
+    "adapter_tokens": 20,
+    "bits": 16,
+    "deepspeed": None,
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_bias": "none",
+}
+DROPOUT = 0.05  # of LoRA with gradients
 NEW_TOKENS = 4
 TILES = 2
 
@@ -70,7 +80,7 @@ def work(method: str, model: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
     if method == "inference":
         asked = {name: value for name, value in inputs.items() if name != "labels"}
         return lambda: model.generate(**asked, max_new_tokens=NEW_TOKENS, do_sample=False)
-    if method == "mezo":
+    if method.endswith("mezo"):
         return _mezo(model, inputs, trained)
     groups = [{"params": trained}]
     if method in FUSED:
@@ -88,9 +98,13 @@ def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[]
     optimizer = MeZO(trained, model, MeZOConfig(), lr=1e-9)
     steps = iter(range(100))
 
+    def loss() -> torch.Tensor:
+        found = sparse_loss(model, inputs)
+        return model(**inputs, loss_alone=True).loss if found is None else found  # none with tokens in front
+
     def run() -> None:
         with reuse_outputs(frozen_image_modules(model)):
-            optimizer.accumulate(next(steps), lambda: sparse_loss(model, inputs))
+            optimizer.accumulate(next(steps), loss)
         optimizer.step()
 
     return run
@@ -123,16 +137,12 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         _without_values(model)
     if method == "qlora_adamw":
         in_4_bits(model)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + bytes_of_scales(
-        model
-    )
     inputs = moved(batch(model, options.tokens, TILES, 12), device)
     network = model
-    if method in ("lora_adamw", "qlora_adamw"):
-        network = add_adapter(model, LORA)
-        adapter = adapter_names(network)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name in adapter)
+    if method in OF_ADAPTERS or method == "qlora_adamw":
+        network = with_adapter(model, *method.removeprefix("q").split("_"))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    weights += bytes_of_scales(network)
     if not options.count:
         return {"weights": weights, "over_weights": peak_over_loaded(device, lambda: work(method, network, inputs), 2)}
     with LiveBytes() as live:
@@ -140,6 +150,17 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         for _ in range(options.steps):
             run()
     return {"weights": weights, "over_weights": live.peak}
+
+
+def with_adapter(model: Any, kind: str, optimizer: str) -> Any:
+    """The model wrapped by an adapter, which alone is trained."""
+    dropout = 0.0 if optimizer == "mezo" else DROPOUT
+    settings = {"adapter": kind, "lora_dropout": dropout, "model_max_length": model.config.max_position_embeddings // 2}
+    network = add_adapter(model, SimpleNamespace(**ADAPTER, **settings))
+    adapter = adapter_names(network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in adapter)
+    return network
 
 
 def in_4_bits(model: Any) -> None:
@@ -192,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(USUAL))
     parser.add_argument("--count", action="store_true", help="count live tensors on the CPU, without the arithmetic")
     parser.add_argument("--steps", type=int, default=2, help="with --count; the second has the optimizer's state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -178,6 +178,34 @@ WINDOW_NAMES = {
 }
 
 
+def plot_shares(curves: Mapping[str, Points], path: str | Path, title: str) -> None:
+    """Draw shares (0..1) of rounding and curvature in squared slopes over eps, a line a label."""
+    figure, axes = empty_figure()
+    for number, (label, points) in enumerate(curves.items()):
+        sizes, shares = zip(*points, strict=True)
+        axes.plot(sizes, [100 * share for share in shares], label=label, **line_style(number))
+    axes.set(xscale="log", xlabel="eps", ylabel="of the squared slopes, %", ylim=(-2, 102), title=title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    figure.savefig(path)
+
+
+def plot_parts(columns: Mapping[str, Mapping[str, tuple[float, float]]], path: str | Path, title: str) -> None:
+    """Draw a column of points for each quantity, by its name: value and standard error by part, a line a part."""
+    parts = list(next(iter(columns.values())))
+    figure, panels = empty_figure(1.4 + 0.35 * len(parts), len(columns), sharey=True, squeeze=False)
+    for number, (axes, (name, found)) in enumerate(zip(panels[0], columns.items(), strict=True)):
+        values, errors = zip(*found.values(), strict=True)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.errorbar(values, range(len(parts)), xerr=errors, capsize=3, **(line_style(number) | {"linestyle": "none"}))
+        axes.set(xlabel=f"{name}, ± standard error")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_yticks(range(len(parts)), parts)
+    panels[0, 0].invert_yaxis()
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
 def plot_windows(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
     """Draw a column a run, and in it a row for each of `loss`, `rms` and `share` ± `error` that it has, over `step`."""
     given = next(iter(runs.values()))[0]

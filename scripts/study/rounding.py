@@ -6,7 +6,7 @@ The model, the sentences and the methods are those of snippets.py: the weights t
 step and after a run of `--steps`, along Gaussian directions. What rounding adds to a slope goes with 1 / eps and hardly
 depends on the slope, which falls while a run trains: an eps that is large enough at first is too small later. The
 *share* of rounding, or for a large eps of curvature, in the squared slopes in bfloat16 is 1 - r^2, r the correlation of
-these with slopes in float32 at a small eps. Writes rounding.md and rounding.json.
+these with slopes in float32 at a small eps. Writes rounding.md, rounding.json and rounding.png.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from pictures import plot_shares
 from settings import positive
 from snippets import METHODS, Study, frozen_modules, sentences_parser
 from torch.nn import functional
@@ -29,6 +30,7 @@ from llava.mezo.algorithms.interface import Point
 from llava.mezo.curvature import probe_seed
 from llava.mezo.durable import write_durably
 
+TITLE = "Rounding and curvature in slopes of bfloat16 forwards"
 EXACT = 3e-4
 """eps of the slopes in float32."""
 SIZES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -106,9 +108,15 @@ def main() -> None:
     losses = study.tune(model, method, options.rate, seed=0)
     found[f"after {len(losses)} steps"] = measured(study, model, options)
     options.output.mkdir(parents=True, exist_ok=True)
-    text = "# Rounding in slopes\n\n" + table(found)
+    text = f"# {TITLE}\n\n{table(found)}"
     (options.output / "rounding.md").write_text(text, encoding="utf-8")
     write_durably(options.output / "rounding.json", json.dumps(found, indent=2) + "\n")
+    curves = {
+        f"{state}, {side}": [(float(eps), share) for eps, share in shares.items()]
+        for state, one in found.items()
+        for side, shares in one["shares"].items()
+    }
+    plot_shares(curves, options.output / "rounding.png", TITLE)
     print(text)
 
 

@@ -166,7 +166,11 @@ class Pool:
 
     def accuracy(self, run: Run) -> float | None:
         """Accuracy after a run, 0..1; None if it is not finished or diverged."""
-        return _read(self.folder / run.name / "report.json").get("accuracy_after")
+        return self.report(run).get("accuracy_after")
+
+    def report(self, run: Run) -> dict[str, Any]:
+        """The report.json of a run; empty until it has trained."""
+        return _read(self.folder / run.name / "report.json")
 
     def zero_shot_accuracy(self, task: Task, split: str) -> float:
         """Accuracy of the model before training, 0..1."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pictures import plot_against, plot_grid, plot_memory, plot_rows, plot_windows
+from pictures import plot_against, plot_grid, plot_memory, plot_parts, plot_rows, plot_shares, plot_windows
 
 from llava.errors import InputError, command
 from llava.runs.plots import plot_bars
@@ -145,6 +145,29 @@ def storage(column: int, title: str) -> Callable[[Path], None]:
     return draw
 
 
+def rounding(path: Path) -> None:
+    """Shares of rounding and curvature in slopes, by eps, before and after training."""
+    sizes = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2"]
+    curves, state = {}, ""
+    for row in table_after("reproduction.md", "Rounding", ["slopes from", "eps 3e-4"]):
+        state = row[0] or state
+        side = row[2].split(",")[0]
+        shares = [numbers(cell)[0] / 100 for cell in row[3:]]
+        curves[f"{state}, {side}"] = list(zip(map(float, sizes), shares, strict=True))
+    plot_shares(curves, path, "Rounding (left) and curvature (right) in slopes of bfloat16 forwards")
+
+
+def by_layer(path: Path) -> None:
+    """Slope and curvature of each part of a language model."""
+    rows = table_after("reproduction.md", "Upper layers", ["part", "trace of the Hessian"])
+    columns: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, _, slope, _, trace, _ in rows:
+        for quantity, cell in (("|g|^2", slope), ("trace of the Hessian", trace)):
+            value, error = numbers(cell)
+            columns.setdefault(quantity, {})[name] = value, error
+    plot_parts(columns, path, "SmolLM2-135M on rated sentences, before training: slope and curvature by part")
+
+
 def _scheme(cell: str) -> str:
     """As in the table, without its marks and remarks."""
     name = cell.replace("`", "").split(" (")[0]
@@ -157,6 +180,8 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "study_signal": signal,
     "study_rate_and_eps": rate_and_eps,
     "study_memory": memory,
+    "study_rounding": rounding,
+    "study_by_layer": by_layer,
     "storage_words": storage(1, "Language model of 135M on words: bfloat16 forward, weights kept in five ways"),
     "storage_tiny": storage(3, "Tiny model on scans: bfloat16 forward, weights kept in five ways"),
 }

@@ -39,7 +39,7 @@ import snippets  # noqa: E402
 @pytest.fixture
 def options(tmp_path):
     given = ["--output", str(tmp_path / "out"), "--jobs", "2", "--data", str(tmp_path / "data"), "--seeds", "0", "1"]
-    return settings.parsed(settings.study_parser(""), given)
+    return settings.parsed(candidates.candidates_parser("", {}), given)
 
 
 @pytest.fixture
@@ -295,14 +295,35 @@ def test_adapters_are_compared_with_all_weights(options, task, started, monkeypa
     pool = run_pool.Pool(options)
     values = {"none": 0.9, "lora": 0.7}
     monkeypatch.setattr(pool, "accuracy", lambda run: values[run.flags.get("--adapter", "none")])
+    report = {"trainable_parameters": 1234, "seconds_per_step": 0.04}
+    monkeypatch.setattr(pool, "report", lambda run: report)
     lines = adapters.tables(cases, pool, options)
     assert "Before: 50.0 %." in lines
-    assert "| adamw-none | 1e-4: 90.0 | 90.0 ± 0.0 (2) | 100 |" in lines
-    assert "| adamw-lora | 0.0003: 70.0, 0.001: 70.0, 0.003: 70.0 | 70.0 ± 0.0 (2) | 50 |" in lines
+    assert "| adamw-none | 1e-4: 90.0 | 90.0 ± 0.0 (2) | 100 | 1,234 | 40 |" in lines
+    assert "| adamw-lora | 0.0003: 70.0, 0.001: 70.0, 0.003: 70.0 | 70.0 ± 0.0 (2) | 50 | 1,234 | 40 |" in lines
     monkeypatch.setattr(pool, "accuracy", lambda run: None)
-    assert "| adamw-lora | 0.0003: not run, 0.001: not run, 0.003: not run |  |  |" in adapters.tables(
-        cases, pool, options
-    )
+    lines = adapters.tables(cases, pool, options)
+    assert "| adamw-lora | 0.0003: not run, 0.001: not run, 0.003: not run |  |  |  |  |" in lines
+
+
+def test_rates_of_one_task_hold_for_all(options, task, monkeypatch):
+    figure = settings.Task("figure", task.folder, task.images)
+    monkeypatch.setattr(candidates, "chosen_tasks", lambda options: [task, figure])
+    options.rates_on = "figure"
+    known = {"mezo": candidates.Candidate("mezo", ["1e-4", "1e-3"])}
+    cases = candidates.cases_of(known, options)
+    assert [case.task.name for case in cases] == ["scan", "figure"]
+    assert all(run.task == figure and run.split == "val" for case in cases for run in case.tried.values())
+    pool = run_pool.Pool(options)
+    monkeypatch.setattr(pool, "accuracy", lambda run: {"1e-4": 0.4, "1e-3": 0.6}[run.flags["--learning_rate"]])
+    finals = [run for case in cases for run in case.finals(pool, options)]
+    assert [(run.task.name, run.split, run.flags["--learning_rate"]) for run in finals[::2]] == [
+        ("scan", "test", "1e-3"),
+        ("figure", "test", "1e-3"),
+    ]
+    options.rates_on = "chart"
+    with pytest.raises(InputError, match=r"--rates_on chart: of the tasks of this call \(scan, figure\)"):
+        candidates.cases_of(known, options)
 
 
 def test_orders_are_compared_in_pairs(options, task, monkeypatch):
@@ -370,6 +391,7 @@ def test_slope_and_curvature_are_told_by_part(sentences, tmp_path, monkeypatch, 
     assert [row[0].strip("| ") for row in rows] == parts
     found = json.loads((tmp_path / "out" / "by_layer.json").read_text())
     assert list(found) == parts and found["norms"]["signal"]["error"] > 0
+    assert (tmp_path / "out" / "by_layer.png").stat().st_size > 0
 
 
 def test_rounding_is_told_by_eps_before_and_after_training(sentences, tmp_path, monkeypatch, capsys):
@@ -379,6 +401,7 @@ def test_rounding_is_told_by_eps_before_and_after_training(sentences, tmp_path, 
     assert "| after 2 steps |" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "rounding.json").read_text())
     assert list(found) == ["before training", "after 2 steps"]
+    assert (tmp_path / "out" / "rounding.png").stat().st_size > 0
     for state in found.values():
         small, *_ = shares = list(state["shares"]["one side"].values())
         assert state["rms"] > 0 and len(shares) == len(rounding.SIZES) and small > min(shares) >= 0

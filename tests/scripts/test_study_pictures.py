@@ -94,6 +94,17 @@ def test_pictures_of_curves_are_made_of_their_tables(tmp_path, drawn, name):
     assert first and points[name] in [pytest.approx(value) for value in shown]
 
 
+def test_shares_of_slopes_and_parts_are_those_of_their_tables(tmp_path, drawn):
+    for name in ("study_rounding", "study_by_layer"):
+        table_pictures.PICTURES[name](tmp_path / "a.png")
+    (_, axes), (_, panels) = drawn
+    curves = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert curves["after 111 steps, one side"] == pytest.approx([100, 79, 16, 22, 82])
+    assert [text.get_text() for text in panels[0, 0].get_yticklabels()][:3] == ["all weights", "embeddings", "norms"]
+    traces = panels[0, 1].containers[0]
+    assert traces.lines[0].get_xdata()[0] == 1450 and list(traces.lines[0].get_xdata())[2] == 395
+
+
 def test_a_missing_table_is_named():
     with pytest.raises(InputError, match=r"docs/log\.md: no table with the columns nothing below 'Log'"):
         table_pictures.table_after("log.md", "Log", ["nothing"])
