@@ -113,7 +113,8 @@ def _mezo(model: Any, inputs: dict[str, Any], trained: list[Any]) -> Callable[[]
 def _backward(model: Any, inputs: dict[str, Any], optimizer: Any, clipped: Sequence[Any] = ()) -> Callable[[], None]:
     """As LLaVATrainer's regular mode: layers run again in the backward pass; gradients that are kept are clipped."""
     model.train()
-    model.gradient_checkpointing_enable()
+    if not getattr(model, "is_prefix", False):  # which is a cache, and layers that run again have none
+        model.gradient_checkpointing_enable()
     adapted = is_peft(model)
 
     def run() -> None:
