@@ -1,6 +1,6 @@
 """All that a CUDA device is to show, in one command and a few minutes: equal bits, speed, memory, a run and its replay.
 
-    python scripts/benchmark/gpu.py [--shape 0.5b,7b] [--minutes 4] [--json gpu.json]
+    python scripts/benchmark/gpu.py [--shape 0.5b,7b] [--minutes 4] [--json runs/gpu.json]
 
     bits      random cases of all kernels against the NumPy reference, bit for bit
     noise     picoseconds an element, as scripts/benchmark/noise.py
@@ -36,7 +36,7 @@ import noise
 import step
 import torch
 import transformers
-from measuring import peak_over_loaded
+from measuring import add_json, peak_over_loaded
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.graphs import ForwardGraphs, Graphs, record_forwards
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--shape", default="0.5b,7b", help="comma list of " + ", ".join(step.SHAPES))
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"))
+    add_json(parser, "runs/gpu.json")
     options = parser.parse_args()
     shapes = options.shape.split(",")
     unknown = sorted(set(shapes) - set(step.SHAPES))

@@ -1,6 +1,6 @@
 """Whether every way of training gives on a CUDA device what the CPU makes of its journal, bit for bit.
 
-    python scripts/benchmark/gpu_runs.py [--only offloaded fzoo] [--at_once 4] [--json gpu_runs.json]
+    python scripts/benchmark/gpu_runs.py [--only offloaded fzoo] [--at_once 4] [--json runs/gpu_runs.json]
 
 The embedded model is trained for some steps in each way, and the journal of the run is replayed on the CPU. A run that
 is offloaded, or without graphs, must also end with the weights of the plain one. Each is a process of its own; some
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import add_json
 
 from llava.mezo.tensor_files import TensorFiles
 
@@ -139,7 +140,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--at_once", type=int, default=1)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--json", type=Path, default=Path("gpu_runs.json"))
+    add_json(parser, "runs/gpu_runs.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu shows that the script runs")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Times, time_calls
+from measuring import Times, add_json, time_calls
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     options = parser.parse_args()
     for name, least in (("steps", WARM_UP + 3), ("images", BATCH + 1)):  # a time is between two of them
         if getattr(options, name) < least:

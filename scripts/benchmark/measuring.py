@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import functools
 import gc
@@ -18,6 +19,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Times = dict[str, list[float]]
+
+
+def add_json(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The flag `--json`, whose folder is made, or found wrong, before anything is measured."""
+    parser.add_argument("--json", type=_json_file, default=default, help=f"the figures; default: {default or 'none'}")
+
+
+def _json_file(text: str) -> Path:
+    try:
+        Path(text).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: its folder cannot be made ({error})") from error
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
+    return Path(text)
 
 
 def peak_over_loaded(device: torch.device, make: Callable[[], Callable[[], Any]], times: int = 3) -> int:

@@ -13,9 +13,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import add_json
 
 from llava.mezo.config import KERNELS
 from llava.mezo.kernels.choice import kernel_for
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     options = parser.parse_args()
     found = measure(options.kernel, torch.device(options.device), options.repeats)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.device}\n")

@@ -12,9 +12,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import add_json
 from torch import nn
 
 from llava.mezo.config import STORAGES
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     options = parser.parse_args()
     shapes = LAYER * options.layers
     weights = [nn.Parameter(torch.randn(s, device=options.device).mul_(0.02).bfloat16()) for s in shapes]

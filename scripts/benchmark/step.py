@@ -27,12 +27,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from inplace import InPlaceMeZO
-from measuring import Times, in_own_process, peak_over_loaded, time_calls
+from measuring import Times, add_json, in_own_process, peak_over_loaded, time_calls
 from shapes import SHAPES, batch, build, moved
 
 from llava.mezo import MeZO, MeZOConfig, reuse_outputs
@@ -252,7 +251,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    add_json(parser)
     parser.add_argument("--only", choices=("parts", *VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
