@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "study"))
 
-import memory  # noqa: E402
+import memory
 
 
 def counted(method, tokens=192):
