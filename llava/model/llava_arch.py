@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import InputError
 from llava.model import loading
 from llava.model.attention import causal_without_mask
 from llava.model.checkpoint_files import usable
+from llava.model.chunked_loss import has_plain_head, mean_cross_entropy
 from llava.model.decoder_layers import passed_over
 from llava.model.feature_maps import unpad_image
 from llava.model.layout import Geometry
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     class _Base(PreTrainedModel):
         config_class: Any
         generate: Any
+        lm_head: Any
         model: Any
 else:
     _Base = object  # a language model with head comes behind the mixin
@@ -288,7 +291,8 @@ class LlavaMetaForCausalLM(_Base):
         Args:
             logits_to_keep: logits of so many last positions alone (0: of all), as the library's generate asks for,
                 or of the positions given.
-            loss_alone: logits are made only where some row has a supervised token next; the loss does not need more.
+            loss_alone: the loss is enough. Logits are made of supervised positions alone, and a chunk of the vocabulary
+                at a time where the head allows it; the output has none of them then.
 
         Returns:
             The language model's output; its `loss` is the mean cross entropy over the labels that are not -100, in
@@ -302,22 +306,29 @@ class LlavaMetaForCausalLM(_Base):
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = prepared
         if input_ids is not None and inputs_embeds is None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             raise InputError("the text has <image> marks, but no images were given or the model has no vision tower.")
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            **kwargs,
+        }
         if loss_alone and labels is not None:
             following = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+            if has_plain_head(self.lm_head):
+                return self._loss_alone(following, given)
             logits_to_keep = (following != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-            kwargs["shift_labels"] = following[:, logits_to_keep]
-        outputs = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=None if dpo_forward else labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+            given["shift_labels"] = following[:, logits_to_keep]
+        outputs = super().forward(labels=None if dpo_forward else labels, logits_to_keep=logits_to_keep, **given)
         return (outputs[0], labels) if dpo_forward else outputs
+
+    def _loss_alone(self, following: torch.Tensor, given: Mapping[str, Any]) -> CausalLMOutputWithPast:
+        """The mean cross entropy of the next tokens [rows, length]; no logits of them all are made."""
+        chosen = following != IGNORE_INDEX
+        states = self.model(**given)[0][chosen]
+        return CausalLMOutputWithPast(loss=mean_cross_entropy(states, self.lm_head.weight, following[chosen]))
 
     @torch.no_grad()
     def generate(

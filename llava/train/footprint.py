@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from llava.mezo.head import CHUNK_BYTES, CHUNKS
 from llava.train.parts.adapters import find_all_linear_names
 from llava.train.parts.lean_adapters import TILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of, vision_modules
@@ -144,8 +145,15 @@ def forward_bytes(sizes: Sizes, batch: Batch) -> float:
 
 
 def logits_bytes(sizes: Sizes, batch: Batch) -> float:
-    """Of the supervised positions alone, in bfloat16 and in float32."""
-    return batch.rows * batch.supervised * sizes.vocabulary * (HALF + SINGLE)
+    """Of the supervised positions alone, in bfloat16 and in float32, and of as many of the head's weights.
+
+    A chunk of the vocabulary is there at a time, on a card, with a graph and without (`llava.model.chunked_loss`,
+    `llava.mezo.head`).
+    """
+    positions, row = batch.rows * batch.supervised, HALF * sizes.width
+    most = max(CHUNK_BYTES, -(-sizes.vocabulary // CHUNKS) * row)
+    words = min(sizes.vocabulary, most // max(row, SINGLE * positions))
+    return words * (positions * (HALF + SINGLE) + row)
 
 
 def layer_activations(sizes: Sizes, batch: Batch, at_once: float = math.inf) -> float:
@@ -187,7 +195,7 @@ def graph_bytes(sizes: Sizes, batch: Batch, checkpointing: bool, lora: bool, tow
     inputs = batch.positions * HALF * sizes.width
     language = sizes.layers * inputs + of_layer if checkpointing else sizes.layers * of_layer
     vision = sizes.tower_layers * tower_activations(sizes, batch) if tower else 0.0
-    return language + vision + 2 * logits_bytes(sizes, batch)
+    return language + vision + logits_bytes(sizes, batch) + SINGLE * batch.rows * batch.supervised * sizes.width
 
 
 def adafactor_states(shapes: Iterable[Sequence[int]]) -> int:

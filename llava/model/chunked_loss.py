@@ -1,0 +1,92 @@
+"""The loss of a language model with gradients, a chunk of the vocabulary at a time: no logits of it all are ever there.
+
+The counterpart of `llava.mezo.head`, which has no graph. A backward pass over logits holds them four times, in 16 and
+32 bits: for an answer of 1,300 tokens and a vocabulary of 152,000 that is more than all else of a step of LoRA. Here
+the backward pass makes each chunk's logits again, from the log-sum-exp of all of them (Wijmans et al. 2024, "Cut Your
+Losses in Large-Vocabulary Language Models", without their filter); weights are read once more, and in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llava.mezo.head import chunk_rows
+
+
+def has_plain_head(head: nn.Module) -> bool:
+    """Whether logits are hidden states times the weights of `head`, and these are there whenever they are asked for.
+
+    A head that is adapted, quantised or has hooks does something else; DeepSpeed's ZeRO-3 and FSDP keep weights in
+    pieces, which are put together for the head's own forward alone; compiled models are left to their compiler.
+    """
+    if type(head) is not nn.Linear or head.bias is not None or torch.compiler.is_compiling():
+        return False
+    whole = type(head.weight) is nn.Parameter and not hasattr(head.weight, "ds_id")
+    return whole and not (head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__)
+
+
+def mean_cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy, float32, of `states` [n, D] times `weight` [V, D] against `targets` [n].
+
+    Products are in the dtype of autocast where that is on, else in that of the weights. NaN for n = 0, as in torch.
+    """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        total: torch.Tensor = _CrossEntropy.apply(states, weight, targets, dtype)
+    return total / len(targets) if len(targets) else total * float("nan")
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum over the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        chosen = torch.zeros(len(targets), device=states.device)
+        normalisers = []
+        for first, logits in _logits(states, weight, dtype):
+            place, inside = _place(targets, first, logits.shape[1])
+            chosen = torch.where(inside, logits.gather(1, place).squeeze(1), chosen)
+            normalisers.append(logits.logsumexp(dim=1))
+        normaliser = torch.stack(normalisers).logsumexp(dim=0)
+        ctx.save_for_backward(states, weight, targets, normaliser)
+        ctx.dtype = dtype
+        return (normaliser - chosen).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """softmax - one-hot, times what comes from behind: rounded once, as where logits were cast to float32."""
+        states, weight, targets, normaliser = ctx.saved_tensors
+        of_states = torch.zeros(states.shape, device=states.device) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        for first, logits in _logits(states, weight, ctx.dtype):
+            place, inside = _place(targets, first, logits.shape[1])
+            of_logits = logits.sub_(normaliser[:, None]).exp_()
+            of_logits.scatter_add_(1, place, -inside[:, None].to(of_logits.dtype))
+            rounded = of_logits.mul_(gradient).to(ctx.dtype)
+            chunk = slice(first, first + logits.shape[1])
+            if of_states is not None:
+                of_states += rounded @ weight[chunk].to(ctx.dtype)
+            if of_weight is not None:
+                of_weight[chunk] = rounded.t() @ states.to(ctx.dtype)
+        return None if of_states is None else of_states.to(states.dtype), of_weight, None, None
+
+
+def _logits(states: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    """The first word of each chunk, and its logits [n, words] in float32."""
+    rows, states = chunk_rows(weight, len(states)), states.to(dtype)
+    for first in range(0, len(weight), rows):
+        yield first, functional.linear(states, weight[first : first + rows].to(dtype)).float()
+
+
+def _place(targets: torch.Tensor, first: int, words: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the targets are in a chunk [n, 1], and for which of them that is so [n]."""
+    place = targets - first
+    return place.clamp(0, words - 1)[:, None], (place >= 0) & (place < words)
