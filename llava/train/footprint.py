@@ -145,7 +145,7 @@ def forward_bytes(sizes: Sizes, batch: Batch) -> float:
 
 
 def logits_bytes(sizes: Sizes, batch: Batch) -> float:
-    """Of the supervised positions alone, in bfloat16 and in float32, and of as many of the head's weights.
+    """Of the supervised positions alone, in bfloat16 and in float32.
 
     A chunk of the vocabulary is there at a time, on a card, with a graph and without (`llava.model.chunked_loss`,
     `llava.mezo.head`).
@@ -153,7 +153,7 @@ def logits_bytes(sizes: Sizes, batch: Batch) -> float:
     positions, row = batch.rows * batch.supervised, HALF * sizes.width
     most = max(CHUNK_BYTES, -(-sizes.vocabulary // CHUNKS) * row)
     words = min(sizes.vocabulary, most // max(row, SINGLE * positions))
-    return words * (positions * (HALF + SINGLE) + row)
+    return words * positions * (HALF + SINGLE)
 
 
 def layer_activations(sizes: Sizes, batch: Batch, at_once: float = math.inf) -> float:
