@@ -74,7 +74,10 @@ give_way() {
     local adapter
     adapter=$(given adapter) || adapter=none
     [ "$(given lora_enable)" = True ] && [ "$adapter" = none ] && adapter=lora
-    [ "$adapter" = none ] || without learning_rate zo_eps # which are of whole models: adapters have their own
+    if [ "$adapter" != none ]; then
+        without learning_rate zo_eps # which are of whole models: adapters have their own
+        parts=mm_language_model      # which stands for the adapter
+    fi
     given max_steps > /dev/null || ! given num_train_epochs > /dev/null || without max_steps
     ! given learning_rate > /dev/null || without mm_vision_tower_lr # the preset has one rate for all parts
 }

@@ -16,7 +16,7 @@ from llava.model.chunked_loss import has_plain_head, mean_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmark"))
 
-from measuring import LiveStorages  # noqa: E402
+from measuring import LiveStorages
 
 POSITIONS, WIDTH, WORDS = 37, 64, 1003
 

@@ -72,6 +72,7 @@ def test_adapters_keep_their_own_rate_and_eps() -> None:
         command = dry_run(*words, DATA_PATH="x.json").stdout
         assert "--learning_rate" not in command and "--zo_eps" not in command
         assert "--max_steps" in command and words[-1] in command
+        assert "--mm_tunable_parts mm_language_model " in command  # the adapter alone
     assert "--learning_rate 3 " in dry_run("--adapter", "ia3", "--learning_rate", "3").stdout
     assert "--zo_eps 1e-3" in dry_run("--adapter", "none").stdout
 

@@ -71,7 +71,9 @@ def moved(model: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_loads_back_and_merges(kind: str, tmp_path: Path) -> None:
-    model, tokenizer = adapted(kind, "--mm_tunable_parts", "mm_mlp_adapter,mm_language_model")
+    model, tokenizer = adapted(
+        kind, "--mm_tunable_parts", "mm_mlp_adapter,mm_language_model", "--learning_rate", "1e-3"
+    )
     own = {name for part, name, p in parts_of(model) if p.requires_grad and part == LANGUAGE_MODEL}
     assert own == adapter_names(model)
     assert len(own) == 1 if kind in VIRTUAL_TOKENS else len(own) >= 8
@@ -271,3 +273,26 @@ def test_one_that_peft_saved_needs_its_base_alone(name: str, tmp_path: Path, cap
     (tmp_path / "other").symlink_to(TINY)
     load(tmp_path / name, str(tmp_path / "other"))
     assert f"was trained on {TINY}, by its adapter_config.json, and is put on {tmp_path / 'other'}" in caplog.text
+
+
+def test_it_is_trained_alone_unless_other_parts_are_named():
+    parts = {
+        "--adapter ia3": "mm_language_model",
+        "--adapter ia3 --freeze_mm_mlp_adapter True": None,
+        "--lora_enable True": None,
+    }
+    for words, expected in parts.items():
+        assert parse_arguments([*WORDS, *words.split()])[0].mm_tunable_parts == expected
+    beside = [*WORDS, "--adapter", "prompt", "--mm_tunable_parts", "mm_mlp_adapter,mm_language_model"]
+    with pytest.raises(InputError, match=r"mm_mlp_adapter trained beside it.*give --mm_projector_lr and --zo_eps, or"):
+        parse_arguments([*beside, "--trainer_mode", "zo"])
+    rates = parse_arguments([*beside, "--trainer_mode", "zo", "--mm_projector_lr", "1e-6", "--zo_eps", "1e-3"])[2]
+    assert (rates.learning_rate, rates.mm_projector_lr, rates.zo_eps) == (DEFAULTS["prompt"].zo_rate, 1e-6, 1e-3)
+
+
+def test_llava_nexts_flag_has_loras_rate_where_lora_is_alone(caplog):
+    alone = [*WORDS, "--lora_enable", "True", "--trainer_mode", "zo"]
+    args = parse_arguments([*alone, "--mm_tunable_parts", "mm_language_model"])[2]
+    assert (args.learning_rate, args.zo_eps) == (DEFAULTS["lora"].zo_rate, DEFAULTS["lora"].zo_eps)
+    assert "hardly moves LoRA" not in caplog.text
+    assert parse_arguments(alone)[2].learning_rate == 5e-5 and "hardly moves LoRA" in caplog.text

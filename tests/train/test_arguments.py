@@ -243,7 +243,10 @@ REFUSED = {
     "--adapter prompt --adapter_targets mm_language_model": ["--adapter_targets", "--adapter prompt"],
     "--adapter lora --adapter_targets head": ["--adapter_targets", "'head'", "mm_mlp_adapter, mm_vision_tower"],
     "--adapter ia3 --adapter_targets mm_mlp_adapter": ["--adapter_targets mm_mlp_adapter", "lora, rslora"],
-    "--adapter lora --adapter_targets mm_mlp_adapter": ["--adapter_targets", "trains mm_mlp_adapter itself"],
+    "--adapter lora --adapter_targets mm_mlp_adapter --tune_mm_mlp_adapter True": [
+        "--adapter_targets",
+        "trains mm_mlp_adapter itself",
+    ],
     "--adapter lora --adapter_targets mm_vision_tower --mm_tunable_parts mm_vision_tower": ["trains mm_vision_tower"],
     "--adapter prefix --adapter_tokens 0": ["--adapter_tokens 0", "at least 1"],
     "--adapter prefix --gradient_checkpointing True": ["--gradient_checkpointing", "--adapter prefix"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
-from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, parse_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, trained_parts
 from llava.train.zo.settings import CLASSIFICATION
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,17 @@ READ_BY = {
 }
 """Kinds that a flag, of `--adapter_*` or `--lora_*`, has an effect with."""
 ON_PROJECTOR = (*LORA_FAMILY, "mora")
+RATES = {PROJECTOR: "mm_projector_lr", VISION_TOWER: "mm_vision_tower_lr"}
+"""Flags of the rates of what may be trained beside an adapter."""
+OTHER_PARTS = {
+    "mm_tunable_parts",
+    "tune_mm_mlp_adapter",
+    "freeze_mm_mlp_adapter",
+    "unfreeze_mm_vision_tower",
+    "vision_tower",
+    "pretrain_mm_mlp_adapter",
+}
+"""Flags that say what else is trained, or bring a projector that is new and has to be."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def check_adapter(values: Any, given: Collection[str]) -> None:
             f"{PROJECTOR} out, or give one of {', '.join(ON_PROJECTOR)}"
         )
     _check_trained(values, targets)
+    _check_beside(values, given)
     if values.bits != 16 and kind in FROM_WEIGHTS:
         raise InputError(
             f"--adapter {kind} starts from the weights' singular vectors, which --bits {values.bits} hides"
@@ -118,6 +130,27 @@ def _check_trained(values: Any, targets: frozenset[str]) -> None:
             )
 
 
+def _check_beside(values: Any, given: Collection[str]) -> None:
+    """The default rate and eps of a kind are of its own weights: others would be overwritten by some of them."""
+    beside = _beside(values)
+    if values.adapter == "none" or not beside:
+        return
+    missing = [RATES[part] for part in beside if not {"learning_rate", RATES[part]} & set(given)]
+    if values.trainer_mode == "zo" and "zo_eps" not in given:
+        missing.append("zo_eps")
+    if missing:
+        raise InputError(
+            f"--adapter {values.adapter} with {', '.join(beside)} trained beside it: its default rate and eps are too "
+            f"large for whole weights; give {' and '.join(f'--{name}' for name in missing)}, or --mm_tunable_parts "
+            f"{LANGUAGE_MODEL} to train the adapter alone"
+        )
+
+
+def _beside(values: Any) -> list[str]:
+    """The parts whose own weights are trained beside an adapter."""
+    return sorted(trained_parts(values, values) - {LANGUAGE_MODEL})
+
+
 def _check_virtual_tokens(values: Any, given: Collection[str], kind: str) -> None:
     if values.zo_objective in ("accuracy", CLASSIFICATION) and values.trainer_mode == "zo":
         raise InputError(
@@ -128,6 +161,12 @@ def _check_virtual_tokens(values: Any, given: Collection[str], kind: str) -> Non
     checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & set(given)
     if kind == "prefix" and any(getattr(values, name) for name in checkpointing):
         raise InputError("--gradient_checkpointing True excludes --adapter prefix, which uses a cache: leave it out")
+
+
+def settle_parts(values: Any, given: Collection[str]) -> None:
+    """An adapter is trained alone unless flags name other parts; `--lora_enable` has LLaVA-NeXT's, projector too."""
+    if values.adapter != "none" and not OTHER_PARTS & set(given):
+        values.mm_tunable_parts = LANGUAGE_MODEL  # which stands for the adapter
 
 
 def settle_adapter(values: Any, given: Collection[str]) -> None:
@@ -141,7 +180,10 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
         values.lora_dropout = values.adapter_dropout = 0.0  # it would drop principal parts of the weights
     if kind == "prefix":
         values.gradient_checkpointing = False
-    defaults = DEFAULTS.get(values.adapter)  # --lora_enable alone keeps LLaVA-NeXT's
+    if values.adapter == "none" and _beside(values):
+        _warn_of_rate(values, given)
+        return
+    defaults = DEFAULTS.get(kind)
     if defaults is None:
         return
     if "learning_rate" not in given:
@@ -154,3 +196,13 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
         )
     if values.trainer_mode == "zo" and "zo_eps" not in given:
         values.zo_eps = defaults.zo_eps
+
+
+def _warn_of_rate(values: Any, given: Collection[str]) -> None:
+    """LLaVA-NeXT's default is for gradients; a rate for LoRA would be too large for the projector beside it."""
+    if values.lora_enable and values.trainer_mode == "zo" and "learning_rate" not in given:
+        logger.warning(
+            "--lora_enable True trains the projector too, at --learning_rate %g, with which MeZO hardly moves LoRA: "
+            "--adapter lora has LoRA alone, with rate and eps of its own",
+            values.learning_rate,
+        )

@@ -162,7 +162,11 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     double_quant: bool = flag(True, "4-bit loading: quantise the quantisation constants too")
     quant_type: str = flag("nf4", "4-bit loading: nf4 or fp4")
     bits: int = flag(16, "4 or 8: load the base with bitsandbytes; 16: as it is")
-    adapter: str = flag("none", f"this tree: what is trained in place of a model's own weights: {', '.join(ADAPTERS)}")
+    adapter: str = flag(
+        "none",
+        f"this tree: what is trained in place of a model's own weights: {', '.join(ADAPTERS)}; alone, unless "
+        "--mm_tunable_parts names parts to be trained beside it",
+    )
     adapter_r: int | None = flag(
         None,
         "this tree: rank of all kinds of LoRA, width of houlsby's bottleneck; mora has as many weights as LoRA of this "
@@ -183,7 +187,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "this tree: N: all weights are trained, one block of layers at a time for N steps each, in the memory of one "
         "block (BAdam); word embeddings and head stay as they are",
     )
-    lora_enable: bool = flag(False, "as --adapter lora")
+    lora_enable: bool = flag(False, "as --adapter lora, with LLaVA-NeXT's parts (the projector too, and then its rate)")
     lora_r: int = flag(64, "LoRA rank")
     lora_alpha: int = flag(16, "LoRA scale times rank")
     lora_dropout: float = flag(0.05, "LoRA dropout")

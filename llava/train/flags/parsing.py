@@ -27,7 +27,7 @@ from llava.model.multimodal_encoder.clip_encoder import SELECT_FEATURES
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.samples.loading import FORMS
 from llava.samples.settings import SampleSettings
-from llava.train.flags.adapter_flags import check_adapter, given_kind, settle_adapter
+from llava.train.flags.adapter_flags import check_adapter, given_kind, settle_adapter, settle_parts
 from llava.train.flags.arguments import (
     STRATIFY,
     TRAINER_MODES,
@@ -81,6 +81,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         flag = next((word for word in reversed(argv[:place]) if word.split("=", 1)[0] in options), "the command")
         raise InputError(f"{flag}: what is {strays[-1]!r} behind it?")
     finds_rate = settle_learning_rate(values)
+    settle_parts(values, given)
     check_run(values, given)
     check_effects(values, given)
     _adjust(values, given)

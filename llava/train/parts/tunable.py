@@ -91,16 +91,13 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
         adapter: names of the adapter's weights, which are always trained; empty without one. With one the
             language model's own weights stay frozen, but for the biases that `--lora_bias` asks for.
     """
-    if model_args.mm_tunable_parts is not None:
-        parts = parse_parts(model_args.mm_tunable_parts)
-        absent = sorted(parts - {LANGUAGE_MODEL} - vision_modules(model).keys())
-        if absent:
-            raise InputError(
-                f"--mm_tunable_parts {model_args.mm_tunable_parts}: this model has no {absent[0]}: set --vision_tower, "
-                "or name the parts that it has"
-            )
-    else:
-        parts = _legacy_parts(model_args, training_args)
+    parts = trained_parts(model_args, training_args)
+    absent = sorted(parts - {LANGUAGE_MODEL} - vision_modules(model).keys())
+    if absent and model_args.mm_tunable_parts is not None:
+        raise InputError(
+            f"--mm_tunable_parts {model_args.mm_tunable_parts}: this model has no {absent[0]}: set --vision_tower, "
+            "or name the parts that it has"
+        )
     frozen = _frozen_names(model, model_args)
     if getattr(model.config, "mm_use_im_start_end", False) and LANGUAGE_MODEL not in parts:
         logger.warning(
@@ -148,7 +145,11 @@ def _inside_layers(model: nn.Module, chosen: str) -> set[int]:
     return {id(p) for layer in layers[first : None if last is None else last + 1] for p in layer.parameters()}
 
 
-def _legacy_parts(model_args: Any, training_args: Any) -> frozenset[str]:
+def trained_parts(model_args: Any, training_args: Any) -> frozenset[str]:
+    """The parts that the flags name: `--mm_tunable_parts` or, without it, the legacy ones. With an adapter the language
+    model stands for that. `InputError`: an unknown part."""
+    if model_args.mm_tunable_parts is not None:
+        return parse_parts(model_args.mm_tunable_parts)
     if model_args.tune_mm_mlp_adapter:
         return frozenset({PROJECTOR})
     parts = {LANGUAGE_MODEL}
