@@ -1,7 +1,8 @@
 """The optimizers of regular training: which `--optim` there are, and how one is built for a model's groups.
 
 All are transformers' choice and the packages', but for LOMO and AdaLomo (`fused_optimizers` says why). Weights in 16
-bits have float32 masters (`master_weights`), save with those two and with the engines of DeepSpeed and FSDP.
+bits have float32 masters (`master_weights`), save with those two, which round bfloat16 weights stochastically, and with
+the engines of DeepSpeed and FSDP.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _WORDS: dict[str, Any] = {"lomo": ("clip_grad_value",), "adalomo": ("clip_thresh
 
 
 def fused_options(args: Any) -> dict[str, Any]:
-    """Arguments of LOMO or AdaLomo from `--learning_rate` and `--optim_args`.
+    """Arguments of LOMO or AdaLomo from `--learning_rate`, `--seed` and `--optim_args`.
 
     Raises:
         InputError: other words than theirs, or no number.
     """
-    options: dict[str, Any] = {"lr": args.learning_rate}
+    options: dict[str, Any] = {"lr": args.learning_rate, "seed": args.seed}
     for one in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
         name, _, value = one.partition("=")
         try:
@@ -52,7 +53,7 @@ def with_masters(
 
     Args:
         options: what transformers gives its constructor; with GaLore, groups of its own among them.
-        masters: whether weights in 16 bits are to have some.
+        masters: whether weights in 16 bits are to have some; those of LOMO and AdaLomo have none.
     """
     options = dict(options)
     chosen = options.pop("params", None)
