@@ -177,7 +177,10 @@ def setting(row: Mapping[str, Any], name: str) -> str:
     if value is None or (name in ZO_SETTINGS and row["method"] == "AdamW"):
         return ""
     if name == "mm_tunable_parts":
-        return " + ".join(PART_NAMES.get(part, part) for part in sorted(value.split(",")))
+        parts = {part.strip() for part in value.split(",")}
+        if row["settings"].get("adapter", "none") != "none":  # beside it the language model itself is frozen
+            parts = parts - {"mm_language_model"} | {"adapter"}
+        return " + ".join(PART_NAMES.get(part, part) for part in sorted(parts))
     if name == "model_name_or_path":
         return Path(value).name
     return _short(value) if isinstance(value, float) else str(value)

@@ -29,6 +29,7 @@ def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, ada
     sizes = [flags[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "data_processes")]
     batch = samples_per_step(flags) or "growing"
     precision = next((name for name in ("bf16", "fp16") if flags[name]), "float32")
+    parts = report.get("trained") or report["mm_tunable_parts"] or "all but the vision tower"
     of_layers = f", layers {flags['tunable_layers']} of the language model" if flags.get("tunable_layers") else ""
     of_layers += ", matrices alone" if flags.get("freeze_vectors") else ""
     scales = ", scales of quantised layers" if flags["zo_quantized_scales"] else ""
@@ -36,7 +37,7 @@ def _training(report: Mapping[str, Any], flags: Mapping[str, Any], zo: bool, ada
         "data": files,
         "records": report.get("records"),
         "method": "MeZO, zeroth-order (`--trainer_mode zo`)" if zo else f"backpropagation, `{flags['optim']}`",
-        "trained": (report["mm_tunable_parts"] or "all but the vision tower") + of_layers + scales,
+        "trained": parts + of_layers + scales,
         "adapter": adapter,
         "trained parameters": f"{report['trainable_parameters']:,}",
         "learning rate": f"{flags['learning_rate']:g}, {flags['lr_scheduler_type']}{_halved(report)}",

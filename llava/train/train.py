@@ -62,7 +62,7 @@ from llava.train.parts import feature_cache
 from llava.train.parts.adapters import add_adapter
 from llava.train.parts.build import add_vision, get_model, get_tokenizer, quantisation_of_run
 from llava.train.parts.saving import adapter_names
-from llava.train.parts.tunable import select_trainable
+from llava.train.parts.tunable import select_trainable, trained_parts
 from llava.train.validation import Validation, validation_set
 from llava.train.zo.disks import Disks, patience_of_launcher
 from llava.train.zo.meeting import meet_anew
@@ -334,6 +334,7 @@ def figures(trainer: LLaVATrainer, model_args: ModelArguments, times: StepTimes)
         "model": model_args.model_name_or_path,
         "trainer_mode": trainer.args.trainer_mode,
         "mm_tunable_parts": model_args.mm_tunable_parts,
+        "trained": trained_parts(trainer.model, trainer.args.adapter, adapter_names(trainer.model)),
         "bits": trainer.args.bits,
         "steps": trainer.state.global_step,
         "accuracy_before": None,

@@ -91,6 +91,16 @@ def test_settings_of_one_method_that_differ_are_columns(folders):
     assert varying(groups) == ["mm_tunable_parts"]  # rates and batches differ between methods alone
 
 
+def test_an_adapter_stands_for_the_language_model(folders, tmp_path):
+    """Whose own weights it leaves as they are, whether --mm_tunable_parts names it or not."""
+    both = {"adapter": "lora", "mm_tunable_parts": "mm_mlp_adapter"}
+    groups = grouped(map(read_run, [folders[0], make_run(tmp_path / "lora", 0.8, MEZO | both)]))
+    rows = [report.summary(group, groups) for group in groups]
+    assert [report.setting(row, "mm_tunable_parts") for row in rows] == ["LM", "adapter + projector"]
+    rows[1]["settings"]["mm_tunable_parts"] = "mm_language_model,mm_vision_tower"
+    assert report.setting(rows[1], "mm_tunable_parts") == "adapter + vision"
+
+
 def test_a_run_given_twice_is_refused(folders):
     with pytest.raises(InputError, match=r"m0.*equal settings and seeds"):
         grouped(map(read_run, [folders[0], *folders]))

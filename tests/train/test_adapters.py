@@ -21,7 +21,7 @@ from llava.train.flags.adapter_flags import DEFAULTS
 from llava.train.flags.from_checkpoint import take_from_checkpoint
 from llava.train.flags.parsing import parse_arguments
 from llava.train.parts.saving import adapter_names, save_lora
-from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of, trained_parts
 from llava.train.train import build
 
 TINY = Path(__file__).parents[2] / "playground" / "tiny-llava-onevision"
@@ -221,6 +221,28 @@ def test_towers_have_what_is_adapted_too(kind: str) -> None:
         kind, "--adapter_targets", "mm_vision_tower,mm_language_model", "--mm_tunable_parts", "mm_language_model"
     )
     assert {part for part, _, p in parts_of(model) if p.requires_grad} == {LANGUAGE_MODEL, VISION_TOWER}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("lora", f"--mm_tunable_parts {PROJECTOR}", f"adapter lora ({LANGUAGE_MODEL}), {PROJECTOR}"),
+        ("lora", f"--mm_tunable_parts {LANGUAGE_MODEL}", f"adapter lora ({LANGUAGE_MODEL})"),
+        ("prompt", f"--mm_tunable_parts {LANGUAGE_MODEL}", f"adapter prompt ({LANGUAGE_MODEL})"),
+        ("ln", f"--mm_tunable_parts {VISION_TOWER}", f"adapter ln ({LANGUAGE_MODEL}), {VISION_TOWER}"),
+        (
+            "lora",
+            f"--mm_tunable_parts {LANGUAGE_MODEL} --adapter_targets {VISION_TOWER},{LANGUAGE_MODEL} --lora_bias all",
+            f"adapter lora ({LANGUAGE_MODEL}, {VISION_TOWER}), biases of {LANGUAGE_MODEL}",
+        ),
+        ("none", f"--mm_tunable_parts {VISION_TOWER},{LANGUAGE_MODEL}", f"{LANGUAGE_MODEL}, {VISION_TOWER}"),
+        ("none", "--tune_mm_mlp_adapter True", PROJECTOR),
+        ("none", "", f"{LANGUAGE_MODEL}, {PROJECTOR}"),
+    ],
+)
+def test_what_is_trained_is_told_by_parts(kind: str, words: str, said: str) -> None:
+    model, _ = adapted(kind, *words.split())
+    assert trained_parts(model, kind, adapter_names(model)) == said
 
 
 def test_the_old_flag_is_one_of_them() -> None:

@@ -118,6 +118,22 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
             )
 
 
+def trained_parts(model: nn.Module, kind: str, adapter: frozenset[str]) -> str:
+    """What a model trains, by its parts: "adapter lora (mm_language_model), mm_mlp_adapter".
+
+    Args:
+        model: after `select_trainable`.
+        kind: of the adapter, as in `--adapter`.
+        adapter: names of its weights; empty without one.
+    """
+    adapted = {part for part, name, _ in parts_of(model) if name in adapter}
+    own = {part for part, name, p in parts_of(model) if p.requires_grad and name not in adapter}
+    words = [f"adapter {kind} ({', '.join(part for part in PARTS if part in adapted)})"] if adapter else []
+    # what --lora_bias asks for is all that the language model itself has to train beside an adapter
+    biases = {LANGUAGE_MODEL: f"biases of {LANGUAGE_MODEL}"} if adapter else {}
+    return ", ".join([*words, *(biases.get(part, part) for part in PARTS if part in own)])
+
+
 def _frozen_names(model: nn.Module, args: Any) -> set[str]:
     """Names of the weights that stay as they are, whatever parts are trained."""
     frozen: set[str] = set()
