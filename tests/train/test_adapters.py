@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModelForCausalLM, get_peft_model
 
 from llava.errors import InputError
-from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, VIRTUAL_TOKENS
+from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
 from llava.model.builder import load_pretrained_model
 from llava.model.merge import merge
 from llava.model.own_settings import read_config
@@ -146,6 +146,14 @@ def test_more_singular_vectors_than_there_are_are_refused(kind: str) -> None:
     with pytest.raises(InputError, match=rf"--adapter_r 65: --adapter {kind} .* 128 inputs and 64 outputs, has 64"):
         adapted(kind, "--lora_r", "65")
     adapted(kind, "--lora_r", "64")
+
+
+@pytest.mark.parametrize("kind", sorted(set(LORA_FAMILY) - set(FROM_WEIGHTS)))
+def test_a_rank_that_no_layer_has_is_refused(kind: str) -> None:
+    """The largest has 128 inputs and as many outputs at least; those of keys and values, with 64, do not count."""
+    with pytest.raises(InputError, match=rf"--adapter_r 129: .* --adapter {kind} .* 128 inputs and .*, has 128:"):
+        adapted(kind, "--lora_r", "129")
+    adapted(kind, "--lora_r", "128")
 
 
 @pytest.mark.parametrize("kind", VIRTUAL_TOKENS)

@@ -39,8 +39,8 @@ def add_adapter(model: nn.Module, args: Any) -> nn.Module:
         args: training arguments; `args.adapter` is one of `ADAPTERS`, `args.adapter_targets` says where it goes.
 
     Raises:
-        InputError: one that starts from weights which DeepSpeed keeps in pieces, or more of it than the model has room
-            for.
+        InputError: one that starts from weights which DeepSpeed keeps in pieces, more of it than the model has room
+            for, or a rank that no layer has.
     """
     from peft import get_peft_model
 
@@ -99,6 +99,8 @@ def _virtual_tokens(args: Any) -> Any:
 def _lora(model: nn.Module, args: Any) -> Any:
     from peft import LoraConfig
 
+    if args.adapter not in FROM_WEIGHTS:  # which look at the smallest layer
+        _check_rank(model, args)
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -108,6 +110,18 @@ def _lora(model: nn.Module, args: Any) -> Any:
         use_dora=args.adapter == "dora",
         **_where(model, args, lambda name, module: isinstance(module, nn.Linear)),
     )
+
+
+def _check_rank(model: nn.Module, args: Any) -> None:
+    found = _modules(model, parse_parts(args.adapter_targets, "adapter_targets")).values()
+    shapes = [(m.in_features, m.out_features) for m in found if isinstance(m, nn.Linear)]
+    largest = max(shapes, key=min, default=None)
+    if largest is not None and args.lora_r > min(largest):
+        raise InputError(
+            f"--adapter_r {args.lora_r}: no change that --adapter {args.adapter} makes has such a rank, and the layer "
+            f"that can have most, of {largest[0]} inputs and {largest[1]} outputs, has {min(largest)}: give as many at "
+            "most"
+        )
 
 
 def _in_layers(model: nn.Module, args: Any) -> Any:
