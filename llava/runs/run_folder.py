@@ -23,6 +23,7 @@ from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, Journal
 from llava.mezo.journal.locking import FolderLock
 from llava.mezo.progress import PROBES_FILE
+from llava.model.adapter_kinds import MERGED
 from llava.model.checkpoint_files import headers, read_json, usable
 from llava.runs.run_report import ARGUMENTS_FILE, REPORT_FILE, STATE_FILE
 from llava.runs.validation import CURVE_FILE
@@ -63,11 +64,22 @@ def prepare_output_dir(folder: Path, overwrite: bool, journaled: bool) -> None:
 
 
 def more_steps(folder: Path) -> str:
-    """How a finished run is trained further: in another folder, from the last step of its journal or from its model."""
+    """How a finished run is trained further: in another folder, from the last step of its journal or from its model.
+
+    Adapters without a journal that are no change of weights cannot be.
+    """
     if not (folder / JOURNAL_FOLDER / HEADER).exists():
+        file = folder / "adapter_config.json"
+        kind = read_json(file).get("peft_type") if file.exists() else None
+        if kind is not None and kind not in MERGED:
+            return (
+                f"It cannot be trained further: no run starts from an adapter, and one of kind {kind} cannot be merged "
+                f"with its base into a model (those that can: {', '.join(MERGED)}). For more steps run it from the "
+                "start, with a larger --max_steps or --num_train_epochs"
+            )
         if any((folder / name).exists() for name in PARTS_OF_MODELS):  # which no run starts from
             return (
-                "For more steps merge it with its base first, where it can be merged (`python -m llava.model.merge "
+                "For more steps merge it with its base first (`python -m llava.model.merge "
                 f"--adapter {folder} --base MODEL --output FOLDER`), and begin a run in another folder with the result"
             )
         return f"For more steps begin a run in another folder with --model_name_or_path {folder}"

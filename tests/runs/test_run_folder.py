@@ -46,6 +46,19 @@ def test_finished_run_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(("peft_type", "merged"), [("PREFIX_TUNING", False), ("HOULSBY", False), ("LORA", True)])
+def test_an_adapter_that_cannot_be_merged_cannot_be_trained_further(
+    peft_type: str, merged: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "trainer_state.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type}))
+    with pytest.raises(InputError) as error:
+        prepare_output_dir(tmp_path, overwrite=False, journaled=False)
+    said = str(error.value)
+    assert ("llava.model.merge" in said) == merged
+    assert (f"cannot be trained further: no run starts from an adapter, and one of kind {peft_type}" in said) != merged
+
+
 @pytest.mark.parametrize(
     "kind", ["model-00001-of-00002.safetensors", "adapter_config.json", "mm_projector.safetensors"]
 )
