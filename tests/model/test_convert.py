@@ -363,6 +363,18 @@ def test_what_theirs_cannot_have(changes: dict[str, Any], said: str, folders: Pa
     assert not (tmp_path / "to").exists()
 
 
+def test_all_that_cannot_be_expressed_is_said_at_once(folders: Path, tmp_path: Path) -> None:
+    more = {"image_aspect_ratio": "square", "image_grid_pinpoints": None, "mm_projector_type": "linear"}
+    source = changed(folders, tmp_path, **more, mm_newline_position="grid")
+    with pytest.raises(InputError) as error:
+        convert(str(source), tmp_path / "to")
+    named = ("image_aspect_ratio 'square'", "no image_grid_pinpoints", "mm_projector_type 'linear'")
+    assert all(said in str(error.value) for said in (*named, "mm_newline_position 'grid'", "give --images-only"))
+    with pytest.raises(InputError) as error:
+        convert(str(source), tmp_path / "to", images_only=True)
+    assert all(said in str(error.value) for said in named) and "mm_newline_position" not in str(error.value)
+
+
 def test_other_videos_can_be_accepted(folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The settings come back; pictures and text agree."""
     caplog.set_level("INFO", "llava")

@@ -51,7 +51,7 @@ def check_expressible(config: Any, spec: TowerSpec, source: str, images_only: bo
             not (plan.spatial and plan.unpad) or plan.maxpool or plan.nobase
         ),
         f"image_aspect_ratio {aspect!r} (allowed: 'anyres', 'anyres_max_N')": not plan.anyres,
-        "no image_grid_pinpoints": plan.anyres and plan.grid_pinpoints is None,
+        "no image_grid_pinpoints": plan.grid_pinpoints is None,
         "mm_use_im_start_end true (allowed: false)": bool(getattr(config, "mm_use_im_start_end", False)),
         "add_faster_video true (allowed: false)": plan.faster_stride is not None,
         "quantization_config (give the model as it was before)": (
@@ -68,17 +68,16 @@ def check_expressible(config: Any, spec: TowerSpec, source: str, images_only: bo
         f"mm_spatial_pool_stride {plan.pool_stride} (allowed: 2)": plan.pool_stride != 2,
     }
     problems = [what for what, given in wrong.items() if given]
+    videos = [what for what, given in of_videos.items() if given and not images_only]
+    also = f"merges videos in another way than this checkpoint: {'; '.join(videos)}"
+    also += f". Where it is asked about images and text alone, give {IMAGES_ONLY}"
     if problems:
         raise InputError(
             f"{source}: LlavaOnevisionForConditionalGeneration cannot have these settings of config.json: "
-            f"{'; '.join(problems)}"
+            f"{'; '.join(problems)}" + (f". It also {also}" if videos else "")
         )
-    problems = [what for what, given in of_videos.items() if given]
-    if problems and not images_only:
-        raise InputError(
-            f"{source}: LlavaOnevisionForConditionalGeneration merges videos in another way than this checkpoint: "
-            f"{'; '.join(problems)}. Where it is asked about images and text alone, give {IMAGES_ONLY}"
-        )
+    if videos:
+        raise InputError(f"{source}: LlavaOnevisionForConditionalGeneration {also}")
 
 
 def their_config(config: Any, spec: TowerSpec, tokens: MediaTokens, dtype: str) -> dict[str, Any]:
