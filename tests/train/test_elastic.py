@@ -92,7 +92,9 @@ def test_other_processes_go_on_with_the_same_steps(changes: dict[str, Any], smal
     assert report_of(back)["changes"] == []
 
 
-@pytest.mark.parametrize("adapter", [{}, pytest.param({"adapter": "lora"}, marks=pytest.mark.long)], ids=["", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [{}, pytest.param({"adapter": "lora", "lora_r": 4}, marks=pytest.mark.long)], ids=["", "lora"]
+)
 def test_machines_without_a_shared_disk(adapter: dict[str, Any], small_run: Flags, tmp_path: Path) -> None:
     """One begins, another joins late with an empty disk, and goes on with what it was sent when the first is lost."""
     run = functools.partial(small_run, gradient_accumulation_steps=2, **adapter)

@@ -50,7 +50,9 @@ def test_the_whole_matrix_of_a_small_model() -> None:
 @pytest.mark.slow
 def test_that_of_a_run(small_run: Callable[..., list[str]]) -> None:
     """In float32, without dropout, and with an attention that has a second derivative."""
-    flags = small_run(trainer_mode="regular", bf16=True, adapter="lora", lora_dropout=0.5, attn_implementation="eager")
+    flags = small_run(
+        trainer_mode="regular", bf16=True, adapter="lora", lora_r=4, lora_dropout=0.5, attn_implementation="eager"
+    )
     settings = parse_arguments(flags)
     model, tokenizer = build(*settings)
     trainer = make_trainer(model, tokenizer, *settings)

@@ -76,7 +76,7 @@ def test_shards_end_as_copies(run: Run, small_run: Flags, bases: dict[str, Path]
     "changes",
     [
         {"mm_tunable_parts": "mm_language_model,mm_mlp_adapter,mm_vision_tower", "bf16": True},
-        {"adapter": "lora", "mm_tunable_parts": "mm_mlp_adapter", "learning_rate": 1e-2},
+        {"adapter": "lora", "lora_r": 4, "mm_tunable_parts": "mm_mlp_adapter", "learning_rate": 1e-2},
         {"zo_batch_growth": "0:3", "zo_rule": "momentum", "zo_objective": "accuracy", "zo_tensor_scales": "norms"},
         {"zo_objective": "f1"},
         {"tunable_layers": "1-", "freeze_vectors": True, "mm_tunable_parts": "mm_language_model"},
@@ -98,7 +98,7 @@ def test_checkpoints_are_those_of_any_run(adapter: str, run: Run, tmp_path: Path
     """Either kind of run goes on from a whole checkpoint of the other one."""
     changes = {"save_strategy": "steps", "save_steps": 1, "adapter": adapter}
     if adapter == "lora":
-        changes["mm_tunable_parts"] = None
+        changes |= {"mm_tunable_parts": None, "lora_r": 4}
     ends = {name: run(name, name, **changes) for name in ("none", "fsdp")}
     assert_same(ends["none"], ends["fsdp"])
     ways = [("none", "fsdp"), ("fsdp", "none"), ("fsdp", "fsdp")]

@@ -333,7 +333,7 @@ def test_an_adapter_does_not_go_on_with_another_base(
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(bases["qwen2-base"], base)
-    flags = {"model_name_or_path": base, "adapter": "lora", "mm_tunable_parts": None, "save_steps": 2}
+    flags = {"model_name_or_path": base, "adapter": "lora", "lora_r": 4, "mm_tunable_parts": None, "save_steps": 2}
     train(argv=quick(**flags))
     (tmp_path / "out" / "trainer_state.json").unlink()
     tensors = load_file(base / "model.safetensors")

@@ -70,7 +70,9 @@ def points(folder: Path) -> list[tuple[int, float]]:
 def test_a_run_is_not_moved_by_it(mode: str, metric: str, quick: Flags, tmp_path: Path) -> None:
     # regular with dropout, which draws from the generator that a data loader would draw from too
     changes: dict[str, Any] = {"trainer_mode": mode, "save_strategy": "no", "output_dir": tmp_path / "with"}
-    changes |= {"adapter": "lora", "lora_dropout": 0.5} if mode == "regular" else {"zo_weight_storage": "fp32"}
+    changes |= (
+        {"adapter": "lora", "lora_r": 4, "lora_dropout": 0.5} if mode == "regular" else {"zo_weight_storage": "fp32"}
+    )
     train(argv=quick(**changes, eval_metric=metric, eval_on_start=True))
     changes |= {"eval_data_path": None, "eval_steps": None, "output_dir": tmp_path / "without"}
     train(argv=quick(**changes))
