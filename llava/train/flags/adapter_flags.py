@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
-from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, trained_parts
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, parts_of_flags
 from llava.train.zo.settings import CLASSIFICATION
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _check_beside(values: Any, given: Collection[str]) -> None:
 
 def _beside(values: Any) -> list[str]:
     """The parts whose own weights are trained beside an adapter."""
-    return sorted(trained_parts(values, values) - {LANGUAGE_MODEL})
+    return sorted(parts_of_flags(values, values) - {LANGUAGE_MODEL})
 
 
 def _check_virtual_tokens(values: Any, given: Collection[str], kind: str) -> None:

@@ -91,7 +91,7 @@ def select_trainable(model: nn.Module, model_args: Any, training_args: Any, adap
         adapter: names of the adapter's weights, which are always trained; empty without one. With one the
             language model's own weights stay frozen, but for the biases that `--lora_bias` asks for.
     """
-    parts = trained_parts(model_args, training_args)
+    parts = parts_of_flags(model_args, training_args)
     absent = sorted(parts - {LANGUAGE_MODEL} - vision_modules(model).keys())
     if absent and model_args.mm_tunable_parts is not None:
         raise InputError(
@@ -161,9 +161,12 @@ def _inside_layers(model: nn.Module, chosen: str) -> set[int]:
     return {id(p) for layer in layers[first : None if last is None else last + 1] for p in layer.parameters()}
 
 
-def trained_parts(model_args: Any, training_args: Any) -> frozenset[str]:
-    """The parts that the flags name: `--mm_tunable_parts` or, without it, the legacy ones. With an adapter the language
-    model stands for that. `InputError`: an unknown part."""
+def parts_of_flags(model_args: Any, training_args: Any) -> frozenset[str]:
+    """What `--mm_tunable_parts` or the legacy flags name; with an adapter the language model stands for that.
+
+    Raises:
+        InputError: an unknown part.
+    """
     if model_args.mm_tunable_parts is not None:
         return parse_parts(model_args.mm_tunable_parts)
     if model_args.tune_mm_mlp_adapter:
