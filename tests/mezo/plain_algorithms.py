@@ -109,12 +109,14 @@ def clipped(estimate: Pairs, config: MeZOConfig) -> Pairs:
 
 
 def normalized(history: Sequence[Pairs], config: MeZOConfig) -> Pairs:
-    v, beta, factors = 0.0, config.rms_decay, []
-    for number, estimate in enumerate(history):
+    v, beta, number, factors = 0.0, config.rms_decay, 0, []
+    for estimate in history:
+        number = number if v else 0
         limit = 3 * math.sqrt(v / (1 - beta**number)) if number else math.inf
         clipped = [min(max(grad, -limit), limit) for _, grad in estimate]
         v = beta * v + (1 - beta) * sum(c * c for c in clipped) / len(clipped)
-        rms = math.sqrt(v / (1 - beta ** (number + 1)))
+        number += 1
+        rms = math.sqrt(v / (1 - beta**number))
         factors = [
             (seed, c / rms / len(estimate) if rms else 0.0) for (seed, _), c in zip(estimate, clipped, strict=True)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
+from llava.mezo.algorithms.interface import Term
+from llava.mezo.algorithms.normalized import Normalized
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import Journal
 from llava.mezo.journal.fingerprint import fingerprint
@@ -320,6 +323,30 @@ def test_normalized_steps_do_not_follow_the_size_of_the_loss() -> None:
         finals.append(weights_of(model))
     for name in finals[0]:
         assert torch.allclose(finals[0][name], finals[1][name], atol=1e-6)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 3])
+def test_normalized_steps_begin_with_the_first_gradient_that_is_not_0(zeros: int) -> None:
+    """As if those before had not been: later ones are clipped at three of its size, and not at 0."""
+    config = MeZOConfig(rule="normalized", rms_decay=0.99)
+    rule, memory, factors, plain = Normalized(config), Normalized.start, [], []
+    grads = [0.0] * zeros + [1.0, 5.0, -2.0]
+    for step, grad in enumerate(grads):
+        memory, (move,) = rule.moves(memory, [Term(7, grad)])
+        factors.append(move.factor)
+        plain += [factor for _, factor in plain_algorithms.normalized([[(7, g)] for g in grads[: step + 1]], config)]
+    mean_squares = (0.99 + 9) / 1.99, (0.99**2 + 0.99 * 9 + 4) / (0.99**2 + 0.99 + 1)
+    expected = [0.0] * zeros + [1.0, 3 / math.sqrt(mean_squares[0]), -2 / math.sqrt(mean_squares[1])]
+    assert factors == pytest.approx(expected, rel=1e-12)
+    assert plain == factors
+
+
+def test_normalized_steps_go_on_after_a_gradient_of_0_without_memory() -> None:
+    rule, memory, factors = Normalized(MeZOConfig(rule="normalized", rms_decay=0.0)), Normalized.start, []
+    for grad in (2.0, 0.0, -3.0):
+        memory, (move,) = rule.moves(memory, [Term(7, grad)])
+        factors.append(move.factor)
+    assert factors == [1.0, 0.0, -1.0]
 
 
 def test_a_journal_whose_update_is_not_finite_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 c = clip(projected_grad, +-3 sqrt(v))    v <- beta v + (1 - beta) mean of c^2    factor = c / sqrt(v) / n
 
 The scalar normalisation of MEAZO (Dbouk et al. 2026, arXiv 2605.03869) with the clip of QZO (Shang et al. 2025); v is
-bias-corrected as Adam's (Kingma and Ba 2015, section 3). A step of one direction is lr * z times a number of size about
-1, so a rate is that of a step: the root mean square of projected_grad times a rate of `sgd`. Usual: beta = 0.99.
+bias-corrected as Adam's (Kingma and Ba 2015, section 3). While v is 0 nothing is clipped, and no step counts: the first
+projected_grad that is not 0 sets v. A step of one direction is lr * z times a number of size about 1, so a rate is that
+of a step: the root mean square of projected_grad times a rate of `sgd`. Usual: beta = 0.99.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ State = tuple[float, int]
 
 
 class Normalized(Rule):
-    """See `Rule`; remembers v and the number of steps."""
+    """See `Rule`; remembers v and the number of steps since it was 0."""
 
     start: State = (0.0, 0)
 
@@ -29,7 +30,7 @@ class Normalized(Rule):
         self.beta = settings.rms_decay
 
     def moves(self, memory: State, terms: Sequence[Term]) -> tuple[State, tuple[Move, ...]]:
-        v, steps = memory
+        v, steps = memory if memory[0] else self.start  # a limit of 0 would let no gradient pass, for ever
         limit = CLIP * math.sqrt(v / (1 - self.beta**steps)) if steps else math.inf
         clipped = [max(-limit, min(limit, term.projected_grad)) for term in terms]
         v = self.beta * v + (1 - self.beta) * sum(c * c for c in clipped) / len(clipped)
