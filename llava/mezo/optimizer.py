@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from llava.mezo.same_weights import check_same_weights
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.mezo.trained import TrainedWeights
 from llava.mezo.updates import Update, can_be_applied, update_of
-from llava.mezo.weights import Storage, store
+from llava.mezo.weights import Storage, check_storable, store
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +71,21 @@ class MeZO(Optimizer):
         _check_trainable(parameters)
         self.device = self._device_for(parameters)
         """Where forwards run."""
+        for parameter in parameters:
+            check_storable(parameter)
         chosen = numbered(model, parameters)
         self.names: tuple[str, ...] = tuple(chosen.values())
         """Canonical names of the trained parameters; the position is the number that selects the noise."""
-        self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
         self._ranks = ranks
-        self.frozen = self._read_along(model)
+        self.frozen = self._read_along(model, chosen)
         """Other parameters, which a forward reads by way of this optimizer too."""
+        if sizes is None:  # before the weights are stored elsewhere, where their parameters read NaN
+            sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
+        self.storages: dict[nn.Parameter, Storage] = {p: store(p, self.config.storage) for p in chosen}
         self.sizes: tuple[float, ...] = ()
         """Of each trained parameter's noise, where they differ, see `tensor_sizes.py`."""
         self.course = Course(self.config)
         """Estimator and rule, and what they remember of the steps before."""
-        if sizes is None:
-            sizes = tensor_sizes(self.config.tensor_scales, model, list(chosen))
         self.set_sizes(sizes)
         self.perturbation = Perturbation(model, [*chosen, *self.frozen], self.weights)
         self.recorder: Recorder | None = None
@@ -105,8 +107,8 @@ class MeZO(Optimizer):
         """Where forwards run, of a model with these parameters."""
         return parameters[0].device
 
-    def _read_along(self, model: nn.Module) -> list[nn.Parameter]:
-        """Parameters that are not trained, and that a forward cannot read as they are."""
+    def _read_along(self, model: nn.Module, trained: Collection[nn.Parameter]) -> list[nn.Parameter]:
+        """Parameters beside the trained ones that a forward cannot read as they are."""
         if any(map(is_sharded, model.parameters())):
             raise ValueError(f"the model is in shards, which {type(self).__name__} does not put together")
         return []

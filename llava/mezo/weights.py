@@ -229,6 +229,15 @@ def grid_steps(rows: torch.Tensor) -> torch.Tensor:
     return torch.exp2(torch.ceil(torch.log2(reach / LARGEST_ON_GRID))).float()
 
 
+def check_storable(parameter: nn.Parameter) -> None:
+    """`ValueError`: a dtype that cannot be trained, or a parameter without values."""
+    if parameter.dtype not in SUPPORTED_DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in SUPPORTED_DTYPES)
+        raise ValueError(f"a trainable weight is {parameter.dtype}; MeZO trains {allowed}")
+    if parameter.is_meta:
+        raise ValueError("a trainable weight is on the meta device (it has no values); load the model first")
+
+
 def store(parameter: nn.Parameter, storage: str) -> Storage:
     """The storage of a parameter under `MeZOConfig.storage`.
 
@@ -236,13 +245,9 @@ def store(parameter: nn.Parameter, storage: str) -> Storage:
     address on, so one that lies there in another order (a transposed one) is put into the order of its elements first.
 
     Raises:
-        ValueError: a dtype that cannot be trained, a parameter without values, or one that shares its memory.
+        ValueError: as `check_storable`, or a parameter that shares its memory.
     """
-    if parameter.dtype not in SUPPORTED_DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in SUPPORTED_DTYPES)
-        raise ValueError(f"a trainable weight is {parameter.dtype}; MeZO trains {allowed}")
-    if parameter.is_meta:
-        raise ValueError("a trainable weight is on the meta device (it has no values); load the model first")
+    check_storable(parameter)
     if is_sharded(parameter):
         if storage != "native":
             raise ValueError(f"a weight in shards is stored as it is (native), and not as {storage}")

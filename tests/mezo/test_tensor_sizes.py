@@ -37,6 +37,23 @@ def test_norms_and_rms_keep_the_mean_square() -> None:
     assert sizes_of("none") == ()
 
 
+@pytest.mark.parametrize("storage", ["native", "fixed16", "fp32"])
+@pytest.mark.parametrize("kind", ["norms", "rms"])
+def test_sizes_are_those_of_the_weights_before_they_are_stored_elsewhere(kind: str, storage: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).bfloat16()
+    expected = tensor_sizes(kind, model, [model.weight, model.bias])
+    optimizer = MeZO(model.parameters(), model, MeZOConfig(tensor_scales=kind, storage=storage))
+    assert optimizer.sizes == tuple(expected[("weight", "bias").index(name)] for name in optimizer.names)
+    assert all(math.isfinite(size) and size not in (0, 1) for size in optimizer.sizes)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 3, device="meta"), nn.Linear(4, 3).double()], ids=["meta", "double"])
+def test_weights_that_cannot_be_stored_are_refused_before_they_are_measured(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="a trainable weight is"):
+        MeZO(model.parameters(), model, MeZOConfig(tensor_scales="norms"))
+
+
 def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
     file = tmp_path / "sizes.json"
     file.write_text(json.dumps({"*.norm": 10, "*.mlp": 2, "a.*": 3, "*bias": 1}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from llava.mezo.held import is_sharded
@@ -17,7 +19,7 @@ class ShardedMeZO(MeZO):
     ValueError: also weights that are cut in another way, or settings that have processes measure different points.
     """
 
-    def _read_along(self, model: nn.Module) -> list[nn.Parameter]:
+    def _read_along(self, model: nn.Module, trained: Collection[nn.Parameter]) -> list[nn.Parameter]:
         shards = [parameter for parameter in canonical_names(model) if is_sharded(parameter)]
         check_shards(shards)
         if self.config.estimator == "per_example" or self.ranks.point_ways > 1:
@@ -25,7 +27,7 @@ class ShardedMeZO(MeZO):
                 "processes that share weights measure the same points at a time: neither the estimator per_example nor "
                 f"parallel {self.config.parallel!r} can have them measure different ones"
             )
-        return [parameter for parameter in shards if parameter not in self.storages]
+        return [parameter for parameter in shards if parameter not in trained]
 
     def _made_weights(self) -> ShardedWeights:
         return ShardedWeights(*self._of_weights(), self.frozen)
