@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -189,13 +190,14 @@ def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZ
     base = fingerprint(weights_of(model))
     optimizer = make_optimizer(model, config)
     optimizer.journal = Journal.open(tmp_path, optimizer.journal_header("", base))
-    states, saved = [weights_of(model)], {}
+    states = [weights_of(model)]
     with closing(optimizer.journal):
         for step in range(STEPS):
             states += run(optimizer, model, range(step, step + 1))
             if step == 5:
-                saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "saved.pt")
 
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)  # plain values alone
     resumed = make_model()
     resumed.load_state_dict(saved["model"])
     continued = make_optimizer(resumed, config)
@@ -216,6 +218,31 @@ def test_a_run_goes_on_from_its_state_or_its_journal_and_is_replayed(config: MeZ
     for stop in (0, 3, BAD + 1, 7, STEPS):
         replay.advance(stop)
         assert same({name: replay.weight(name) for name in replay.names}, states[stop]), stop
+
+
+@pytest.mark.parametrize("algorithm", [{"rule": "momentum"}, {"rule": "adam"}, {"estimator": "svrg"}], ids=str)
+def test_a_state_with_named_tuples_and_one_with_lists_are_loaded_too(algorithm: dict[str, str]) -> None:
+    """The first is what was saved before states were plain."""
+    config, weights = MeZOConfig(**COMMON, noise="rademacher", **algorithm), []
+    for kind in (tuple, lambda pair: Term(*pair), list):
+        model = make_model()
+        optimizer = make_optimizer(model, config)
+        run(optimizer, model, range(3))
+        state = copy.deepcopy(optimizer.state_dict())
+        state["course"] |= {name: of_pairs(state["course"][name], kind) for name in ("estimator", "rule")}
+        other = make_optimizer(model, config)
+        other.load_state_dict(state)
+        weights.append(run(other, model, range(5, 7))[-1])
+    assert same(weights[1], weights[0]) and same(weights[2], weights[0])
+
+
+def of_pairs(memory: Any, kind: Callable[[Any], Any]) -> Any:
+    """A memory with each pair of a seed and a number as another kind."""
+    if not isinstance(memory, tuple):
+        return memory
+    if len(memory) == 2 and isinstance(memory[1], float):
+        return kind(memory)
+    return tuple(of_pairs(part, kind) for part in memory)
 
 
 @each_config

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 from llava.mezo.algorithms.momentum import Estimates, Momentum
@@ -46,3 +47,7 @@ class Adam(Rule):
         v = BETA2 * v + (1 - BETA2) * terms[0].projected_grad * terms[0].projected_grad
         size = math.sqrt(v / (1 - BETA2 ** (steps + 1))) + SMALL
         return (estimates, v, steps + 1), tuple(Move(move.seed, move.factor / size) for move in moves)
+
+    def restored(self, memory: Any) -> State:
+        estimates, v, steps = memory
+        return self.momentum.restored(estimates), v, steps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.mezo.algorithms.choice import ESTIMATORS, RULES
-from llava.mezo.algorithms.interface import Move, Point, Settings, Term
+from llava.mezo.algorithms.interface import Move, Point, Settings, Term, plain
 
 OF_MEMORIES = ("estimator", "rule", "num_directions")
 """Settings that what is remembered depends on."""
@@ -79,14 +79,16 @@ class Course:
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, as plain values, and of what settings."""
         of = {name: getattr(self.settings, name) for name in OF_MEMORIES}
-        return {"estimator": self._memories[0], "rule": self._memories[1], "of": of}
+        estimator, rule = plain(self._memories)
+        return {"estimator": estimator, "rule": rule, "of": of}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. ValueError: it is of other settings."""
+        """Take over what `state_dict` gave, or gave before: named tuples. ValueError: it is of other settings."""
         for name, value in state.get("of", {}).items():  # not in states of before
             if value != getattr(self.settings, name):
                 raise ValueError(
                     f"the saved state is of a run whose {name} is {value!r}, and here it is "
                     f"{getattr(self.settings, name)!r}; build MeZO with the settings of that run"
                 )
-        self._memories = state["estimator"], state["rule"]
+        estimator, rule = plain((state["estimator"], state["rule"]))
+        self._memories = self.estimator.restored(estimator), self.rule.restored(rule)

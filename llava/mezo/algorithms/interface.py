@@ -46,6 +46,11 @@ class Move(NamedTuple):
     factor: float
 
 
+def plain(memory: Any) -> Any:
+    """The same numbers in plain tuples, as `torch.load` takes them; of named tuples, tuples or lists of these."""
+    return tuple(map(plain, memory)) if isinstance(memory, (tuple, list)) else memory
+
+
 class Settings(Protocol):
     """What algorithms take of `MeZOConfig`, or of a journal's header."""
 
@@ -120,6 +125,10 @@ class Estimator(ABC):
     def terms(self, memory: Any, seeds: Sequence[int], losses: Sequence[float]) -> tuple[Any, tuple[Term, ...]]:
         """What is remembered after the step, and what the losses at its points say."""
 
+    def restored(self, memory: Any) -> Any:
+        """What is remembered, of what `plain` made of it."""
+        return memory
+
     def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
         """Of a step, what was measured along its last direction, for people."""
         return terms[-1].projected_grad
@@ -138,3 +147,7 @@ class Rule(ABC):
     @abstractmethod
     def moves(self, memory: Any, terms: Sequence[Term]) -> tuple[Any, tuple[Move, ...]]:
         """What is remembered after the step, and the step; the newest seed comes first."""
+
+    def restored(self, memory: Any) -> Any:
+        """As `Estimator.restored`."""
+        return memory

@@ -9,6 +9,7 @@ noise. Usual: beta = 0.9, window = 20.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 
@@ -35,3 +36,6 @@ class Momentum(Rule):
             for weight, estimate in zip(weights, estimates, strict=True)
             for seed, projected_grad in estimate
         )
+
+    def restored(self, memory: Any) -> Estimates:
+        return tuple(tuple(Term(*term) for term in estimate) for estimate in memory)

@@ -11,6 +11,7 @@ forward. A step at an anchor should have many records. Usual: q from 5 to 100.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llava.mezo.algorithms.differences import two_sided
 from llava.mezo.algorithms.interface import Point, Settings, Term
@@ -50,6 +51,10 @@ class SVRG(SPSA):
         terms = [Term(seed, one - other) for seed, one, other in zip(seeds, here, there, strict=True)]
         both = tuple(Term(term.seed, 2 * term.projected_grad) for term in (*terms, *anchor))
         return (taken + 1, anchor), both
+
+    def restored(self, memory: Any) -> Anchor:
+        taken, anchor = memory
+        return taken, tuple(Term(*term) for term in anchor)
 
     def shown(self, losses: Sequence[float], terms: Sequence[Term]) -> float:
         """Behind the step's own terms, which count twice, are those of the anchor."""
