@@ -46,6 +46,26 @@ def test_one_large_gradient_is_no_divergence() -> None:
     assert diverging([1.0] * WINDOW + [1.5] * 2 * WINDOW, gradients) is None
 
 
+def spread(middle: float) -> list[float]:
+    """Losses of a window around it."""
+    return [middle + 0.02 * (step - WINDOW // 2) for step in range(WINDOW)]
+
+
+def test_where_gradients_are_normalised_losses_above_all_of_the_first_window_diverge() -> None:
+    losses = spread(1.0) + spread(1.3) + spread(1.4)
+    assert diverging(losses, 3 * CALM, normalised=True) == (
+        f"diverged by step {3 * WINDOW}: the loss is 1.4 (medians of {WINDOW} steps) after 1, and above all of the "
+        f"first {WINDOW} steps, which are at most 1.24"
+    )
+    assert diverging(losses, 3 * CALM) is None
+
+
+@pytest.mark.parametrize("middles", [(1.0, 1.3, 1.2), (1.0, 1.2, 1.3), (1.0, 0.6, 0.4), (1.0, 1.3)], ids="{0}".format)
+def test_losses_within_the_spread_of_the_first_window_do_not(middles: tuple[float, ...]) -> None:
+    losses = [loss for middle in middles for loss in spread(middle)]
+    assert diverging(losses, len(middles) * WILD, normalised=True) is None
+
+
 def journal_of(run: Path, steps: int, rise: Callable[[int], float]) -> None:
     """The journal of a run on 8 numbers whose loss has a slope of `rise(step)`, and is about as large."""
     model = nn.Linear(8, 1, bias=False)

@@ -17,6 +17,8 @@ from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
 class FZOO(Estimator):
     """See `Estimator`; remembers nothing."""
 
+    normalised = True
+
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         if settings.num_directions < 2:

@@ -95,6 +95,8 @@ class Estimator(ABC):
     """Whether there are further points; then a step has one micro-batch."""
     per_example = False
     """Whether each micro-batch is one example, with the step's direction of its number to itself."""
+    normalised = False
+    """Whether projected gradients are in units of their own spread, so that their size says nothing of the loss's."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

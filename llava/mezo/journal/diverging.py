@@ -1,4 +1,8 @@
-"""Whether a run with a journal diverges, while it still runs: projected gradients rise, and the loss does too."""
+"""Whether a run with a journal diverges, while it still runs: projected gradients rise, and the loss does too.
+
+Those of an estimator that normalises (`fzoo`, `per_example`) are in units of their own spread and cannot rise: there
+the loss alone tells.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +24,42 @@ RISE = 4.0
 """Times the projected gradients of the first window: more, twice in a row, is a run that diverges."""
 
 
-def diverging(losses: Sequence[float], gradients: Sequence[float]) -> str | None:
+def diverging(losses: Sequence[float], gradients: Sequence[float], normalised: bool = False) -> str | None:
     """Why a run diverges, in a few words; None if it does not, or is too short to tell.
 
     Args:
         losses: one a step.
         gradients: projected gradients, one a step; only their size counts.
+        normalised: the estimator normalises, and only the losses count.
 
     Medians of windows are compared, since a single projected gradient has heavy tails. In the last two whole windows
     both have to be above those of the first: gradients by `RISE`, which a run may also reach whose loss falls fast.
+    Losses alone have to be above all of the first window, however they spread: by chance a median hardly gets there.
     """
     count = len(losses) // WINDOW
     if count < 3:
         return None
     parts = [slice(number * WINDOW, (number + 1) * WINDOW) for number in (0, count - 2, count - 1)]
+    if normalised:
+        return _of_losses([losses[part] for part in parts], count * WINDOW)
     sizes = [statistics.median(abs(value) for value in gradients[part]) for part in parts]
     means = [statistics.median(losses[part]) for part in parts]
     if min(sizes[1:]) > RISE * sizes[0] and min(means[1:]) > means[0]:
         return (
             f"diverged by step {count * WINDOW}: projected gradients are {sizes[2] / max(sizes[0], 1e-300):.1f} times "
             f"those of the first {WINDOW} steps (medians), the loss {means[2]:.3g} after {means[0]:.3g}"
+        )
+    return None
+
+
+def _of_losses(parts: Sequence[Sequence[float]], step: int) -> str | None:
+    """The same by the losses of the first and the last two windows, the last of which ends with the step."""
+    first, *last = [statistics.median(part) for part in parts]
+    largest = max(parts[0])
+    if min(last) > largest:
+        return (
+            f"diverged by step {step}: the loss is {last[1]:.3g} (medians of {WINDOW} steps) after {first:.3g}, and "
+            f"above all of the first {WINDOW} steps, which are at most {largest:.3g}"
         )
     return None
 
@@ -74,4 +94,4 @@ def journal_diverges(run: Path) -> str | None:
         journal = Journal.read(folder)
     except JournalError:
         return None  # the run itself says what is wrong with it
-    return diverging(*of_steps(journal.header, journal.records))
+    return diverging(*of_steps(journal.header, journal.records), Course(journal.header).estimator.normalised)

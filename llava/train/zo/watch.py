@@ -45,7 +45,7 @@ class WatchDivergence(TrainerCallback):
         self._losses.append(result.loss)
         self._sizes.append(size_of(result.terms))
         if self.why is None and len(self._losses) % WINDOW == 0:
-            self.why = diverging(self._losses, self._sizes)
+            self.why = diverging(self._losses, self._sizes, mezo.course.estimator.normalised)
             if self.why is not None and not self.trainer.may_halve:
                 logger.warning("%s. %s", self.why, self.way_out())
         if self.why is not None and self.trainer.zo.on_divergence != "warn":
