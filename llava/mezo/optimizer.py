@@ -161,10 +161,14 @@ class MeZO(Optimizer):
         if hasattr(self, "storages"):
             raise ValueError("MeZO numbers its parameters when it is built; give all groups to the constructor")
         super().add_param_group(param_group)
+        self._check_group(len(self.param_groups) - 1)
+
+    def _check_group(self, number: int) -> None:
+        """`ValueError`: the group's rate or decay is out of range."""
         for name in ("lr", "weight_decay"):
-            value = self.param_groups[-1][name]
+            value = self.param_groups[number][name]
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} of group {len(self.param_groups) - 1} is {value}; it must be at least 0")
+                raise ValueError(f"{name} of group {number} is {value}; it must be at least 0")
 
     def accumulate(
         self,
@@ -349,10 +353,13 @@ class MeZO(Optimizer):
         """End the window of micro-batches: average, and apply the update unless a loss is not finite.
 
         Afterwards `last` says what was measured and whether it was applied; `bad_steps` counts the steps in a row
-        that were not. RuntimeError without an `accumulate` since the last call; ValueError for a closure.
+        that were not. RuntimeError without an `accumulate` since the last call; ValueError for a closure, or a learning
+        rate or weight decay that is out of range by now: nothing has happened then.
         """
         if closure is not None:
             raise ValueError("MeZO takes no closure; give the loss to accumulate(step, loss)")
+        for group in range(len(self.param_groups)):
+            self._check_group(group)
         number, losses = self._closed()
         recorded = self._recorded(number)
         proposal = self.course.propose(number, losses if recorded is None else recorded.losses)

@@ -377,6 +377,23 @@ class TestRefusals:
         with pytest.raises(ValueError, match="when it is built"):
             optimizer.add_param_group({"params": [model.norm.weight]})
 
+    @pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+    @pytest.mark.parametrize("value", [float("nan"), -1e-3, float("inf")])
+    def test_groups_that_are_changed_later(self, setting: str, value: float) -> None:
+        """Nothing has happened then: with a rate in range the same step is taken."""
+        model = make_model()
+        optimizer = MeZO([{"params": [model.newline]}, {"params": [model.norm.weight]}], model, lr=1e-2)
+        before, group = weights_of(model), optimizer.param_groups[1]
+        usual = group[setting]
+        optimizer.accumulate(0, lambda: model.newline.sum())
+        group[setting] = value
+        with pytest.raises(ValueError, match=f"^{setting} of group 1 is {value}; it must be at least 0$"):
+            optimizer.step()
+        assert same(weights_of(model), before) and optimizer.last is None
+        group[setting] = usual
+        optimizer.step()
+        assert optimizer.last is not None and optimizer.last.applied and not same(weights_of(model), before)
+
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
