@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_runs import same, weights
 from torch.utils.data import DataLoader, SequentialSampler
 
 import llava.train.train as command
@@ -187,7 +188,7 @@ def test_steps_that_cannot_be_had_are_refused_before_loading(
         (
             None,
             {"*.mlpp.*": 2},
-            "error: tensor_scales FILE: '*.mlpp.*' decides no trained weight; their names",
+            "error: --zo_tensor_scales FILE: '*.mlpp.*' decides no trained weight; their names",
         ),
         (
             {"*.mlp.*": 2},
@@ -214,6 +215,26 @@ def test_a_file_of_sizes_that_does_not_fit_is_one_line(
     with pytest.raises(SystemExit):
         train(argv=flags(zo_tensor_scales=file, max_steps=1))
     assert message.replace("FILE", str(file)) in capsys.readouterr().err
+
+
+def test_a_file_of_sizes_that_does_not_fit_is_told_of_without_a_journal_too(
+    flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sizes.json"
+    file.write_text(json.dumps({"*.mlpp.*": 2}))
+    with pytest.raises(SystemExit):
+        train(argv=flags(zo_tensor_scales=file, max_steps=1, zo_journal=False))
+    assert f"error: --zo_tensor_scales {file}: '*.mlpp.*' decides no trained weight" in capsys.readouterr().err
+
+
+def test_sizes_by_rms_of_weights_on_a_grid_are_the_same_without_a_journal(flags: Flags, tmp_path: Path) -> None:
+    """Sizes are those of the weights before these are on the grid, whoever takes them."""
+    changes = {"zo_tensor_scales": "rms", "zo_weight_storage": "fixed16", "max_steps": 2}
+    train(argv=flags(**changes, zo_journal=True, output_dir=tmp_path / "with"))
+    train(argv=flags(**changes, zo_journal=False, output_dir=tmp_path / "without"))
+    assert same(weights(tmp_path / "without"), weights(tmp_path / "with"))
+    train(argv=flags(**changes | {"zo_tensor_scales": "none"}, output_dir=tmp_path / "none"))
+    assert not same(weights(tmp_path / "none"), weights(tmp_path / "with"))
 
 
 def test_a_stage_that_never_comes_is_told_of(flags: Flags, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,8 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from llava.mezo.algorithms.choice import ESTIMATORS, RULES
 from llava.mezo.algorithms.course import Course
 from llava.mezo.algorithms.interface import Settings as AlgorithmSettings
 from llava.mezo.config import KERNEL_DEVICES, MOST_DIRECTIONS, NOISES, MeZOConfig
-from llava.mezo.errors import InputError
+from llava.mezo.errors import InputError, JournalError
 from llava.mezo.ranks import Ranks
 from llava.train.zo.step_batches import Growth
 
@@ -163,6 +164,17 @@ def _in_flags(text: str, settings: Collection[str]) -> str:
     if name in settings:
         text = f"--{flag_of(name)} {rest.removeprefix('is ')}"
     return _CHOSEN.sub(lambda match: f"--{flag_of(match[1])}", text)
+
+
+@contextmanager
+def in_flags() -> Iterator[None]:
+    """Within it, what the engine says of a setting that does not fit the weights has the flag in its place."""
+    try:
+        yield
+    except JournalError:
+        raise
+    except InputError as error:
+        raise InputError(_in_flags(str(error), [name for name, _ in _defaults(MeZOConfig)])) from error
 
 
 def flag_of(setting: str) -> str:

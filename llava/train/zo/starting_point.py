@@ -30,7 +30,7 @@ from llava.mezo.tensor_files import TensorFiles
 from llava.mezo.tensor_sizes import tensor_sizes
 from llava.train.zo.disks import Disks, patience_of_launcher
 from llava.train.zo.resume_points import branching_point, split
-from llava.train.zo.settings import Settings
+from llava.train.zo.settings import Settings, in_flags
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,14 @@ def prepare(
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, run)
         if journal is not None and not exists:
             base.compare(journal)
+        with in_flags():
+            sizes = tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values()))
         return StartingPoint(
             folder=folder,
             model=base.name,
             fingerprint=_common_fingerprint(base, run, disks),
             stored=stored,
-            sizes=tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values())),
+            sizes=sizes,
             parent=journal,
             parent_steps=steps,
             lock=lock,

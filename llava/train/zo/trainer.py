@@ -29,7 +29,7 @@ from llava.train.zo.halved_run import HalvedRun
 from llava.train.zo.journaled_run import SaveResumePoints
 from llava.train.zo.planned_batches import PlannedBatches
 from llava.train.zo.probing import ProbeNowAndThen
-from llava.train.zo.settings import Settings, refuse_impossible
+from llava.train.zo.settings import Settings, in_flags, refuse_impossible
 from llava.train.zo.step_batches import parts_of
 from llava.train.zo.watch import WatchDivergence
 from llava.train.zo.without_gradients import WithoutGradients
@@ -72,7 +72,8 @@ class MeZOTrainer(HalvedRun, PlannedBatches, WithoutGradients, LLaVATrainer):
             self.optimizer = None  # the base class's must not be taken for MeZO if the next line fails
             start = self.starting_point
             sizes = None if start is None else start.sizes
-            self.optimizer = self.make_mezo(_split_decay(groups, names, exempt), sizes)
+            with in_flags():
+                self.optimizer = self.make_mezo(_split_decay(groups, names, exempt), sizes)
             self.optimizer.journal = self.open_journal()
         return self.optimizer
 
