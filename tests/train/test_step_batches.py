@@ -237,6 +237,16 @@ def test_sizes_by_rms_of_weights_on_a_grid_are_the_same_without_a_journal(flags:
     assert not same(weights(tmp_path / "none"), weights(tmp_path / "with"))
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_planned_steps_that_may_mix_modalities_are_told_of_once(
+    grouped: bool, flags: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(argv=flags(zo_batch_growth="0:2,0.5:3", group_by_modality_length=grouped))
+    told = [line for line in capsys.readouterr().err.splitlines() if "may have several modalities" in line]
+    assert len(told) == grouped
+    assert all("--group_by_modality_length True with --zo_batch_growth" in line for line in told)
+
+
 def test_a_stage_that_never_comes_is_told_of(flags: Flags, caplog: pytest.LogCaptureFixture) -> None:
     *_, args = parse_arguments(flags(zo_batch_growth="0:2,0.9:4"))
     Settings.of(args).check_plan(args, records=7)

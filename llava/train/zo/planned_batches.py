@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from llava.mezo.ranks import Ranks
 from llava.train.zo.epoch_sampler import EpochSampler
 from llava.train.zo.settings import Settings
 from llava.train.zo.step_batches import MicroBatches, StepSampler, Together
+
+logger = logging.getLogger(__name__)
 
 
 class PlannedBatches(transformers.Trainer):
@@ -37,6 +40,14 @@ class PlannedBatches(transformers.Trainer):
             self.data_collator = MicroBatches(self.data_collator, self.args.train_batch_size)
         if self._rows_of_steps is not None:
             self._items = Together
+            for flag in ("group_by_modality_length", "group_by_modality_length_auto"):
+                if getattr(self.args, flag, False):
+                    logger.warning(
+                        "--%s True with --%s: steps take so many records of the order as they need, so that a step may "
+                        "have several modalities",
+                        flag,
+                        "zo_anchor_batches" if zo.batch_growth is None else "zo_batch_growth",
+                    )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As the base class, or with as many records a step as are planned; ranks of a row get the same ones."""
