@@ -32,10 +32,12 @@ LAYERS = (
 )
 MAY_IMPORT_MEZO = (
     "llava.eval",
+    "llava.model.chunked_loss",
     "llava.runs",
     "llava.samples.answers",
     "llava.train.zo",
     "llava.train.flags.arguments",
+    "llava.train.footprint",
     "llava.train.found_rate",
     "llava.train.going_on",
     "llava.train.train",

@@ -64,6 +64,8 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """softmax - one-hot, times what comes from behind: rounded once, as where logits were cast to float32."""
         states, weight, targets, normaliser = ctx.saved_tensors
+        if torch.is_grad_enabled():  # which asks for a graph of the gradient, as for products with the Hessian
+            return (*_differentiable(ctx, states, weight, targets, gradient), None, None)
         of_states = torch.zeros(states.shape, device=states.device) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for first, logits in _logits(states, weight, ctx.dtype):
@@ -77,6 +79,16 @@ class _CrossEntropy(torch.autograd.Function):
             if of_weight is not None:
                 of_weight[chunk] = rounded.t() @ states.to(ctx.dtype)
         return None if of_states is None else of_states.to(states.dtype), of_weight, None, None
+
+
+def _differentiable(ctx: Any, *given: torch.Tensor) -> list[torch.Tensor | None]:
+    """The gradients of states and weights with a graph of their own, over logits as a whole."""
+    states, weight, targets, gradient = given
+    logits = functional.linear(states.to(ctx.dtype), weight.to(ctx.dtype)).float()
+    total = functional.cross_entropy(logits, targets, reduction="sum")
+    wanted = [tensor for tensor, needed in zip((states, weight), ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
 
 
 def _logits(states: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:

@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, int]:
         _without_values(model)
     if method == "qlora_adamw":
         in_4_bits(model)
-    inputs = moved(batch(model, options.tokens, TILES, 12), device)
+    inputs = moved(batch(model, options.tokens, TILES, options.supervised), device)
     network = model
     if method in OF_ADAPTERS or method == "qlora_adamw":
         network = with_adapter(model, *method.removeprefix("q").split("_"))
@@ -214,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b")
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--supervised", type=int, default=12, help="of the tokens, at their end")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(USUAL))
     parser.add_argument("--count", action="store_true", help="count live tensors on the CPU, without the arithmetic")
     parser.add_argument("--steps", type=int, default=2, help="with --count; the second has the optimizer's state")
@@ -226,7 +227,8 @@ def main() -> None:
         return
     device = "cpu" if options.count else options.device
     same = ["--shape", options.shape, "--tokens", str(options.tokens), "--device", device]
-    same += ["--steps", str(options.steps), *(["--count"] if options.count else [])]
+    same += ["--supervised", str(options.supervised), "--steps", str(options.steps)]
+    same += ["--count"] if options.count else []
     options.output.mkdir(parents=True, exist_ok=True)
     found = {}
     for method in options.methods:

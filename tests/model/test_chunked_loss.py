@@ -72,6 +72,18 @@ def test_a_frozen_head_has_no_gradient_and_states_have_theirs(given):
     assert weight.grad is None
 
 
+def test_gradients_have_gradients(given):
+    """Of the size of the gradient, as a product with the Hessian needs."""
+    found = []
+    for function in (mean_cross_entropy, plain):
+        states, weight = given[0].clone().requires_grad_(), given[1].clone().requires_grad_()
+        first = torch.autograd.grad(function(states, weight, given[2]), (states, weight), create_graph=True)
+        sum(one.square().sum() for one in first).backward()
+        found.append((states.grad, weight.grad))
+    torch.testing.assert_close(*found)
+    assert found[0][0].abs().max() > 1e-3
+
+
 def test_no_supervised_token_is_no_number(given):
     states, weight, targets = given
     loss = mean_cross_entropy(states[:0].requires_grad_(), weight, targets[:0])

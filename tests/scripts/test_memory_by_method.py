@@ -14,7 +14,7 @@ import memory
 
 
 def counted(method, tokens=192):
-    options = argparse.Namespace(shape="tiny", device="cpu", count=True, tokens=tokens, steps=2)
+    options = argparse.Namespace(shape="tiny", device="cpu", count=True, tokens=tokens, steps=2, supervised=12)
     return memory.measure(options, method)
 
 

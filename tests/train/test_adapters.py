@@ -249,7 +249,7 @@ def test_towers_have_what_is_adapted_too(kind: str) -> None:
     ],
 )
 def test_what_is_trained_is_told_by_parts(kind: str, words: str, said: str) -> None:
-    model, _ = adapted(kind, *words.split())
+    model, _ = adapted(kind, *words.split(), "--learning_rate", "1e-3")
     assert trained_parts(model, kind, adapter_names(model)) == said
 
 
@@ -314,9 +314,9 @@ def test_it_is_trained_alone_unless_other_parts_are_named():
     for words, expected in parts.items():
         assert parse_arguments([*WORDS, *words.split()])[0].mm_tunable_parts == expected
     beside = [*WORDS, "--adapter", "prompt", "--mm_tunable_parts", "mm_mlp_adapter,mm_language_model"]
-    with pytest.raises(InputError, match=r"mm_mlp_adapter trained beside it.*give --mm_projector_lr and --zo_eps, or"):
+    with pytest.raises(InputError, match=r"mm_mlp_adapter trained beside it.*give --mm_projector_lr, or"):
         parse_arguments([*beside, "--trainer_mode", "zo"])
-    rates = parse_arguments([*beside, "--trainer_mode", "zo", "--mm_projector_lr", "1e-6", "--zo_eps", "1e-3"])[2]
+    rates = parse_arguments([*beside, "--trainer_mode", "zo", "--mm_projector_lr", "1e-6"])[2]
     assert (rates.learning_rate, rates.mm_projector_lr, rates.zo_eps) == (DEFAULTS["prompt"].zo_rate, 1e-6, 1e-3)
 
 

@@ -154,9 +154,7 @@ def train_and_diverge(words: list[list[str]]) -> None:
     why = "diverged by step 6"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "WINDOW", 2)
-        patch.setattr(
-            watch, "diverging", lambda losses, sizes: None if len(losses) != 6 or kept_journals(folder) else why
-        )
+        patch.setattr(watch, "diverging", lambda losses, *_: None if len(losses) != 6 or kept_journals(folder) else why)
         train(argv=own)
 
 

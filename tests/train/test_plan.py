@@ -141,7 +141,7 @@ def test_a_layers_activations_are_what_autograd_keeps() -> None:
 def test_checkpointed_rows_are_near_what_was_counted_of_a_run(half_b: Sizes) -> None:
     """By `scripts/study/memory.py --count`, docs/reproduction.md."""
     found = {row.name.removesuffix(", checkpointing"): row for row in rows(half_b, Batch(1, 2048, 2, 12), LM, rank=8)}
-    counted = {"full, a layer at a time": 2.18, "LoRA + AdamW": 2.01, "QLoRA + AdamW": 1.50}
+    counted = {"full, a layer at a time": 2.18, "LoRA + AdamW": 2.03, "QLoRA + AdamW": 1.51}
     for name, total in counted.items():
         assert found[name].total / 1e9 == pytest.approx(total, rel=0.03), name
     assert found["full, a layer at a time"].bytes["optimizer"] == 8 * half_b.layer

@@ -218,7 +218,7 @@ def test_a_run_that_goes_back_forgets_what_was_validated_since(
 ) -> None:
     reasons = iter(["diverged by step 6"])  # once alone
     monkeypatch.setattr(watch, "WINDOW", 2)
-    monkeypatch.setattr(watch, "diverging", lambda losses, sizes: next(reasons, None) if len(losses) == 6 else None)
+    monkeypatch.setattr(watch, "diverging", lambda losses, *_: next(reasons, None) if len(losses) == 6 else None)
     kept_then: list[list[int]] = []
 
     def go_back(journal: Journal, step: int) -> Kept:
