@@ -1,9 +1,9 @@
 """The loss of a language model with gradients, a chunk of the vocabulary at a time: no logits of it all are ever there.
 
-The counterpart of `llava.mezo.head`, which has no graph. A backward pass over logits holds them four times, in 16 and
-32 bits: for an answer of 1,300 tokens and a vocabulary of 152,000 that is more than all else of a step of LoRA. Here
-the backward pass makes each chunk's logits again, from the log-sum-exp of all of them (Wijmans et al. 2024, "Cut Your
-Losses in Large-Vocabulary Language Models", without their filter); weights are read once more, and in chunks.
+The counterpart of `llava.mezo.head`, which has no graph. A backward pass over logits holds them several times, in 16
+and 32 bits: of 1,300 tokens and a vocabulary of 152,000 that is more than all else of a step of LoRA. Here the backward
+pass makes each chunk's logits again, from the log-sum-exp of all of them (Wijmans et al. 2024, "Cut Your Losses in
+Large-Vocabulary Language Models", without their filter); weights are read once more, and in chunks.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class _CrossEntropy(torch.autograd.Function):
         return None if of_states is None else of_states.to(states.dtype), of_weight, None, None
 
 
-def _differentiable(ctx: Any, *given: torch.Tensor) -> list[torch.Tensor | None]:
+def _differentiable(
+    ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor
+) -> list[torch.Tensor | None]:
     """The gradients of states and weights with a graph of their own, over logits as a whole."""
-    states, weight, targets, gradient = given
     logits = functional.linear(states.to(ctx.dtype), weight.to(ctx.dtype)).float()
     total = functional.cross_entropy(logits, targets, reduction="sum")
     wanted = [tensor for tensor, needed in zip((states, weight), ctx.needs_input_grad, strict=False) if needed]
