@@ -175,7 +175,7 @@ def test_what_a_test_has_in_place_of_the_run_s_flags(small_run: Flags) -> None:
     assert (args.eval_on_start, own.eval_on_start) == (True, False)
 
 
-@pytest.mark.parametrize(("mode", "rate"), [("zo", 3e-5), ("regular", 3e-4)])
+@pytest.mark.parametrize(("mode", "rate"), [("zo", 3e-5), ("regular", 1e-4)])
 def test_it_is_looked_for_around_the_usual_rate(mode: str, rate: float, small_run: Flags) -> None:
     args = parse_arguments(small_run(learning_rate="auto", trainer_mode=mode, adapter="pissa"))[2]
     assert args.finds_learning_rate and args.learning_rate == rate
