@@ -62,6 +62,19 @@ def cross_entropy(
     Returns:
         A tensor of one element; NaN when nothing counts.
     """
+    normaliser, chosen = log_likelihood(states, head, targets, rows)
+    losses = normaliser - chosen
+    counts = targets != ignored
+    return losses.where(counts, 0.0).sum() / counts.sum()
+
+
+def log_likelihood(
+    states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, rows: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp [n] of the logits of `states` [n, D] times `head` [V, D], and those [n] of the `targets`; float32.
+
+    A target outside the vocabulary has 0. Arguments as of `cross_entropy`; under autocast products are in its dtype.
+    """
     vocabulary = head.shape[0]
     step = rows or chunk_rows(head, len(targets))
     chosen = torch.zeros(targets.shape, dtype=torch.float32, device=states.device)
@@ -73,9 +86,7 @@ def cross_entropy(
         index = (targets - first).clamp(0, last - first - 1)
         chosen = torch.where(inside, logits.gather(1, index[:, None]).squeeze(1), chosen)
         normalisers.append(logits.logsumexp(dim=1))
-    losses = torch.stack(normalisers).logsumexp(dim=0) - chosen
-    counts = targets != ignored
-    return losses.where(counts, 0.0).sum() / counts.sum()
+    return torch.stack(normalisers).logsumexp(dim=0), chosen
 
 
 def token_errors(

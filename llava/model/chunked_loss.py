@@ -8,14 +8,13 @@ Large-Vocabulary Language Models", without their filter); weights are read once 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from llava.mezo.head import chunk_rows
+from llava.mezo.head import chunk_rows, log_likelihood
 
 
 def has_plain_head(head: nn.Module) -> bool:
@@ -31,14 +30,13 @@ def has_plain_head(head: nn.Module) -> bool:
 
 
 def mean_cross_entropy(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy, float32, of `states` [n, D] times `weight` [V, D] against `targets` [n].
+    """Mean cross entropy, float32, of `states` [n, D] times `weight` [V, D] against `targets` [n], all of them words.
 
     Products are in the dtype of autocast where that is on, else in that of the weights. NaN for n = 0, as in torch.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    with torch.autocast(device, enabled=False):
-        total: torch.Tensor = _CrossEntropy.apply(states, weight, targets, dtype)
+    total: torch.Tensor = _CrossEntropy.apply(states, weight, targets, dtype)
     return total / len(targets) if len(targets) else total * float("nan")
 
 
@@ -49,13 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
-        chosen = torch.zeros(len(targets), device=states.device)
-        normalisers = []
-        for first, logits in _logits(states, weight, dtype):
-            place, inside = _place(targets, first, logits.shape[1])
-            chosen = torch.where(inside, logits.gather(1, place).squeeze(1), chosen)
-            normalisers.append(logits.logsumexp(dim=1))
-        normaliser = torch.stack(normalisers).logsumexp(dim=0)
+        normaliser, chosen = log_likelihood(states, weight, targets)
         ctx.save_for_backward(states, weight, targets, normaliser)
         ctx.dtype = dtype
         return (normaliser - chosen).sum()
@@ -68,16 +60,18 @@ class _CrossEntropy(torch.autograd.Function):
             return (*_differentiable(ctx, states, weight, targets, gradient), None, None)
         of_states = torch.zeros(states.shape, device=states.device) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        for first, logits in _logits(states, weight, ctx.dtype):
-            place, inside = _place(targets, first, logits.shape[1])
-            of_logits = logits.sub_(normaliser[:, None]).exp_()
-            of_logits.scatter_add_(1, place, -inside[:, None].to(of_logits.dtype))
+        rows, given = chunk_rows(weight, len(states)), states.to(ctx.dtype)
+        for first in range(0, len(weight), rows):
+            words = weight[first : first + rows].to(ctx.dtype)
+            of_logits = functional.linear(given, words).float().sub_(normaliser[:, None]).exp_()
+            place = targets - first
+            inside = ((place >= 0) & (place < len(words))).to(of_logits.dtype)
+            of_logits.scatter_add_(1, place.clamp(0, len(words) - 1)[:, None], -inside[:, None])
             rounded = of_logits.mul_(gradient).to(ctx.dtype)
-            chunk = slice(first, first + logits.shape[1])
             if of_states is not None:
-                of_states += rounded @ weight[chunk].to(ctx.dtype)
+                of_states += rounded @ words
             if of_weight is not None:
-                of_weight[chunk] = rounded.t() @ states.to(ctx.dtype)
+                of_weight[first : first + rows] = rounded.t() @ given
         return None if of_states is None else of_states.to(states.dtype), of_weight, None, None
 
 
@@ -90,16 +84,3 @@ def _differentiable(
     wanted = [tensor for tensor, needed in zip((states, weight), ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(total, wanted, gradient, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
-
-
-def _logits(states: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-    """The first word of each chunk, and its logits [n, words] in float32."""
-    rows, states = chunk_rows(weight, len(states)), states.to(dtype)
-    for first in range(0, len(weight), rows):
-        yield first, functional.linear(states, weight[first : first + rows].to(dtype)).float()
-
-
-def _place(targets: torch.Tensor, first: int, words: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the targets are in a chunk [n, 1], and for which of them that is so [n]."""
-    place = targets - first
-    return place.clamp(0, words - 1)[:, None], (place >= 0) & (place < words)

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from llava.mezo.head import CHUNK_BYTES, CHUNKS
+from llava.mezo.head import chunk_rows
 from llava.train.parts.adapters import find_all_linear_names
 from llava.train.parts.lean_adapters import TILE
 from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parts_of, vision_modules
@@ -150,9 +151,9 @@ def logits_bytes(sizes: Sizes, batch: Batch) -> float:
     A chunk of the vocabulary is there at a time, on a card, with a graph and without (`llava.model.chunked_loss`,
     `llava.mezo.head`).
     """
-    positions, row = batch.rows * batch.supervised, HALF * sizes.width
-    most = max(CHUNK_BYTES, -(-sizes.vocabulary // CHUNKS) * row)
-    words = min(sizes.vocabulary, most // max(row, SINGLE * positions))
+    positions = batch.rows * batch.supervised
+    head = torch.empty(sizes.vocabulary, sizes.width, dtype=torch.bfloat16, device="meta")
+    words = min(sizes.vocabulary, chunk_rows(head, positions))
     return words * positions * (HALF + SINGLE)
 
 

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "study"))
 import memory
 
 
-def counted(method, tokens=192):
-    options = argparse.Namespace(shape="tiny", device="cpu", count=True, tokens=tokens, steps=2, supervised=12)
+def counted(method):
+    options = argparse.Namespace(shape="tiny", device="cpu", count=True, tokens=192, steps=2, supervised=12)
     return memory.measure(options, method)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llava.errors import InputError
 from llava.model.adapter_kinds import ADAPTERS, FROM_WEIGHTS, LORA_FAMILY, VIRTUAL_TOKENS
-from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, parse_parts, parts_of_flags
+from llava.train.parts.tunable import LANGUAGE_MODEL, PROJECTOR, RATES, parse_parts, parts_of_flags
 from llava.train.zo.settings import CLASSIFICATION
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ READ_BY = {
 }
 """Kinds that a flag, of `--adapter_*` or `--lora_*`, has an effect with."""
 ON_PROJECTOR = (*LORA_FAMILY, "mora")
-RATES = {PROJECTOR: "mm_projector_lr", VISION_TOWER: "mm_vision_tower_lr"}
-"""Flags of the rates of what may be trained beside an adapter."""
 OTHER_PARTS = {
     "mm_tunable_parts",
     "tune_mm_mlp_adapter",
@@ -176,11 +174,11 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
         values.lora_dropout = values.adapter_dropout = 0.0  # it would drop principal parts of the weights
     if kind == "prefix":
         values.gradient_checkpointing = False
-    if values.adapter == "none" and _beside(values):
-        _warn_of_rate(values, given)
-        return
-    defaults = DEFAULTS.get(kind)
+    defaults, beside = DEFAULTS.get(kind), _beside(values)
     if defaults is None:
+        return
+    if values.adapter == "none" and beside:  # --lora_enable, as LLaVA-NeXT has it
+        _warn_of_rate(values, given)
         return
     if "learning_rate" not in given:
         values.learning_rate = defaults.rate_of(values.trainer_mode)
@@ -190,13 +188,13 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
             values.learning_rate,
             kind,
         )
-    if values.trainer_mode == "zo" and "zo_eps" not in given and not _beside(values):
+    if values.trainer_mode == "zo" and "zo_eps" not in given and not beside:
         values.zo_eps = defaults.zo_eps  # one for all weights, and larger than many of a projector's with some kinds
 
 
 def _warn_of_rate(values: Any, given: Collection[str]) -> None:
     """LLaVA-NeXT's default is for gradients; a rate for LoRA would be too large for the projector beside it."""
-    if values.lora_enable and values.trainer_mode == "zo" and "learning_rate" not in given:
+    if values.trainer_mode == "zo" and "learning_rate" not in given:
         logger.warning(
             "--lora_enable True trains the projector too, at --learning_rate %g, with which MeZO hardly moves LoRA: "
             "--adapter lora has LoRA alone, with rate and eps of its own",

@@ -9,10 +9,10 @@ from transformers import TrainingArguments
 
 from llava.errors import InputError
 from llava.train.flags.adapter_flags import DEFAULTS, given_kind
+from llava.train.parts.tunable import RATES
 from llava.train.zo.settings import CLASSIFICATION
 
 AUTO = "auto"
-OF_PARTS = ("mm_projector_lr", "mm_vision_tower_lr")
 
 
 def number_or_auto(text: str) -> float | str:
@@ -60,7 +60,7 @@ def refuse_untested(values: Any, what: str) -> None:
         known = "--optim adamw_torch and its kin, with one rate for all parts"
         of_mode = {f"--optim {optim}": not optim.startswith("adamw"), "--cycle_blocks": values.cycle_blocks}
     engines = {"--deepspeed": values.deepspeed, "--fsdp": values.fsdp}
-    of_parts = {f"--{name}": getattr(values, name) is not None for name in OF_PARTS}
+    of_parts = {f"--{name}": getattr(values, name) is not None for name in RATES.values()}
     for flag, there in (of_mode | engines | of_parts).items():
         if there:
             raise InputError(f"{flag} excludes {what}, which is for {known}: leave one of them out")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from llava.train.parts.tunable import PROJECTOR, VISION_TOWER, parts_of
+from llava.train.parts.tunable import RATES, parts_of
 
 Groups = list[dict[str, Any]]
 """Of an optimizer, each with its `params`."""
@@ -36,7 +36,7 @@ def names_without_decay(model: nn.Module) -> set[str]:
 
 def parameter_groups(model: nn.Module, args: Any) -> Groups:
     """Groups for a torch optimizer, each with `params`, `weight_decay` and, for a part of its own, `lr`."""
-    own_rates = {PROJECTOR: args.mm_projector_lr, VISION_TOWER: args.mm_vision_tower_lr}
+    own_rates = {part: getattr(args, flag) for part, flag in RATES.items()}
     exempt = names_without_decay(model)
     keys: list[tuple[str | None, bool]] = [(None, True), (None, False)]
     for part, rate in own_rates.items():

@@ -23,6 +23,8 @@ PROJECTOR = "mm_mlp_adapter"
 VISION_TOWER = "mm_vision_tower"
 RESAMPLER = "mm_vision_resampler"
 PARTS = (LANGUAGE_MODEL, PROJECTOR, VISION_TOWER)
+RATES = {PROJECTOR: "mm_projector_lr", VISION_TOWER: "mm_vision_tower_lr"}
+"""Flags of the parts that may have a rate of their own."""
 
 
 def parse_parts(value: str, flag: str = "mm_tunable_parts") -> frozenset[str]:

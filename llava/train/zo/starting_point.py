@@ -131,14 +131,12 @@ def prepare(
         journal, steps = (None, 0) if parent is None else _branch_off(parent, model, run)
         if journal is not None and not exists:
             base.compare(journal)
-        with in_flags():
-            sizes = tensor_sizes(zo.config.tensor_scales, model, list(base.trained.values()))
         return StartingPoint(
             folder=folder,
             model=base.name,
             fingerprint=_common_fingerprint(base, run, disks),
             stored=stored,
-            sizes=sizes,
+            sizes=_sizes(model, zo, base.trained),
             parent=journal,
             parent_steps=steps,
             lock=lock,
@@ -147,6 +145,11 @@ def prepare(
         if lock is not None:
             lock.release()
         raise
+
+
+def _sizes(model: nn.Module, zo: Settings, trained: Parameters) -> tuple[float, ...] | None:
+    with in_flags():
+        return tensor_sizes(zo.config.tensor_scales, model, list(trained.values()))
 
 
 def _locked(folder: Path, disks: Disks) -> FolderLock | None:
