@@ -126,6 +126,10 @@ class LossWindow:
         step, batches, weights = self._taken()
         return step, mean_losses(batches, weights, points, ranks, device)
 
+    def drop(self) -> int:
+        """Step number, of a step whose losses are known; then it is empty."""
+        return self._taken()[0]
+
     def close_apart(self, count: int, ranks: Ranks, device: torch.device) -> tuple[int, list[float]]:
         """As `close` without a mean: the micro-batches of all ranks, `count` in all, are measured once each.
 

@@ -362,7 +362,7 @@ class MeZO(Optimizer):
             self._check_group(group)
         number, losses = self._closed()
         recorded = self._recorded(number)
-        proposal = self.course.propose(number, losses if recorded is None else recorded.losses)
+        proposal = self.course.propose(number, losses)
         record = recorded or self._record(number, proposal)
         if self.journal is not None:
             if number != self._next:
@@ -392,10 +392,12 @@ class MeZO(Optimizer):
     def _closed(self) -> tuple[int, Sequence[float]]:
         """Number and losses of the step that ends."""
         step, estimator = self._window.step, self.course.estimator
-        recorded = step is not None and self._recorded(step) is not None
-        if estimator.per_example and not recorded:
+        recorded = None if step is None else self._recorded(step)
+        if recorded is not None:  # known to all ranks, of which some may have had no example
+            return self._window.drop(), recorded.losses
+        if estimator.per_example:
             return self._window.close_apart(self.config.num_directions, self.ranks, self.device)
-        if step is None or recorded or estimator.adaptive:  # these are known to all ranks already
+        if step is None or estimator.adaptive:  # these are known to all ranks already
             return self._window.close(self.course.num_losses, Ranks(), self.device)
         return self._window.close(len(self.course.points(step)), self.ranks, self.device)
 

@@ -153,6 +153,20 @@ class TestFormat:
         assert [r.losses for r in records[:5]] == [m.losses for m in measured[:5]]
         assert records[3].rates == (1e-2 * 0.997, 3e-3 * 0.997)
 
+    def test_a_recorded_step_of_a_process_without_an_example(self, tmp_path: Path) -> None:
+        """As where a run goes on with more processes than a step has micro-batches: the record has the losses."""
+        optimizer, model = run(tmp_path / "j", 3)
+        expected = weights(optimizer, model)
+        model = make_model()
+        optimizer = make_optimizer(model)
+        base = fingerprint(weights_of(model))
+        optimizer.journal = Journal.open(tmp_path / "j", optimizer.journal_header("base", base))
+        with closing(optimizer.journal):
+            for step in range(3):
+                optimizer.accumulate(step, lambda: pytest.fail("it is known"), weight=0)
+                optimizer.step()
+        assert same(weights(optimizer, model), expected)
+
     def test_the_documented_reader_reads_it(self, ten: Path) -> None:
         text = (Path(__file__).parents[2] / "docs" / "journal_format.md").read_text(encoding="utf-8")
         code = text.split("```python\n")[1].split("```")[0]
