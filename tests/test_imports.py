@@ -36,6 +36,7 @@ MAY_IMPORT_MEZO = (
     "llava.runs",
     "llava.samples.answers",
     "llava.train.zo",
+    "llava.train.flags.algorithm_flags",
     "llava.train.flags.arguments",
     "llava.train.footprint",
     "llava.train.found_rate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,24 +17,29 @@ class LostRankError(RanksError):
     """Another process of the run has ended, or does not answer; no step is lost by it."""
 
 
+_NETWORK = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|broken pipe", re.IGNORECASE)
+
+
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
-    """For what all ranks do together.
+    """For what ranks do together, by itself or among other things.
 
     A rank that ended is noticed at once by gloo, one that is stuck after the time-out of the process group. NCCL's own
     watchdog ends a process after that time, before this can speak.
 
     Raises:
-        LostRankError: in place of torch's error.
+        LostRankError: in place of a network library's error, which has no type of its own in gloo's case.
     """
     try:
         yield
+    except RanksError:
+        raise
     except RuntimeError as error:
         distributed = torch.distributed
         ranks = distributed.get_world_size() if distributed.is_initialized() else 1
-        if ranks == 1 or isinstance(error, torch.OutOfMemoryError if hasattr(torch, "OutOfMemoryError") else ()):
-            raise
         said = " ".join(str(error).split())
+        if ranks == 1 or not _NETWORK.search(said):
+            raise
         raise LostRankError(
             f"rank {distributed.get_rank()} of {ranks}: another process of this run has ended, or has not answered for "
             f"as long as --ddp_timeout allows ({said[:200]})"

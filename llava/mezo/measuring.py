@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 
@@ -89,11 +89,19 @@ def _visits(points: Sequence[Point]) -> Iterator[list[Point]]:
     yield together
 
 
-def as_floats(losses: Sequence[float | torch.Tensor]) -> list[float]:
-    """Losses as numbers of the host, by one copy for each device. ValueError for a tensor of several elements."""
+def check_losses(losses: Sequence[Any], kind: type = SupportsFloat) -> None:
+    """TypeError for what is none of this kind, as None; ValueError for a tensor of several elements."""
     for value in losses:
+        if not isinstance(value, kind):
+            what = "a tensor" if kind is torch.Tensor else "a number or a tensor"
+            raise TypeError(f"the loss is {value!r}; it must be {what} of one element")
         if isinstance(value, torch.Tensor) and value.numel() != 1:
             raise ValueError(f"the loss is a tensor of shape {tuple(value.shape)}; it must be one number (a mean)")
+
+
+def as_floats(losses: Sequence[float | torch.Tensor]) -> list[float]:
+    """Losses as numbers of the host, by one copy for each device. Errors as `check_losses`."""
+    check_losses(losses)
     if len({value.device for value in losses if isinstance(value, torch.Tensor)}) != 1:
         return [float(value) for value in losses]
     tensors = [value.reshape(()).double() for value in losses if isinstance(value, torch.Tensor)]

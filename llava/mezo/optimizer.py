@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from llava.mezo.journal.fingerprint import dtype_name
 from llava.mezo.journal.header import SETTINGS, Group, Header
 from llava.mezo.journal.records import Record, updates_of
 from llava.mezo.journal.replay import apply_records
-from llava.mezo.measuring import Inputs, Loss, LossWindow, Recorder, StepResult, mean_losses, measure
+from llava.mezo.measuring import Inputs, Loss, LossWindow, Recorder, StepResult, check_losses, mean_losses, measure
 from llava.mezo.names import names_hash, numbered
 from llava.mezo.perturb import Perturbation
 from llava.mezo.ranks import Ranks
@@ -192,11 +193,17 @@ class MeZO(Optimizer):
                 takes the memory of the trained weights once more.
 
         RuntimeError: more micro-batches than the estimator can use. ValueError: a step or weight that is none.
+        TypeError: a loss that is none.
         """
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if isinstance(step, bool) or not isinstance(step, Integral) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer of at least 0")
+        step = int(step)  # from NumPy's, of which a seed cannot be made
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight is {weight}; it must be finite and at least 0")
+        if self.course.estimator.per_example and weight != 1:
+            raise ValueError(
+                f"weight is {weight}; with the estimator {self.config.estimator}, of no mean, it must be 1"
+            )
         if self._released:
             raise RuntimeError("the weights were released to the model; build another MeZO to train on")
         recorded, count = self._recorded(step), len(self._window)
@@ -260,6 +267,7 @@ class MeZO(Optimizer):
         def together(count: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with self.perturbation.attached():
                 losses = self.perturbation.run(lambda: loss(tensors), count)
+            check_losses(losses, torch.Tensor)
             return torch.stack([value.reshape(()) for value in losses])
 
         def run(count: int) -> Sequence[torch.Tensor]:

@@ -28,7 +28,7 @@ from llava.compatibility import names_of
 from llava.errors import EXIT_DIVERGED, EXIT_LOST, EXIT_SIGNAL, command
 from llava.mezo.held import agreed
 from llava.mezo.journal.files import JOURNAL_FOLDER
-from llava.mezo.lost_ranks import RanksError
+from llava.mezo.lost_ranks import RanksError, waiting_for_others
 from llava.mezo.messages import answer_within, raising_together
 from llava.mezo.progress import PROBES_FILE
 from llava.model.checkpoint_files import read_json
@@ -83,7 +83,7 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
         attn_implementation: overrides the flag of that name.
     """
     try:
-        with ExitStack() as held:
+        with waiting_for_others(), ExitStack() as held:
             _train(attn_implementation, argv, held)
     except RanksError as error:
         sys.stderr.write(f"error: {error}. What was done before is kept; the same command goes on from there\n")

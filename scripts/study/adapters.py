@@ -1,11 +1,12 @@
-"""What adapters are worth: each kind with MeZO and with AdamW, at its best rate of three, against tuning all weights.
+"""What adapters and frugal optimizers are worth, each at its best rate of three, against AdamW on all weights.
 
     python scripts/study/adapters.py --budget 60                       (60 minutes; the same command goes on)
     python scripts/study/adapters.py --candidates adamw-none adamw-lora adamw-pissa --tasks figure
     python scripts/study/adapters.py --rates_on figure                 (rates of one task for all three)
 
 Rates are the kind's default (`llava/train/flags/adapter_flags.py`) and a third and the triple of it; how they are
-searched and judged is in candidates.py. `none` tunes all weights of the language model. Writes adapters.md: for each
+searched and judged is in candidates.py. `none` tunes all weights of the language model; so do adafactor, lomo, adalomo
+and blocks (`--cycle_blocks`), while qlora is LoRA on a base of 4 bits. Writes adapters.md: for each
 task the accuracies of all rates, of the best one on the test set, the share of the gain of AdamW on all weights, how
 many weights are trained and how long a step takes, with `--jobs` runs at a time.
 """
@@ -25,20 +26,30 @@ from llava.train.flags.adapter_flags import DEFAULTS
 
 FULL = {"adamw": ("1e-4", "3e-4", "1e-3"), "mezo": ("2.5e-5", "5e-5", "1e-4")}
 """Rates with all weights, as algorithms.py has them: runs of one pool are shared."""
+BATCH = {"per_device_train_batch_size": 4}
+FRUGAL = {
+    "adafactor": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"optim": "adafactor", **BATCH}),
+    "lomo": Candidate("adamw", ("1e-2", "3e-2", "1e-1"), {"optim": "lomo", **BATCH}),
+    "adalomo": Candidate("adamw", ("1e-3", "3e-3", "1e-2"), {"optim": "adalomo", **BATCH}),
+    "blocks": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"cycle_blocks": 25, **BATCH}),
+}
+"""Backpropagation through all weights in less memory than AdamW takes."""
 
 
 def candidates() -> dict[str, Candidate]:
-    """By METHOD-KIND, all that can be compared."""
+    """By METHOD-KIND or the optimizer's name, all that can be compared."""
     found = {}
     for method in ("adamw", "mezo"):
-        batch = {"per_device_train_batch_size": 4} if method == "adamw" else {}
+        batch = BATCH if method == "adamw" else {}
         found[f"{method}-none"] = Candidate(method, FULL[method], batch)
         for kind, default in DEFAULTS.items():
             usual = default.rate if method == "adamw" else default.zo_rate
             rates = [f"{factor * usual:.1g}" for factor in (1 / 3, 1, 3)]
             eps = {"zo_eps": f"{default.zo_eps:g}"} if method == "mezo" else {}
             found[f"{method}-{kind}"] = Candidate(method, rates, {"adapter": kind, **batch, **eps})
-    return found
+        lora = found[f"{method}-lora"]
+        found[f"{method}-qlora"] = Candidate(method, lora.rates, {"bits": 4, **lora.flags})
+    return found | FRUGAL
 
 
 @command

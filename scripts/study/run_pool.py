@@ -194,6 +194,8 @@ class Pool:
         return [*words, "--metric", METRIC, "--batch-size", "16", "--version", "qwen_1_5"]
 
     def _copy_zero_shot(self, run: Run, folder: Path) -> None:
+        if "--bits" in run.flags:
+            return  # it begins with other weights, and answers for itself
         answers = self.zero_shot(run.task, run.split)
         for file in (answers, answers.with_suffix(".json")):
             shutil.copy(file, folder / file.name)

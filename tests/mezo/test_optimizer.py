@@ -350,6 +350,24 @@ class TestRefusals:
             optimizer.step(lambda: 1.0)
         with pytest.raises(ValueError, match=r"shape \(2,\).*one number"):
             optimizer.accumulate(4, lambda: torch.ones(2))
+        with pytest.raises(TypeError, match="the loss is None; it must be a number or a tensor of one element"):
+            optimizer.accumulate(4, lambda: None)  # type: ignore[arg-type, return-value]
+        with pytest.raises(TypeError, match=r"the loss is 1\.0; it must be a tensor of one element"):
+            optimizer.accumulate(4, lambda inputs: 1.0, {"x": torch.ones(1)})
+
+    def test_weights_of_examples(self) -> None:
+        model = make_model()
+        optimizer = MeZO(groups_of(model, 1e-3), model, MeZOConfig(estimator="per_example", num_directions=2))
+        with pytest.raises(
+            ValueError, match=r"weight is 2\.0; with the estimator per_example, of no mean, it must be 1"
+        ):
+            optimizer.accumulate(0, lambda: 1.0, weight=2.0)
+
+    def test_numbers_of_numpy_count_steps(self) -> None:
+        optimizer = MeZO(groups_of(model := make_model(), 1e-3), model)
+        optimizer.accumulate(np.int64(3), lambda: np.float32(1))  # type: ignore[arg-type, return-value]
+        optimizer.step()
+        assert optimizer.last is not None and type(optimizer.last.step) is int
 
     def test_parameters(self) -> None:
         model = make_model()

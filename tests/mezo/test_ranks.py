@@ -13,6 +13,7 @@ from gloo_ranks import on_ranks
 from torch import nn
 
 from llava.mezo import MeZO, MeZOConfig
+from llava.mezo.lost_ranks import LostRankError, waiting_for_others
 from llava.mezo.ranks import Ranks
 from llava.mezo.same_weights import RanksDifferError, check_same_weights
 
@@ -146,6 +147,30 @@ def test_grids(parallel: str, ways: int, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 4)
     ranks = Ranks.here(parallel, 9)
     assert (ranks.point_ways, ranks.rows, ranks.row) == (ways, 6 // ways, 4 // ways)
+
+
+GLOO = "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms for recv operation to complete"
+
+
+@pytest.mark.parametrize(
+    ("raised", "ranks", "found"),
+    [
+        (RuntimeError(GLOO), 2, LostRankError),
+        (RuntimeError("NCCL error: remote process exited"), 2, LostRankError),
+        (RuntimeError(GLOO), 1, RuntimeError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2, RuntimeError),
+        (RanksDifferError("after step 5 rank 1 of 2 has other weights"), 2, RanksDifferError),
+    ],
+)
+def test_an_error_of_the_network_alone_is_a_lost_rank(
+    raised: RuntimeError, ranks: int, found: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    with pytest.raises(RuntimeError) as caught, waiting_for_others():
+        raise raised
+    assert type(caught.value) is found
 
 
 @pytest.mark.slow

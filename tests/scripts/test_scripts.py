@@ -77,6 +77,11 @@ def test_adapters_keep_their_own_rate_and_eps() -> None:
     assert "--zo_eps 1e-3" in dry_run("--adapter", "none").stdout
 
 
+def test_estimators_keep_their_own_number_of_directions() -> None:
+    assert "--zo_num_directions" not in dry_run("--zo_estimator", "fzoo").stdout
+    assert "--zo_num_directions 3" in dry_run("--zo_estimator", "fzoo", "--zo_num_directions", "3").stdout
+
+
 def test_a_dry_run_is_asked_for_in_either_spelling() -> None:
     command = dry_run("demo", "--dry-run")
     assert command.returncode == 0 and "--trainer_mode zo" in command.stdout and "--dry" not in command.stdout

@@ -161,6 +161,45 @@ def test_a_step_does_not_wait_for_the_device_before_it_reads_the_losses(
     assert result == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "more", "reads"),
+    [
+        ("guided", {"num_directions": 3}, [3, 2, 3, 2]),  # where to measure further follows from what is read
+        ("svrg", {"anchor_steps": 2}, [2, 4]),
+        pytest.param("fzoo", {"num_directions": 3, "noise": "rademacher"}, [4, 4], marks=pytest.mark.long),
+        pytest.param("lowrank", {}, [2, 2], marks=pytest.mark.long),
+        pytest.param("one_point", {}, [1, 1], marks=pytest.mark.long),
+    ],
+)
+def test_no_estimator_waits_for_the_device_before_it_reads_losses(
+    estimator: str, more: dict[str, Any], reads: list[int]
+) -> None:
+    model, inputs = build("llava_qwen", attn_implementation="eager"), batch("right", images=True)
+    tensors = model.geometry.lay_out(inputs, 8).tensors()
+    tensors["vectors"] = model.encode_images(torch.cat(inputs["images"])).flatten(0, 1).detach()
+    config = MeZOConfig(kernel="torch", estimator=estimator, **more)
+
+    def steps(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[StepResult]:
+        trained = [p for name, p in model.named_parameters() if "layers.0" in name and "vision_tower" not in name]
+        optimizer, found = MeZO(trained, model, config, lr=1e-3), []
+        for step in range(2):
+            optimizer.accumulate(step, functools.partial(laid_out_loss, model), tensors)
+            optimizer.step()
+            assert optimizer.last is not None and optimizer.last.applied
+            found.append(optimizer.last)
+        return found
+
+    expected = steps(copy.deepcopy(model), tensors)
+    with fake_cuda():
+        move(model)
+        tensors = on_fake_cuda(tensors)
+        with reading_losses_alone() as counts:
+            result = steps(model, tensors)
+    assert counts == reads
+    assert result == expected
+
+
 @torch.no_grad()
 def test_the_frozen_first_layers_do_not_wait_for_the_device() -> None:
     model, inputs = build("llava_qwen", attn_implementation="eager"), batch("right", images=True)

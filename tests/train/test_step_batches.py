@@ -133,8 +133,14 @@ def test_parts_do_not_change_what_a_step_is(flags: Flags, tmp_path: Path) -> Non
             {"zo_estimator": "per_example", "zo_parallel": "both", "per_device_train_batch_size": 2},
             "--zo_parallel 'both' excludes --zo_estimator per_example",
         ),
-        ({"zo_estimator": "fzoo"}, "--zo_estimator fzoo takes .*, and --zo_num_directions is 1; it must be at least 2"),
-        ({"zo_rule": "adam"}, "--zo_rule adam needs --zo_noise rademacher .* --zo_noise is 'gaussian' and --zo_num"),
+        (
+            {"zo_estimator": "fzoo", "zo_num_directions": 1},
+            "--zo_estimator fzoo takes .*, and --zo_num_directions is 1; it must be at least 2",
+        ),
+        (
+            {"zo_rule": "adam", "zo_noise": "gaussian"},
+            "--zo_rule adam needs --zo_noise rademacher .* --zo_noise is 'gaussian' and --zo_num",
+        ),
         ({"zo_rule": "adamu", "zo_estimator": "svrg"}, "--zo_rule adamu is its own estimator, and --zo_estimator is"),
         ({"zo_estimator": "per_example", "per_device_train_batch_size": 2}, "needs --dataloader_drop_last True"),
         (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from llava.mezo.algorithms.interface import Move, Rule, Settings, Term
 from llava.mezo.algorithms.momentum import Estimates, Momentum
@@ -25,6 +25,7 @@ State = tuple[Estimates, float, int]
 class Adam(Rule):
     """See `Rule`; remembers the last estimates, v and the number of steps."""
 
+    usual: ClassVar = {"noise": "rademacher"}
     start: State = (Momentum.start, 0.0, 0)
 
     def __init__(self, settings: Settings) -> None:

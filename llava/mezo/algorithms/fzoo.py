@@ -8,7 +8,7 @@ so that a step's length does not depend on the loss's scale. The paper has N = 8
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from llava.mezo.algorithms.differences import standard_deviation
 from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
@@ -18,6 +18,7 @@ class FZOO(Estimator):
     """See `Estimator`; remembers nothing."""
 
     normalised = True
+    usual: ClassVar = {"num_directions": 8, "noise": "rademacher"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

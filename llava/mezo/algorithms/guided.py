@@ -10,7 +10,7 @@ say something. The paper has eps = 1e-3, lr = 2e-7.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from llava.mezo.algorithms.differences import two_sided
 from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
@@ -20,6 +20,7 @@ class Guided(Estimator):
     """See `Estimator`; remembers nothing."""
 
     several_seeds = adaptive = True
+    usual: ClassVar = {"num_directions": 4}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

@@ -11,8 +11,8 @@ Both are pure: no model, no file, no random state. What they remember is folded 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from llava.mezo.noise import direction_seed
 
@@ -95,6 +95,8 @@ class Estimator(ABC):
     """Whether there are further points; then a step has one micro-batch."""
     per_example = False
     """Whether each micro-batch is one example, with the step's direction of its number to itself."""
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """Settings that it is published with, where those of plain MeZO are none of its."""
     normalised = False
     """Whether projected gradients are in units of their own spread, so that their size says nothing of the loss's."""
 
@@ -142,6 +144,8 @@ class Rule(ABC):
     start: Any = None
     estimator: type[Estimator] | None = None
     """Takes the place of the estimator "spsa" where the rule has its own directions."""
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """As an estimator's."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -230,7 +230,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "(of single tokens); exact_match or f1 of generated answers, or of these a MODULE:FUNCTION(predictions, "
         "references, records)",
     )
-    zo_num_directions: int = flag(1, "MeZO: directions a step; forwards by estimator, see docs/mezo.md")
+    zo_num_directions: int = flag(
+        1, "MeZO: directions a step (with fzoo 8, with guided 4); forwards by estimator, see docs/mezo.md"
+    )
     zo_estimator: str = flag("spsa", f"MeZO: how losses become projected gradients: {', '.join(ESTIMATORS)}")
     zo_rule: str = flag("sgd", f"MeZO: how projected gradients become a step: {', '.join(RULES)}")
     zo_momentum: float = flag(0.9, "MeZO: weight of a step against the next one, with --zo_rule momentum, adam, adamu")
@@ -251,7 +253,10 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
         "MeZO: records a step by the share of all records, as 0:4,0.3:20, over all processes; taken in parts of "
         "--per_device_train_batch_size; needs --max_steps",
     )
-    zo_noise: str = flag("gaussian", f"MeZO: distribution of a direction: {', '.join(NOISES)}")
+    zo_noise: str = flag(
+        "gaussian",
+        f"MeZO: distribution of a direction: {', '.join(NOISES)}, which is the default with fzoo and adam",
+    )
     zo_seed: int = flag(0, "MeZO: seed of all directions of the run")
     zo_kernel: str = flag("auto", f"MeZO: who computes the noise, with equal results: {', '.join(KERNELS)}")
     zo_shard: str = flag(
@@ -294,8 +299,9 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_on_divergence: str = flag(
         "warn",
-        f"MeZO: what to do when projected gradients and loss rise together, {', '.join(ON_DIVERGENCE)}: from there on "
-        "each step does harm; halve goes back to the best step by the journal, and on with half the rate",
+        "MeZO: what to do when projected gradients and loss rise together (with fzoo and per_example the loss): "
+        f"{', '.join(ON_DIVERGENCE)}: from there on each step does harm; halve goes back to the best step by the "
+        "journal, and on with half the rate",
     )
     zo_probe_steps: int = flag(
         0,

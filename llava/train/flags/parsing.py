@@ -28,6 +28,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.samples.loading import FORMS
 from llava.samples.settings import SampleSettings
 from llava.train.flags.adapter_flags import check_adapter, given_kind, settle_adapter, settle_parts
+from llava.train.flags.algorithm_flags import settle_algorithm
 from llava.train.flags.arguments import (
     STRATIFY,
     TRAINER_MODES,
@@ -82,6 +83,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         raise InputError(f"{flag}: what is {strays[-1]!r} behind it?")
     finds_rate = settle_learning_rate(values)
     settle_parts(values, given)
+    settle_algorithm(values, given)
     check_run(values, given)
     check_effects(values, given)
     _adjust(values, given)
