@@ -123,7 +123,9 @@ def _full(of: Sizes, batch: Batch, parts: frozenset[str], suffix: str, forwards:
         moved = 2 * (held["masters"] + held["optimizer"] + held["gradients"])
         yield Row(f"full, {name}{suffix}", held, forwards, vision, moved, note=note)
     held = {"weights": float(HALF * of.weights), "gradients": float(HALF * largest(shapes)), "activations": activations}
-    yield Row(f"full, LOMO{suffix}", held, forwards, vision, 4.0 * HALF * number, note=LOMO_NOTE)
+    for name, moments in (("LOMO", 0.0), ("AdaLomo", float(adafactor_states(shapes)))):
+        moved = 4.0 * HALF * number + 2 * moments
+        yield Row(f"full, {name}{suffix}", held | {"optimizer": moments}, forwards, vision, moved, note=LOMO_NOTE)
 
 
 def _held(of: Sizes, number: int, states: float, activations: float) -> dict[str, float]:

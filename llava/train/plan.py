@@ -52,12 +52,11 @@ def sizes(model: str) -> Sizes:
 BEST_FIRST = (
     "full, AdamW",
     "full, AdamW, checkpointing",
+    "full, AdaLomo",
+    "full, AdaLomo, checkpointing",
     "LoRA + AdamW",
     "LoRA + AdamW, checkpointing",
-    "full, Adafactor, checkpointing",
-    "full, a layer at a time, checkpointing",
     "LoRA + Adafactor, checkpointing",
-    "full, LOMO, checkpointing",
     "QLoRA + AdamW, checkpointing",
     "QLoRA + Adafactor, checkpointing",
     "MeZO, full",
@@ -65,7 +64,10 @@ BEST_FIRST = (
     "MeZO, 4-bit with LoRA",
     "MeZO, offloaded",
 )
-"""What we would take, by accuracy first (docs/choosing.md): backpropagation wherever it fits, then MeZO."""
+"""What we would take, by accuracy first (docs/choosing.md): backpropagation wherever it fits, then MeZO.
+
+Without those of all weights that take more than AdaLomo and learn less.
+"""
 
 
 def choice(found: Sequence[Row], gpu_memory: float, host_memory: float = HOST_MEMORY) -> Row | None:

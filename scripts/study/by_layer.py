@@ -126,8 +126,11 @@ def main() -> None:
     }
     write_durably(options.output / "by_layer.json", json.dumps(record, indent=2) + "\n")
     columns = {
-        "|g|^2": {name: (one.signal.value, one.signal.error) for name, one in found.items()},
-        "trace of the Hessian": {name: (one.trace.value, one.trace.error) for name, one in found.items()},
+        f"{quantity}, ± standard error": {"": {name: (one.value, one.error) for name, one in values.items()}}
+        for quantity, values in {
+            "|g|^2": {name: one.signal for name, one in found.items()},
+            "trace of the Hessian": {name: one.trace for name, one in found.items()},
+        }.items()
     }
     plot_parts(columns, options.output / "by_layer.png", title)
     print(text)

@@ -190,18 +190,33 @@ def plot_shares(curves: Mapping[str, Points], path: str | Path, title: str) -> N
     figure.savefig(path)
 
 
-def plot_parts(columns: Mapping[str, Mapping[str, tuple[float, float]]], path: str | Path, title: str) -> None:
-    """Draw a column of points for each quantity, by its name: value and standard error by part, a line a part."""
-    parts = list(next(iter(columns.values())))
+def plot_parts(
+    columns: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+    path: str | Path,
+    title: str,
+    origins: Mapping[str, float] | None = None,
+) -> None:
+    """Draw points with their errors, a line a part and a column a quantity.
+
+    Args:
+        columns: by the text below a column and by series, the value and the error of each part.
+        origins: where a column has its vertical line, by its text; by default at 0.
+    """
+    parts = list(dict.fromkeys(part for series in columns.values() for found in series.values() for part in found))
+    names = list(dict.fromkeys(name for series in columns.values() for name in series))
     figure, panels = empty_figure(1.4 + 0.35 * len(parts), len(columns), sharey=True, squeeze=False)
-    for number, (axes, (name, found)) in enumerate(zip(panels[0], columns.items(), strict=True)):
-        values, errors = zip(*found.values(), strict=True)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.errorbar(values, range(len(parts)), xerr=errors, capsize=3, **(line_style(number) | {"linestyle": "none"}))
-        axes.set(xlabel=f"{name}, ± standard error")
+    for axes, (label, series) in zip(panels[0], columns.items(), strict=True):
+        axes.axvline((origins or {}).get(label, 0), color="black", linewidth=0.8)
+        for name, found in series.items():
+            values, errors = zip(*found.values(), strict=True)
+            look = line_style(names.index(name)) | {"linestyle": "none"}
+            axes.errorbar(values, list(map(parts.index, found)), xerr=errors, capsize=3, label=name, **look)
+        axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     panels[0, 0].set_yticks(range(len(parts)), parts)
     panels[0, 0].invert_yaxis()
+    if len(names) > 1:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     figure.savefig(path)
 

@@ -22,6 +22,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 BATCHES = {"MeZO": 4, "AdamW": 1}  # of the study's budgets, which the text above the first table has
 VALIDATION_RECORDS, TEST_RECORDS = 200, 500
+BEFORE = {"scan": 53.0, "figure": 32.4, "chart": 3.2}  # % of the test sets without training
 
 Rows = list[list[str]]
 
@@ -160,12 +161,27 @@ def rounding(path: Path) -> None:
 def by_layer(path: Path) -> None:
     """Slope and curvature of each part of a language model."""
     rows = table_after("reproduction.md", "Upper layers", ["part", "trace of the Hessian"])
-    columns: dict[str, dict[str, tuple[float, float]]] = {}
+    columns: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for name, _, slope, _, trace, _ in rows:
         for quantity, cell in (("|g|^2", slope), ("trace of the Hessian", trace)):
             value, error = numbers(cell)
-            columns.setdefault(quantity, {})[name] = value, error
+            columns.setdefault(f"{quantity}, ± standard error", {"": {}})[""][name] = value, error
     plot_parts(columns, path, "SmolLM2-135M on rated sentences, before training: slope and curvature by part")
+
+
+def adapters(path: Path) -> None:
+    """Accuracy by kind of adapter, with both methods on three tasks."""
+    columns: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for method, mark in (("backpropagation", "memory at 0.5b"), ("MeZO", "of AdamW's gain")):
+        for kind, _, _, *accuracies in table_after("reproduction.md", "Accuracy", ["weights", "scan %", mark]):
+            for task, cell in zip(BEFORE, accuracies, strict=False):
+                if found := numbers(cell):
+                    name = kind.replace("`", "").removesuffix(", 5,000 steps")
+                    columns.setdefault(f"{task}, %", {}).setdefault(method, {})[name] = found[0], found[1]
+    origins = {f"{task}, %": before for task, before in BEFORE.items()}
+    plot_parts(
+        columns, path, "Accuracy on the test set by what is trained, ± deviation of 3 seeds; line: before", origins
+    )
 
 
 def _scheme(cell: str) -> str:
@@ -182,6 +198,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "study_memory": memory,
     "study_rounding": rounding,
     "study_by_layer": by_layer,
+    "study_adapters": adapters,
     "storage_words": storage(1, "Language model of 135M on words: bfloat16 forward, weights kept in five ways"),
     "storage_tiny": storage(3, "Tiny model on scans: bfloat16 forward, weights kept in five ways"),
 }

@@ -78,6 +78,7 @@ give_way() {
         without learning_rate zo_eps # which are of whole models: adapters have their own
         parts=mm_language_model      # which stands for the adapter
     fi
+    case $(given optim) in lomo | adalomo) without learning_rate mm_vision_tower_lr ;; esac # they have their own
     if given zo_estimator > /dev/null; then without zo_num_directions; fi # the estimator has its own
     given max_steps > /dev/null || ! given num_train_epochs > /dev/null || without max_steps
     ! given learning_rate > /dev/null || without mm_vision_tower_lr # the preset has one rate for all parts

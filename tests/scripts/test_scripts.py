@@ -77,6 +77,12 @@ def test_adapters_keep_their_own_rate_and_eps() -> None:
     assert "--zo_eps 1e-3" in dry_run("--adapter", "none").stdout
 
 
+def test_optimizers_inside_the_backward_pass_keep_their_own_rate() -> None:
+    command = dry_run("0.5b", "--optim", "adalomo", DATA_PATH="x.json").stdout
+    assert "--learning_rate" not in command and "--mm_vision_tower_lr" not in command and "--optim adalomo" in command
+    assert "--learning_rate" in dry_run("0.5b", "--optim", "sgd", DATA_PATH="x.json").stdout
+
+
 def test_estimators_keep_their_own_number_of_directions() -> None:
     assert "--zo_num_directions" not in dry_run("--zo_estimator", "fzoo").stdout
     assert "--zo_num_directions 3" in dry_run("--zo_estimator", "fzoo", "--zo_num_directions", "3").stdout

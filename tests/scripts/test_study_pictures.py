@@ -105,6 +105,18 @@ def test_shares_of_slopes_and_parts_are_those_of_their_tables(tmp_path, drawn):
     assert traces.lines[0].get_xdata()[0] == 1450 and list(traces.lines[0].get_xdata())[2] == 395
 
 
+def test_adapters_are_those_of_both_tables(tmp_path, drawn):
+    table_pictures.PICTURES["study_adapters"](tmp_path / "a.png")
+    ((_, panels),) = drawn
+    names = [text.get_text() for text in panels[0, 0].get_yticklabels()]
+    assert names[:2] == ["all weights", "LoRA"] and "all weights, AdaLomo" in names and len(names) == len(set(names))
+    by_gradients, by_forwards = panels[0, 2].containers
+    places = dict(zip(by_forwards.lines[0].get_ydata(), by_forwards.lines[0].get_xdata(), strict=True))
+    assert by_gradients.lines[0].get_xdata()[0] == 42.0
+    assert places[names.index("all weights")] == 15.2 and places[names.index("MoRA")] == 16.9
+    assert panels[0, 2].get_lines()[0].get_xdata()[0] == 3.2
+
+
 def test_a_missing_table_is_named():
     with pytest.raises(InputError, match=r"docs/log\.md: no table with the columns nothing below 'Log'"):
         table_pictures.table_after("log.md", "Log", ["nothing"])

@@ -87,6 +87,23 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({"optim": "adalomo"}, 1e-3),
+        ({"optim": "lomo"}, 1e-2),
+        ({"optim": "adalomo", "learning_rate": 1e-5}, 1e-5),
+        ({"optim": "lomo", "adapter": "pissa", "mm_tunable_parts": "mm_language_model"}, 1e-4),
+        ({}, 5e-5),
+    ],
+)
+def test_optimizers_inside_the_backward_pass_have_a_rate_of_their_own(
+    changes: dict[str, Any], rate: float, flags: Flags
+) -> None:
+    args = parse_arguments(flags(**changes))[2]
+    assert args.learning_rate == rate and (args.max_grad_norm == 0) == ("optim" in changes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("optim", "precision"), COMBINATIONS)
 def test_three_steps_and_a_run_that_goes_on(optim: str, precision: str, words: Flags, tmp_path: Path) -> None:

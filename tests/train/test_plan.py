@@ -170,6 +170,8 @@ def test_what_memory_follows(half_b: Sizes) -> None:
         assert row.total <= large[name].total, name
     assert small["full, AdamW, checkpointing"].total <= small["full, AdamW"].total
     assert small["full, LOMO, checkpointing"].total < small["full, Adafactor, checkpointing"].total
+    states = adafactor_states(half_b.shapes(LM))
+    assert small["full, AdaLomo"].total == small["full, LOMO"].total + states > small["full, LOMO"].total
     assert small["MeZO, full"].total < small["full, LOMO, checkpointing"].total
     assert small["MeZO, full"].bytes["copies"] == 2 * 2 * half_b.layer
     assert small["full, AdamW"].bytes["optimizer"] == 8 * half_b.parts[LANGUAGE_MODEL]
@@ -182,8 +184,8 @@ def test_backpropagation_is_taken_wherever_it_fits() -> None:
     names = {memory: row.name if row else None for memory, row in taken.items()}
     assert names == {
         200: "full, AdamW",
-        80: "LoRA + AdamW",
-        24: "LoRA + AdamW, checkpointing",
+        80: "full, AdaLomo",
+        24: "full, AdaLomo, checkpointing",
         16: "QLoRA + AdamW, checkpointing",
         10: "QLoRA + Adafactor, checkpointing",
         9: "MeZO, 4-bit with LoRA",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import BITSANDBYTES, GALORE, OPTIMIZERS
 from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only
 
+logger = logging.getLogger(__name__)
+
+FUSED_RATES = {"lomo": 1e-2, "adalomo": 1e-3}
+"""Of the tiny model on a drawn task: docs/reproduction.md, "Accuracy". AdaLomo's is in units of a weight's own size."""
 OF_CYCLES = ("adamw_torch", "adamw_torch_fused")
 PACKAGES = {**dict.fromkeys(BITSANDBYTES, "bitsandbytes"), **dict.fromkeys(GALORE, "galore_torch")}
 OF_AN_OPTIMIZER = ("optim", "adafactor", "optim_args", "mm_projector_lr", "mm_vision_tower_lr")
@@ -50,6 +55,19 @@ def check_optimizer(values: Any, given: Collection[str]) -> None:
         refusals += _of_cycles(values, optim)
     for what, why in refusals:
         raise InputError(f"{what}: {why}")
+
+
+def settle_fused(values: Any, given: Collection[str]) -> None:
+    """What follows from an optimizer inside the backward pass, in flags that were not given."""
+    values.max_grad_norm = 0.0  # a default that has no meaning there
+    if "learning_rate" in given or given_kind(values) != "none":
+        return
+    values.learning_rate = FUSED_RATES[values.optim]
+    logger.warning(
+        "--learning_rate %g, the default of --optim %s, found on a model of 1.8M parameters: larger ones may want less",
+        values.learning_rate,
+        values.optim,
+    )
 
 
 def _of_fused(values: Any, given: Collection[str], optim: str) -> Iterator[Refusal]:

@@ -40,7 +40,7 @@ from llava.train.flags.arguments import (
 from llava.train.flags.dry_run import dry_run
 from llava.train.flags.effects import check_effects, shown
 from llava.train.flags.learning_rate import number_or_auto, settle_learning_rate
-from llava.train.flags.optimizers import check_optimizer
+from llava.train.flags.optimizers import check_optimizer, settle_fused
 from llava.train.flags.ranges import check_numbers
 from llava.train.flags.validation_flags import check_validation_flags, settle_validation
 from llava.train.objectives import chooses, score_of
@@ -158,7 +158,7 @@ def _adjust(values: Any, given: Collection[str]) -> None:
         if values.zo_journal and not {"save_strategy", "save_steps"} & set(given):
             values.save_strategy = "no"  # the journal keeps every step
     elif values.optim in FUSED:
-        values.max_grad_norm = 0.0  # a default that has no meaning there
+        settle_fused(values, given)
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         values.use_cpu = True  # transformers refuses --bf16 True on a CPU that was not asked for
         if values.tf32:
