@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -17,7 +18,8 @@ class LostRankError(RanksError):
     """Another process of the run has ended, or does not answer; no step is lost by it."""
 
 
-_NETWORK = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|broken pipe", re.IGNORECASE)
+_LIBRARIES = re.compile("gloo|nccl", re.IGNORECASE)
+_TYPES: Any = getattr(torch.distributed, "DistError", ())
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def waiting_for_others() -> Iterator[None]:
     watchdog ends a process after that time, before this can speak.
 
     Raises:
-        LostRankError: in place of a network library's error, which has no type of its own in gloo's case.
+        LostRankError: in place of a network library's error. Some have types of their own; gloo's names its file.
     """
     try:
         yield
@@ -38,7 +40,7 @@ def waiting_for_others() -> Iterator[None]:
         distributed = torch.distributed
         ranks = distributed.get_world_size() if distributed.is_initialized() else 1
         said = " ".join(str(error).split())
-        if ranks == 1 or not _NETWORK.search(said):
+        if ranks == 1 or not (isinstance(error, _TYPES) or _LIBRARIES.search(said)):
             raise
         raise LostRankError(
             f"rank {distributed.get_rank()} of {ranks}: another process of this run has ended, or has not answered for "

@@ -159,6 +159,7 @@ GLOO = "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms f
         (RuntimeError("NCCL error: remote process exited"), 2, LostRankError),
         (RuntimeError(GLOO), 1, RuntimeError),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2, RuntimeError),
+        (RuntimeError("DataLoader timed out after 30 seconds"), 2, RuntimeError),
         (RanksDifferError("after step 5 rank 1 of 2 has other weights"), 2, RanksDifferError),
     ],
 )
