@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
-from candidates import Candidate, Case, candidates_parser, cases_of, page
+from candidates import BATCH, Candidate, Case, candidates_parser, cases_of, page
 from run_pool import Pool
 from settings import mean_and_spread, parsed
 
@@ -26,12 +26,12 @@ from llava.train.flags.adapter_flags import DEFAULTS
 
 FULL = {"adamw": ("1e-4", "3e-4", "1e-3"), "mezo": ("2.5e-5", "5e-5", "1e-4")}
 """Rates with all weights, as algorithms.py has them: runs of one pool are shared."""
-BATCH = {"per_device_train_batch_size": 4}
+BATCHES = {"per_device_train_batch_size": BATCH}
 FRUGAL = {
-    "adafactor": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"optim": "adafactor", **BATCH}),
-    "lomo": Candidate("adamw", ("1e-2", "3e-2", "1e-1"), {"optim": "lomo", **BATCH}),
-    "adalomo": Candidate("adamw", ("1e-3", "3e-3", "1e-2"), {"optim": "adalomo", **BATCH}),
-    "blocks": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"cycle_blocks": 25, **BATCH}),
+    "adafactor": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"optim": "adafactor", **BATCHES}),
+    "lomo": Candidate("adamw", ("1e-2", "3e-2", "1e-1"), {"optim": "lomo", **BATCHES}),
+    "adalomo": Candidate("adamw", ("1e-3", "3e-3", "1e-2"), {"optim": "adalomo", **BATCHES}),
+    "blocks": Candidate("adamw", ("1e-4", "3e-4", "1e-3"), {"cycle_blocks": 25, **BATCHES}),
 }
 """Backpropagation through all weights in less memory than AdamW takes."""
 
@@ -40,7 +40,7 @@ def candidates() -> dict[str, Candidate]:
     """By METHOD-KIND or the optimizer's name, all that can be compared."""
     found = {}
     for method in ("adamw", "mezo"):
-        batch = BATCH if method == "adamw" else {}
+        batch = BATCHES if method == "adamw" else {}
         found[f"{method}-none"] = Candidate(method, FULL[method], batch)
         for kind, default in DEFAULTS.items():
             usual = default.rate if method == "adamw" else default.zo_rate

@@ -22,7 +22,6 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 BATCHES = {"MeZO": 4, "AdamW": 1}  # of the study's budgets, which the text above the first table has
 VALIDATION_RECORDS, TEST_RECORDS = 200, 500
-BEFORE = {"scan": 53.0, "figure": 32.4, "chart": 3.2}  # % of the test sets without training
 
 Rows = list[list[str]]
 
@@ -171,17 +170,17 @@ def by_layer(path: Path) -> None:
 
 def adapters(path: Path) -> None:
     """Accuracy by kind of adapter, with both methods on three tasks."""
+    runs = table_after("reproduction.md", "Methods and parts", ["method", "parts", "before %", "after %"])
+    origins = {f"{task}, %": numbers(before)[0] for task, _, _, _, _, _, before, *_ in runs}
     columns: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for method, mark in (("backpropagation", "memory at 0.5b"), ("MeZO", "of AdamW's gain")):
         for kind, _, _, *accuracies in table_after("reproduction.md", "Accuracy", ["weights", "scan %", mark]):
-            for task, cell in zip(BEFORE, accuracies, strict=False):
-                if found := numbers(cell):
-                    name = kind.replace("`", "").removesuffix(", 5,000 steps")
-                    columns.setdefault(f"{task}, %", {}).setdefault(method, {})[name] = found[0], found[1]
-    origins = {f"{task}, %": before for task, before in BEFORE.items()}
-    plot_parts(
-        columns, path, "Accuracy on the test set by what is trained, ± deviation of 3 seeds; line: before", origins
-    )
+            name = kind.replace("`", "").removesuffix(", 5,000 steps")
+            for task, cell in zip(origins, accuracies, strict=False):
+                value, spread = numbers(cell)
+                columns.setdefault(task, {}).setdefault(method, {})[name] = value, spread
+    title = "Accuracy on the test set by what is trained, ± deviation of 3 seeds; line: before"
+    plot_parts(columns, path, title, origins)
 
 
 def _scheme(cell: str) -> str:

@@ -180,16 +180,17 @@ def settle_adapter(values: Any, given: Collection[str]) -> None:
     if values.adapter == "none" and beside:  # --lora_enable, as LLaVA-NeXT has it
         _warn_of_rate(values, given)
         return
-    if "learning_rate" not in given:
-        values.learning_rate = defaults.rate_of(values.trainer_mode)
-        logger.warning(
-            "--learning_rate %g, the default of --adapter %s, found on a model of 1.8M parameters: larger models want "
-            "less",
-            values.learning_rate,
-            kind,
-        )
+    settle_rate(values, given, defaults.rate_of(values.trainer_mode), f"--adapter {kind}")
     if values.trainer_mode == "zo" and "zo_eps" not in given and not beside:
         values.zo_eps = defaults.zo_eps  # one for all weights, and larger than many of a projector's with some kinds
+
+
+def settle_rate(values: Any, given: Collection[str], rate: float, of: str) -> None:
+    """Take the rate that goes with another flag, `of`, where `--learning_rate` was not given."""
+    if "learning_rate" not in given:
+        values.learning_rate = rate
+        message = "--learning_rate %g, the default of %s, found on a model of 1.8M parameters: larger models want less"
+        logger.warning(message, rate, of)
 
 
 def _warn_of_rate(values: Any, given: Collection[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any
 import torch
 
 from llava.errors import InputError
-from llava.train.flags.adapter_flags import given_kind
+from llava.train.flags.adapter_flags import given_kind, settle_rate
 from llava.train.flags.effects import shown
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import BITSANDBYTES, GALORE, OPTIMIZERS
 from llava.train.parts.tunable import LANGUAGE_MODEL, adapter_only
-
-logger = logging.getLogger(__name__)
 
 FUSED_RATES = {"lomo": 1e-2, "adalomo": 1e-3}
 """Of the tiny model on a drawn task: docs/reproduction.md, "Accuracy". AdaLomo's is in units of a weight's own size."""
@@ -60,14 +57,8 @@ def check_optimizer(values: Any, given: Collection[str]) -> None:
 def settle_fused(values: Any, given: Collection[str]) -> None:
     """What follows from an optimizer inside the backward pass, in flags that were not given."""
     values.max_grad_norm = 0.0  # a default that has no meaning there
-    if "learning_rate" in given or given_kind(values) != "none":
-        return
-    values.learning_rate = FUSED_RATES[values.optim]
-    logger.warning(
-        "--learning_rate %g, the default of --optim %s, found on a model of 1.8M parameters: larger ones may want less",
-        values.learning_rate,
-        values.optim,
-    )
+    if given_kind(values) == "none":  # adapters have their own
+        settle_rate(values, given, FUSED_RATES[values.optim], f"--optim {values.optim}")
 
 
 def _of_fused(values: Any, given: Collection[str], optim: str) -> Iterator[Refusal]:
