@@ -17,6 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llava.mezo.algorithms.interface import Term
 from llava.mezo.curvature import Along, Landscape, Probe
 from llava.mezo.durable import write_durably
 from llava.mezo.errors import InputError
@@ -71,6 +72,11 @@ class Probes:
                 row["rounding_at_most"] = landscape.rounding(eps)
                 rows.append(row | {name: vars(getattr(landscape, name)) for name in SHOWN})
         return rows
+
+
+def size_of(terms: Sequence[Term]) -> float:
+    """Root mean square of the projected gradients of a step."""
+    return math.sqrt(sum(term.projected_grad**2 for term in terms) / len(terms))
 
 
 def rms_report(sizes: Iterable[tuple[int, float]]) -> list[dict[str, float]]:

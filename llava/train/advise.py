@@ -26,7 +26,7 @@ from llava.mezo.durable import write_durably
 from llava.model.own_settings import read_config
 from llava.runs.plots import plot_range_test
 from llava.train.flags.from_checkpoint import take_from_checkpoint
-from llava.train.flags.learning_rate import refuse_untested
+from llava.train.flags.learning_rate import refuse_untested, usual_rate
 from llava.train.flags.parsing import parse_arguments
 from llava.train.flags.preflight import check_paths, check_records
 from llava.train.memory import free_memory
@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, flags = _options(argv)
     model_args, data_args, training_args = parse_arguments(flags)
     refuse_untested(training_args, "advice")
+    if "learning_rate" not in model_args.given:
+        training_args.learning_rate = usual_rate(training_args)
     check_paths(model_args, data_args, training_args)
     take_from_checkpoint(model_args, data_args, read_config(model_args.model_name_or_path))
     parts = check_records(data_args, training_args, training_args.data_processes)

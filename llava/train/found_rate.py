@@ -17,7 +17,7 @@ from llava.runs.plots import plot_range_test
 from llava.runs.run_folder import RATE_FILE, RATE_PICTURE
 from llava.train.flags.arguments import TrainingArguments
 from llava.train.memory import free_memory
-from llava.train.range_test import DECADES, STEPS_OF_DECADE, run_range_test
+from llava.train.range_test import DECADES, most_steps, run_range_test
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def found_rate(
         return float(known)
     logger.info(
         "looking for a learning rate (--learning_rate auto) around %g, in at most %d steps",
-        *(training_args.learning_rate, 2 * DECADES * STEPS_OF_DECADE),
+        *(training_args.learning_rate, most_steps(training_args)),
     )
     report = run_range_test(make, training_args, version).report()
     free_memory()

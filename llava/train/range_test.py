@@ -31,10 +31,12 @@ logger = logging.getLogger(__name__)
 
 STEPS_OF_DECADE = 60
 """In which the rate grows tenfold."""
+OF_MANY_DIRECTIONS = 18
+"""The same with `fzoo`, which has a forward for each of some eight or sixteen directions in a step."""
 DECADES = 3
 """Below and above the rate in the middle."""
-EVERY = 10
-"""Steps between two measurements."""
+MARKS_OF_DECADE = 6
+"""Measurements."""
 RECORDS = 64
 """Of the training set, whose loss is measured."""
 LOST, LEAST, LASTING = 0.25, 0.05, 3
@@ -108,20 +110,34 @@ class RangeTest:
         return found | {"learning_rate": self.rate}
 
 
+def steps_of_decade(args: TrainingArguments) -> int:
+    """In which the rate of a test for these flags grows tenfold."""
+    return OF_MANY_DIRECTIONS if args.trainer_mode == "zo" and args.zo_estimator == "fzoo" else STEPS_OF_DECADE
+
+
+def most_steps(args: TrainingArguments) -> int:
+    """Of a test for these flags."""
+    return 2 * DECADES * steps_of_decade(args)
+
+
 def share_for(args: TrainingArguments, records: int) -> float:
     """Of the rate that breaks a run, for a run of these flags on so many records.
 
-    Zeroth-order steps carry weights by their noise as far as rate x sqrt(steps), so a short run can take a higher rate.
+    Zeroth-order steps carry weights by their noise as far as rate x sqrt(steps), so a short run can take a higher rate,
+    and a short test finds a higher one.
     """
+    if args.trainer_mode != "zo":
+        return SHARE
     steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * records / records_of_a_step(args)
-    return SHARE * min(math.sqrt(LONG / min(steps, LONG)), MOST) if args.trainer_mode == "zo" else SHARE
+    of_test = math.sqrt(steps_of_decade(args) / STEPS_OF_DECADE)
+    return SHARE * of_test * min(math.sqrt(LONG / min(steps, LONG)), MOST)
 
 
 def trial_settings(training_args: TrainingArguments, folder: str) -> TrainingArguments:
     """Those of a run, for a trainer with which something is tried out and which keeps nothing outside of `folder`."""
     changed = copy.copy(training_args)
     changed.output_dir = folder
-    changed.max_steps = 2 * DECADES * STEPS_OF_DECADE
+    changed.max_steps = most_steps(training_args)
     changed.save_strategy = changed.eval_strategy = IntervalStrategy.NO
     # a measurement takes no more memory than a step
     changed.per_device_eval_batch_size = min(changed.per_device_eval_batch_size, changed.per_device_train_batch_size)
@@ -162,6 +178,7 @@ class _GrowingRate(TrainerCallback):
         some: Any = Subset(data, random.Random(0).sample(range(len(data)), min(RECORDS, len(data))))
         self.trainer = trainer
         self.validation = Validation(Curve(LOSS, "", ()), some, trainer.data_collator, version, of_steps=True)
+        self.steps_of_decade = steps_of_decade(trainer.args)
         self.rate = self.start = math.nan
         self.marks: list[Mark] = []
 
@@ -174,14 +191,14 @@ class _GrowingRate(TrainerCallback):
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        growth: float = 10 ** (state.global_step / STEPS_OF_DECADE - DECADES)
+        growth: float = 10 ** (state.global_step / self.steps_of_decade - DECADES)
         self.rate = args.learning_rate * growth
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * growth
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = False  # also where it has diverged
-        if state.global_step % EVERY:
+        if state.global_step % (self.steps_of_decade // MARKS_OF_DECADE):
             return
         loss = self.validation.measure(self.trainer)
         self.marks.append(Mark(self.rate, loss if math.isfinite(loss) else math.inf))

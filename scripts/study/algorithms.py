@@ -4,7 +4,7 @@
     python scripts/study/algorithms.py --candidates mezo normalized --tasks figure
 
 How they are searched and judged is in candidates.py. `--budget` is in minutes: no run is started after it. Writes
-algorithms.md and, for each task, a picture of accuracy against sample-forwards (the first seed's runs, at `--points`
+algorithms.md and, for each task, a picture of accuracy against sample-forwards (the mean over the seeds, at `--points`
 steps of their journals).
 """
 
@@ -32,10 +32,19 @@ PLAIN, SMALL = ["2.5e-5", "5e-5", "1e-4"], ["3e-7", "1e-6", "3e-6"]
 OF_A_STEP = ["4e-4", "8e-4", "1.6e-3"]  # of rules and estimators whose step's length does not follow the loss
 NORMALIZED = {"zo_rule": "normalized", "lr_scheduler_type": "linear"}
 EVENLY = {"stratify_answers": "auto"}
+
+
+def fzoo(directions: int, rates: Sequence[str]) -> Candidate:
+    """One loss at the weights, and one a direction."""
+    flags = {"zo_estimator": "fzoo", "zo_num_directions": directions, "zo_noise": "rademacher", "zo_eps": "1e-4"}
+    return Candidate("mezo", rates, flags, directions + 1)
+
+
 CANDIDATES = {
     "adamw-1": Candidate("adamw", ["1e-4", "3e-4", "1e-3"], {"per_device_train_batch_size": 1}),
     "adamw-4": Candidate("adamw", ["1e-4", "3e-4", "1e-3"], {"per_device_train_batch_size": 4}),
     "mezo": Candidate("mezo", PLAIN),
+    "study": Candidate("mezo", ["5e-5"]),  # the rate of methods_and_parts.py, at which no seed diverges
     "spread": Candidate("mezo", PLAIN, EVENLY),
     "cosine": Candidate("mezo", PLAIN, {"lr_scheduler_type": "cosine"}),
     "normalized": Candidate("mezo", OF_A_STEP, NORMALIZED),
@@ -50,12 +59,8 @@ CANDIDATES = {
     "adam": Candidate("mezo", OF_A_STEP, {"zo_rule": "adam", "zo_noise": "rademacher"}),
     "adamu": Candidate("mezo", PLAIN, {"zo_rule": "adamu"}),
     "one_point": Candidate("mezo", SMALL, {"zo_estimator": "one_point"}, 1),
-    "fzoo": Candidate(
-        "mezo",
-        OF_A_STEP,
-        {"zo_estimator": "fzoo", "zo_num_directions": 8, "zo_noise": "rademacher", "zo_eps": "1e-4"},
-        9,
-    ),
+    "fzoo": fzoo(8, ["1.6e-3", "3.2e-3", "6.4e-3"]),
+    "fzoo16": fzoo(16, ["3.2e-3", "6.4e-3", "1.28e-2"]),
     "per_example": Candidate("mezo", OF_A_STEP, {"zo_estimator": "per_example"}),
     "guided": Candidate("mezo", PLAIN, {"zo_estimator": "guided", "zo_num_directions": 4}, 6),
     "lowrank": Candidate("mezo", PLAIN, {"zo_estimator": "lowrank"}),
@@ -84,17 +89,23 @@ def pictures(cases: Sequence[Case], pool: Pool, options: argparse.Namespace) -> 
     for task in dict.fromkeys(case.task for case in cases):
         curves, best = {}, []
         for case in cases:
-            finals = case.finals(pool, options) if case.task == task else []
-            found = [accuracy for accuracy in map(pool.accuracy, finals) if accuracy is not None]
+            runs = case.finals(pool, options) if case.task == task else []
+            found = {run.name: accuracy for run in runs if (accuracy := pool.accuracy(run)) is not None}
             if found and case.candidate.method == "adamw":
-                best.append(100 * mean(found))
-            elif finals and pool.accuracy(finals[0]) is not None:
-                curves[case.name] = progress(case.candidate, finals[0], pool, options)
+                best.append(100 * mean(found.values()))
+            elif found:
+                of_seeds = [progress(case.candidate, run, pool, options) for run in runs if run.name in found]
+                curves[case.name] = averaged(of_seeds)
         if curves:
             picture = options.output / f"algorithms_{task.name}.png"
             plot_progress(curves, picture, f"{task.name}: accuracy on the test set", max(best, default=None))
             lines += [f"## {task.name}", "", f"![{task.name}]({picture.name})", ""]
     return lines
+
+
+def averaged(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean of curves whose points have the same places."""
+    return [(points[0][0], mean(value for _, value in points)) for points in zip(*curves, strict=True)]
 
 
 def progress(candidate: Candidate, run: Run, pool: Pool, options: argparse.Namespace) -> list[tuple[float, float]]:

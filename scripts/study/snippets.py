@@ -60,6 +60,8 @@ class Method:
     decay: bool = False
     upper_half: bool = False
     """Train the matrices of the upper half of the layers, as `--tunable_layers` and `--freeze_vectors`."""
+    counts: bool = False
+    """Tune the share of sentences with the wrong word, which has no gradient, in place of the loss."""
 
     @property
     def forwards(self) -> int:
@@ -89,6 +91,7 @@ METHODS = {
         "mezo", (3e-3, 1e-2, 3e-2), {"eps": 3e-3, **FZOO}, decay=True, upper_half=True
     ),
     "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
+    "accuracy": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "normalized", "eps": 1e-2}, decay=True, counts=True),
 }
 
 
@@ -169,6 +172,10 @@ class Study:
         """Cross entropy between the words."""
         return functional.cross_entropy(self.logits(model, batch)[:, self.words].float(), batch["right"])
 
+    def errors(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Share of the sentences whose wrong word is the likelier."""
+        return (self.logits(model, batch)[:, self.words].argmax(1) != batch["right"]).float().mean()
+
     @torch.no_grad()
     def accuracy(self, model: Any, sentences: Sentences, start: Sequence[int] = ()) -> float:
         """Share of the sentences whose right word is the likelier, behind other tokens if there are any."""
@@ -231,11 +238,12 @@ class Study:
         optimizer = MeZO(trained, model, MeZOConfig(seed=seed, **method.settings), lr=rate)
 
         frozen = frozen_modules(model) if method.upper_half else []
+        measured = self.errors if method.counts else self.loss
 
         def take(step: int, batch: dict[str, torch.Tensor], factor: float) -> float:
             optimizer.param_groups[0]["lr"] = rate * factor
             with reuse_outputs(frozen):
-                loss = optimizer.accumulate(step, lambda: self.loss(model, batch))
+                loss = optimizer.accumulate(step, lambda: measured(model, batch))
             optimizer.step()
             return loss
 

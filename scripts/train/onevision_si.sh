@@ -80,6 +80,10 @@ give_way() {
     fi
     case $(given optim) in lomo | adalomo) without learning_rate mm_vision_tower_lr ;; esac # they have their own
     if given zo_estimator > /dev/null; then without zo_num_directions; fi # the estimator has its own
+    if [ "$(given zo_estimator)" = fzoo ] && ! given learning_rate > /dev/null; then
+        without learning_rate # which is of steps that follow the loss
+        flags+=(--learning_rate auto)
+    fi
     given max_steps > /dev/null || ! given num_train_epochs > /dev/null || without max_steps
     ! given learning_rate > /dev/null || without mm_vision_tower_lr # the preset has one rate for all parts
 }

@@ -88,6 +88,13 @@ def test_estimators_keep_their_own_number_of_directions() -> None:
     assert "--zo_num_directions 3" in dry_run("--zo_estimator", "fzoo", "--zo_num_directions", "3").stdout
 
 
+def test_fzoo_finds_its_rate_unless_one_is_given() -> None:
+    assert dry_run("--zo_estimator", "fzoo").stdout.count("--learning_rate auto") == 1
+    given = dry_run("--zo_estimator", "fzoo", "--learning_rate", "3e-3").stdout
+    assert "--learning_rate 3e-3" in given and "auto" not in given
+    assert "--learning_rate auto" not in dry_run("--zo_estimator", "guided").stdout
+
+
 def test_a_dry_run_is_asked_for_in_either_spelling() -> None:
     command = dry_run("demo", "--dry-run")
     assert command.returncode == 0 and "--trainer_mode zo" in command.stdout and "--dry" not in command.stdout

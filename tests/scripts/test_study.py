@@ -266,10 +266,15 @@ def test_the_grid_starts_in_the_middle_and_finds_the_best(options, task, started
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("mezo", 5000), ("one_point", 10000), ("fzoo", 1111), ("guided", 1666), ("grown", 2200)]
+    ("name", "steps"),
+    [("mezo", 5000), ("one_point", 10000), ("fzoo", 1111), ("fzoo16", 588), ("guided", 1666), ("grown", 2200)],
 )
 def test_candidates_have_equal_sample_forwards(name, steps):
     assert algorithms.CANDIDATES[name].steps(5000) == steps
+
+
+def test_a_curve_is_the_mean_over_the_seeds():
+    assert algorithms.averaged([[(0, 50.0), (8, 60.0)], [(0, 50.0), (8, 70.0)]]) == [(0, 50.0), (8, 65.0)]
 
 
 def test_a_candidate_is_judged_at_its_best_rate(options, task, started, monkeypatch):

@@ -25,7 +25,7 @@ Flags = Callable[..., list[str]]
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A range test of at most 36 steps."""
     monkeypatch.setattr(range_test, "STEPS_OF_DECADE", 6)
-    monkeypatch.setattr(range_test, "EVERY", 2)
+    monkeypatch.setattr(range_test, "MARKS_OF_DECADE", 3)
 
 
 @pytest.mark.slow

@@ -509,23 +509,12 @@ def test_a_run_tells_that_it_diverges(
     logging.getLogger("llava").propagate = True
     with pytest.raises(module.DivergedError) if what == "stop" else nullcontext() as stopped:
         trainer.train()
-    told = [message for message in caplog.messages if message.startswith("diverged by step 75: projected gradients")]
+    told = [message for message in caplog.messages if message.startswith("diverged by step 75: the loss is")]
     assert len(told) == (0 if what == "off" else 1)
     assert trainer.state.global_step == (75 if what == "stop" else 100)
     if stopped is not None:
         assert str(stopped.value) == told[0]
         assert "(half of it: 5e-07)" in told[0] and told[0].endswith(f"{tmp_path / what / 'mezo_journal'}:12")
-
-
-def test_a_run_tells_that_it_diverges_by_its_losses_where_gradients_are_normalised(
-    module: ModuleType, mezo: Make
-) -> None:
-    torch.manual_seed(0)
-    settings = {"max_steps": 100, "learning_rate": 1e-6, "zo_on_divergence": "stop"}
-    trainer = mezo(model=Rising(), zo_estimator="fzoo", zo_noise="rademacher", zo_num_directions=2, **settings)
-    with pytest.raises(module.DivergedError, match=r"^diverged by step 75: the loss is .* above all of the first 25"):
-        trainer.train()
-    assert trainer.state.global_step == 75
 
 
 def test_a_step_that_was_recorded_shows_the_rate_it_was_taken_with(mezo: Make) -> None:

@@ -56,6 +56,7 @@ def test_when_a_run_has_broken_for_good() -> None:
         ({"max_steps": 625}, 2 * SHARE),
         ({"max_steps": 10}, 4 * SHARE),
         ({"max_steps": 10, "trainer_mode": "regular"}, SHARE),
+        ({"max_steps": 625, "zo_estimator": "fzoo"}, 2 * 0.3**0.5 * SHARE),
         ({"max_steps": -1, "num_train_epochs": 50, "gradient_accumulation_steps": 2}, 2 * SHARE),
     ],
 )
@@ -68,7 +69,7 @@ def test_share_of_a_short_run(changes: dict[str, Any], share: float, small_run: 
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of at most 72 steps."""
     monkeypatch.setattr(range_test, "STEPS_OF_DECADE", 12)
-    monkeypatch.setattr(range_test, "EVERY", 3)
+    monkeypatch.setattr(range_test, "MARKS_OF_DECADE", 4)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -151,7 +152,6 @@ def test_a_loss_that_is_not_finite_from_the_start(
         ({"zo_rule": "normalized"}, "--zo_rule normalized excludes --learning_rate auto"),
         ({"zo_batch_growth": "0:2"}, "--zo_batch_growth excludes --learning_rate auto"),
         ({"zo_estimator": "svrg"}, "--zo_estimator svrg excludes --learning_rate auto"),
-        ({"zo_estimator": "fzoo"}, "--zo_estimator fzoo excludes --learning_rate auto"),
         ({"zo_objective": "accuracy"}, "--zo_objective accuracy excludes --learning_rate auto"),
         ({"zo_from_journal": "run/mezo_journal:3"}, "--zo_from_journal excludes --learning_rate auto"),
         ({"trainer_mode": "regular", "fsdp": "full_shard"}, "--fsdp excludes --learning_rate auto"),
@@ -180,3 +180,16 @@ def test_it_is_looked_for_around_the_usual_rate(mode: str, rate: float, small_ru
     args = parse_arguments(small_run(learning_rate="auto", trainer_mode=mode, adapter="pissa"))[2]
     assert args.finds_learning_rate and args.learning_rate == rate
     assert not parse_arguments(small_run(trainer_mode=mode))[2].finds_learning_rate
+
+
+def test_many_directions_have_fewer_steps_around_a_rate_of_their_own(
+    small_run: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three marks a decade here, one every other step."""
+    monkeypatch.setattr(range_test, "OF_MANY_DIRECTIONS", 6)
+    monkeypatch.setattr(range_test, "MARKS_OF_DECADE", 3)
+    train(argv=small_run(learning_rate="auto", zo_estimator="fzoo", output_dir=tmp_path, max_steps=1))
+    found = json.loads((tmp_path / "learning_rate.json").read_text())
+    rates = [mark["rate"] for mark in found["marks"]]
+    assert rates[:2] == pytest.approx([1e-6 * 10 ** (1 / 6), 1e-6 * 10 ** (3 / 6)]) and len(rates) <= 18
+    assert 1e-5 < found["learning_rate"] < found["breaking_rate"] < 1

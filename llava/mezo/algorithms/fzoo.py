@@ -17,7 +17,6 @@ from llava.mezo.algorithms.interface import Estimator, Point, Settings, Term
 class FZOO(Estimator):
     """See `Estimator`; remembers nothing."""
 
-    normalised = True
     usual: ClassVar = {"num_directions": 8, "noise": "rademacher"}
 
     def __init__(self, settings: Settings) -> None:

@@ -97,8 +97,6 @@ class Estimator(ABC):
     """Whether each micro-batch is one example, with the step's direction of its number to itself."""
     usual: ClassVar[Mapping[str, Any]] = {}
     """Settings that it is published with, where those of plain MeZO are none of its."""
-    normalised = False
-    """Whether projected gradients are in units of their own spread, so that their size says nothing of the loss's."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -19,7 +19,7 @@ from llava.mezo.algorithms.spsa import SPSA
 class PerExample(SPSA):
     """See `Estimator`; remembers nothing."""
 
-    per_example = normalised = True
+    per_example = True
 
     def __init__(self, settings: Settings) -> None:
         if settings.num_directions < 2:

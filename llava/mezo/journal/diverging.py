@@ -1,18 +1,12 @@
-"""Whether a run with a journal diverges, while it still runs: projected gradients rise, and the loss does too.
-
-Those of an estimator that normalises (`fzoo`, `per_example`) are in units of their own spread and cannot rise: there
-the loss alone tells.
-"""
+"""Whether a run with a journal diverges, while it still runs: its loss, which had fallen, has risen and stays there."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from llava.mezo.algorithms.course import Course
-from llava.mezo.algorithms.interface import Term
 from llava.mezo.errors import JournalError
 from llava.mezo.journal.files import HEADER, JOURNAL_FOLDER, RECORDS, Journal
 from llava.mezo.journal.header import Header
@@ -20,48 +14,33 @@ from llava.mezo.journal.records import Record, applied_steps
 
 WINDOW = 25
 """Steps that are looked at together."""
-RISE = 4.0
-"""Times the projected gradients of the first window: more, twice in a row, is a run that diverges."""
+RISE = 0.25
+"""Of its fall so far: a loss that has risen back by as much does not just wander about where it has come to."""
 
 
-def diverging(losses: Sequence[float], gradients: Sequence[float], normalised: bool = False) -> str | None:
+def diverging(losses: Sequence[float]) -> str | None:
     """Why a run diverges, in a few words; None if it does not, or is too short to tell.
 
     Args:
         losses: one a step.
-        gradients: projected gradients, one a step; only their size counts.
-        normalised: the estimator normalises, and only the losses count.
 
-    Medians of windows are compared, since a single projected gradient has heavy tails. In the last two whole windows
-    both have to be above those of the first: gradients by `RISE`, which a run may also reach whose loss falls fast.
-    Losses alone have to be above all of the first window, however they spread: by chance a median hardly gets there.
+    The medians of the last two whole windows are compared with the best window before them, whose median is the lowest:
+    both have to be above all losses of that one, however they spread, and by `RISE` of what it is below the first.
+    Projected gradients tell no more: they have heavy tails, grow later than the loss does in most runs that diverge,
+    and not at all where an estimator takes them in units of their own spread (`fzoo`, `per_example`).
     """
-    count = len(losses) // WINDOW
-    if count < 3:
+    windows = [losses[start : start + WINDOW] for start in range(0, len(losses) - WINDOW + 1, WINDOW)]
+    if len(windows) < 3:
         return None
-    parts = [slice(number * WINDOW, (number + 1) * WINDOW) for number in (0, count - 2, count - 1)]
-    if normalised:
-        return _of_losses([losses[part] for part in parts], count * WINDOW)
-    sizes = [statistics.median(abs(value) for value in gradients[part]) for part in parts]
-    means = [statistics.median(losses[part]) for part in parts]
-    if min(sizes[1:]) > RISE * sizes[0] and min(means[1:]) > means[0]:
-        return (
-            f"diverged by step {count * WINDOW}: projected gradients are {sizes[2] / max(sizes[0], 1e-300):.1f} times "
-            f"those of the first {WINDOW} steps (medians), the loss {means[2]:.3g} after {means[0]:.3g}"
-        )
-    return None
-
-
-def _of_losses(parts: Sequence[Sequence[float]], step: int) -> str | None:
-    """The same by the losses of the first and the last two windows, the last of which ends with the step."""
-    first, *last = [statistics.median(part) for part in parts]
-    largest = max(parts[0])
-    if min(last) > largest:
-        return (
-            f"diverged by step {step}: the loss is {last[1]:.3g} (medians of {WINDOW} steps) after {first:.3g}, and "
-            f"above all of the first {WINDOW} steps, which are at most {largest:.3g}"
-        )
-    return None
+    medians = [statistics.median(window) for window in windows]
+    best = min(range(len(windows) - 2), key=medians.__getitem__)
+    lowest, largest = medians[best], max(windows[best])
+    if min(medians[-2:]) <= max(largest, lowest + RISE * (medians[0] - lowest)):
+        return None
+    return (
+        f"diverged by step {len(windows) * WINDOW}: the loss is {medians[-1]:.3g} (medians of {WINDOW} steps) after "
+        f"{lowest:.3g} by step {(best + 1) * WINDOW}, and above all losses there, which are at most {largest:.3g}"
+    )
 
 
 def journal_bytes(run: Path) -> int:
@@ -70,19 +49,9 @@ def journal_bytes(run: Path) -> int:
     return records.stat().st_size if records.exists() else 0
 
 
-def of_steps(header: Header, records: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """Losses and sizes of projected gradients of the steps that were applied, for `diverging`."""
-    losses, sizes = [], []
-    for record, proposal in applied_steps(records, Course(header)):
-        if proposal.terms:
-            losses.append(record.loss)
-            sizes.append(size_of(proposal.terms))
-    return losses, sizes
-
-
-def size_of(terms: Sequence[Term]) -> float:
-    """Root mean square of the projected gradients of a step."""
-    return math.sqrt(sum(term.projected_grad**2 for term in terms) / len(terms))
+def losses_of(header: Header, records: Sequence[Record]) -> list[float]:
+    """Of the steps that moved the weights, for `diverging`."""
+    return [record.loss for record, proposal in applied_steps(records, Course(header)) if proposal.terms]
 
 
 def journal_diverges(run: Path) -> str | None:
@@ -94,4 +63,4 @@ def journal_diverges(run: Path) -> str | None:
         journal = Journal.read(folder)
     except JournalError:
         return None  # the run itself says what is wrong with it
-    return diverging(*of_steps(journal.header, journal.records), Course(journal.header).estimator.normalised)
+    return diverging(losses_of(journal.header, journal.records))

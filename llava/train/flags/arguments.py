@@ -299,7 +299,7 @@ class TrainingArguments(RenamedFlags, transformers.TrainingArguments):
     )
     zo_on_divergence: str = flag(
         "warn",
-        "MeZO: what to do when projected gradients and loss rise together (with fzoo and per_example the loss): "
+        "MeZO: what to do when the loss has risen from where it was lowest, and stays there: "
         f"{', '.join(ON_DIVERGENCE)}: from there on each step does harm; halve goes back to the best step by the "
         "journal, and on with half the rate",
     )

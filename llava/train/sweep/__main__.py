@@ -4,7 +4,7 @@
         --output runs/sweep -- FLAGS OF llava/train/train.py, --eval_data_path among them
 
 Each trial is a run in OUTPUT/trials/NUMBER, with its command, log, journal, curve and report. Trials are drawn by TPE
-and stopped by successive halving at the evaluations of `--eval_steps`; one whose projected gradients and loss rise is
+and stopped by successive halving at the evaluations of `--eval_steps`; one whose loss has risen and stays there is
 stopped as diverged. Stop it at any time, give the same command again, and it goes on, unfinished trials first. OUTPUT
 then holds sweep.md with map.png and curves.png, best.json and best.txt: the best command line, which is printed too.
 """

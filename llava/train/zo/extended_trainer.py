@@ -17,11 +17,10 @@ from llava.mezo import MeZO
 from llava.mezo.algorithms.course import Course
 from llava.mezo.answer_tree import AnswerTree
 from llava.mezo.errors import InputError
-from llava.mezo.journal.diverging import size_of
 from llava.mezo.journal.records import applied_steps
 from llava.mezo.kernels.choice import kernel_for
 from llava.mezo.offloading.optimizer import OffloadedMeZO
-from llava.mezo.progress import rms_report
+from llava.mezo.progress import rms_report, size_of
 from llava.mezo.sharding.optimizer import ShardedMeZO
 from llava.train.zo.device_settings import DeviceSettings, refuse_placement
 from llava.train.zo.laid_out_forwards import LaidOutForwards, Objective

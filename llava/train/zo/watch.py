@@ -8,13 +8,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llava.mezo.journal.diverging import WINDOW, diverging, of_steps, size_of
+from llava.mezo.journal.diverging import WINDOW, diverging, losses_of
 
 logger = logging.getLogger(__name__)
 
 
 class WatchDivergence(TrainerCallback):
-    """Looks at losses and projected gradients every `WINDOW` steps; stops the run where its flags say so.
+    """Looks at the losses every `WINDOW` steps; stops the run where its flags say so.
 
     Args:
         trainer: a MeZOTrainer.
@@ -25,12 +25,11 @@ class WatchDivergence(TrainerCallback):
         self.why: str | None = None
         """Once it diverges."""
         self._losses: list[float] = []
-        self._sizes: list[float] = []
         self._begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Also once the run has gone back."""
-        self.why, self._losses, self._sizes, self._begun = None, [], [], False
+        self.why, self._losses, self._begun = None, [], False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an applied or a refused step, measured now or taken from the journal."""
@@ -38,14 +37,13 @@ class WatchDivergence(TrainerCallback):
         if not self._begun:
             self._begun = True
             if mezo.journal is not None:  # steps before the point that the run goes on from
-                self._losses, self._sizes = of_steps(mezo.journal.header, mezo.journal.records[: state.global_step - 1])
+                self._losses = losses_of(mezo.journal.header, mezo.journal.records[: state.global_step - 1])
         result = mezo.last
         if result is None or not result.applied or not result.terms:
             return
         self._losses.append(result.loss)
-        self._sizes.append(size_of(result.terms))
         if self.why is None and len(self._losses) % WINDOW == 0:
-            self.why = diverging(self._losses, self._sizes, mezo.course.estimator.normalised)
+            self.why = diverging(self._losses)
             if self.why is not None and not self.trainer.may_halve:
                 logger.warning("%s. %s", self.why, self.way_out())
         if self.why is not None and self.trainer.zo.on_divergence != "warn":
