@@ -91,7 +91,9 @@ METHODS = {
         "mezo", (3e-3, 1e-2, 3e-2), {"eps": 3e-3, **FZOO}, decay=True, upper_half=True
     ),
     "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
-    "accuracy": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "normalized", "eps": 1e-2}, decay=True, counts=True),
+    "accuracy, upper half": Method(
+        "mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, decay=True, upper_half=True, counts=True
+    ),
 }
 
 

@@ -376,7 +376,7 @@ def sentences(tmp_path):
 def test_sentences_are_tuned_on_and_judged(sentences, tmp_path, monkeypatch, capsys):
     """Each kind of method, for a few steps of a small model; what was run is not run again."""
     methods = ["zero-shot", "in context", "linear probe", "AdamW", "LoRA, AdamW"]
-    methods += ["MeZO", "LoRA, MeZO", "MeZO, answers spread", "FZOO", "FZOO, upper half"]
+    methods += ["MeZO", "LoRA, MeZO", "MeZO, answers spread", "FZOO", "FZOO, upper half", "accuracy, upper half"]
     given = [*sentences, "--output", str(tmp_path / "out"), "--methods", *methods]
     given += ["--seeds", "0", "1", "--steps", "9", "--adamw_steps", "3", "--batch", "4"]
     monkeypatch.setattr(sys, "argv", ["snippets.py", *given])
@@ -384,10 +384,12 @@ def test_sentences_are_tuned_on_and_judged(sentences, tmp_path, monkeypatch, cap
     told = capsys.readouterr().out
     rows = [line.split(" | ") for line in told.splitlines() if line.startswith("| ") and "method" not in line]
     assert [row[0].strip("| ") for row in rows] == methods
-    assert [row[2] for row in rows] == ["1", *["2"] * 9]
+    assert [row[2] for row in rows] == ["1", *["2"] * 10]
     result = json.loads(next((tmp_path / "out" / "runs").glob("MeZO-[0-9]*-s1.json")).read_text())
     assert len(result["losses"]) == 9 and 0 <= result["accuracy"]["test"] <= 1
     assert len(json.loads(next((tmp_path / "out" / "runs").glob("FZOO-[0-9]*.json")).read_text())["losses"]) == 2
+    counted = json.loads(next((tmp_path / "out" / "runs").glob("accuracy-upper_half-*.json")).read_text())["losses"]
+    assert [9 * 4 * share for share in counted] == pytest.approx([round(9 * 4 * share) for share in counted], abs=1e-3)
     monkeypatch.setattr(snippets.Study, "run", None)
     snippets.main()
     assert capsys.readouterr().out == told[told.index("# Rated") :]

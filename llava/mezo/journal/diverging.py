@@ -1,4 +1,4 @@
-"""Whether a run with a journal diverges, while it still runs: its loss, which had fallen, has risen and stays there."""
+"""Whether a run with a journal diverges, while it still runs: its loss has risen from its lowest, and stays there."""
 
 from __future__ import annotations
 
