@@ -114,7 +114,7 @@ def memory(path: Path) -> None:
     """Peak memory by method, from both ways of measuring it."""
     blocks: dict[str, dict[str, dict[str, float]]] = {}
     resident = table_after("reproduction.md", "Memory", ["method", "weights, GB", "over them"])
-    blocks["resident size, AdamW as it was then"] = {
+    blocks["resident size"] = {
         name: {"weights": numbers(weights)[0], "over the weights": numbers(over)[0]}
         for name, weights, over, *_ in resident
     }
