@@ -40,7 +40,8 @@ CLOSING = """\
 docs/flags.md has all flags, docs/choosing.md which method fits a card, docs/performance.md measured times.
 """
 OF_TRANSFORMERS = {
-    "learning_rate": "decides more than anything else, see docs/tuning.md; auto finds one; adapters have their own",
+    "learning_rate": "decides more than anything else, see docs/tuning.md; auto finds one, and does with "
+    "--zo_estimator fzoo; adapters have their own",
     "max_steps": "length of the run in steps",
     "num_train_epochs": "length of the run in epochs, where --max_steps is not given",
     "per_device_train_batch_size": "records a step and process; larger is calmer",

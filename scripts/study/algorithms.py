@@ -35,7 +35,7 @@ EVENLY = {"stratify_answers": "auto"}
 
 
 def fzoo(directions: int, rates: Sequence[str]) -> Candidate:
-    """One loss at the weights, and one a direction."""
+    """The estimator `fzoo` with so many directions: a step has one forward at the weights, and one a direction."""
     flags = {"zo_estimator": "fzoo", "zo_num_directions": directions, "zo_noise": "rademacher", "zo_eps": "1e-4"}
     return Candidate("mezo", rates, flags, directions + 1)
 

@@ -107,7 +107,7 @@ def test_the_rates_are_those_of_the_schedule_halved(bowl: Make) -> None:
     trainer.train()
     assert trainer.gone_back == BACK
     schedule = [RATE * (40 - step) / 40 for step in range(40)]
-    halved = [rate / (1 if step < 2 else 4) for step, rate in enumerate(schedule)]
+    halved = [rate / (1 if step < BACK[-1].back_to else 2 ** len(BACK)) for step, rate in enumerate(schedule)]
     assert rates_of(trainer) == pytest.approx(halved)
 
 
