@@ -65,7 +65,9 @@ def refuse_untested(values: Any, what: str) -> None:
     of_parts = {f"--{name}": getattr(values, name) is not None for name in RATES.values()}
     for flag, there in (of_mode | engines | of_parts).items():
         if there:
-            raise InputError(f"{flag} excludes {what}, which is for {known}: leave one of them out")
+            raise InputError(
+                f"{flag} excludes {what}, which is for {known}: leave it out or give --learning_rate a number"
+            )
 
 
 def usual_rate(values: Any) -> float:
