@@ -65,9 +65,8 @@ def refuse_untested(values: Any, what: str) -> None:
     of_parts = {f"--{name}": getattr(values, name) is not None for name in RATES.values()}
     for flag, there in (of_mode | engines | of_parts).items():
         if there:
-            raise InputError(
-                f"{flag} excludes {what}, which is for {known}: leave it out or give --learning_rate a number"
-            )
+            mended = f"leave {flag} out, or give --learning_rate a number"
+            raise InputError(f"{flag} excludes {what}, which is for {known}: {mended}")
 
 
 def usual_rate(values: Any) -> float:
