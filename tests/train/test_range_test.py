@@ -166,6 +166,12 @@ def test_what_no_rate_is_found_for(changes: dict[str, Any], message: str, small_
     assert message in str(raised.value)
 
 
+def test_a_script_that_took_auto_says_what_to_give(small_run: Flags) -> None:
+    """The user, who gave no rate, did not ask for a search."""
+    with pytest.raises(InputError, match="leave --zo_rule momentum out, or give --learning_rate a number$"):
+        parse_arguments(small_run(learning_rate="auto", zo_rule="momentum", zo_estimator="fzoo"))
+
+
 def test_what_a_test_has_in_place_of_the_run_s_flags(small_run: Flags) -> None:
     """It takes no more memory than a step, and has no records to evaluate on."""
     evaluated = {"eval_data_path": "some.json", "eval_on_start": True, "per_device_train_batch_size": 2}
