@@ -168,7 +168,7 @@ def test_what_no_rate_is_found_for(changes: dict[str, Any], message: str, small_
 
 def test_a_script_that_took_auto_says_what_to_give(small_run: Flags) -> None:
     """The user, who gave no rate, did not ask for a search."""
-    with pytest.raises(InputError, match="leave --zo_rule momentum out, or give --learning_rate a number$"):
+    with pytest.raises(InputError, match=r"leave --zo_rule momentum out, or give --learning_rate a number$"):
         parse_arguments(small_run(learning_rate="auto", zo_rule="momentum", zo_estimator="fzoo"))
 
 
