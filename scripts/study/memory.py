@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,7 @@ ADAPTER = {
     "lora_bias": "none",
 }
 DROPOUT = 0.05  # of LoRA with gradients
+_adamw = partial(torch.optim.AdamW, lr=1e-9, fused=True)
 NEW_TOKENS = 4
 TILES = 2
 
@@ -86,10 +88,10 @@ def work(method: str, model: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
     if method in FUSED:
         return _backward(model, inputs, FUSED[method](groups, lr=1e-9))
     if method == "cycle":  # the next block after each step, so that all kinds of blocks come
-        cycle = BlockCycle(model, groups, lambda groups: torch.optim.AdamW(groups, lr=1e-9), 1, 0)
+        cycle = BlockCycle(model, groups, _adamw, 1, 0)
         return _backward(model, inputs, cycle.optimizer, trained)
     masters = MasterWeights(model)
-    optimizer = torch.optim.AdamW(masters.replace(groups), lr=1e-9)
+    optimizer = _adamw(masters.replace(groups))
     masters.attach(optimizer)
     return _backward(model, inputs, optimizer, trained)
 

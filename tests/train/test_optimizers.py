@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from llava.errors import InputError
 from llava.train.flags.parsing import parse_arguments
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import lean_adapters
 from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS
@@ -102,6 +103,12 @@ def test_optimizers_inside_the_backward_pass_have_a_rate_of_their_own(
 ) -> None:
     args = parse_arguments(flags(**changes))[2]
     assert args.learning_rate == rate and (args.max_grad_norm == 0) == ("optim" in changes)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("float32", True), ("bf16", True), ("fp16", False)])
+def test_a_step_of_adamw_is_fused_unless_losses_are_scaled(precision: str, fused: bool, flags: Flags) -> None:
+    kind, options = LLaVATrainer.get_optimizer_cls_and_kwargs(parse_arguments(flags(**PRECISIONS[precision]))[2])
+    assert kind is torch.optim.AdamW and options.get("fused", False) == fused
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_adafactors_states_are_those_of_the_optimizer() -> None:
 
 @pytest.mark.parametrize(
     ("name", "measured", "within"),
-    [("zero-shot", 2.00, 0.07), ("MeZO, full", 2.08, 0.08), ("full, AdamW, checkpointing", 17.93, 0.11)],
+    [("zero-shot", 2.00, 0.07), ("MeZO, full", 2.08, 0.08), ("full, AdamW, checkpointing", 16.78, 0.05)],
 )
 def test_totals_are_near_what_was_measured(name: str, measured: float, within: float, half_b: Sizes) -> None:
     counted = by_name(half_b, Batch(1, MEASURED_TOKENS, 2, 12), ALL)[name].total / 1e9
