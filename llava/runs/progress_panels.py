@@ -13,6 +13,8 @@ Panel = Callable[[Any], None]
 """Draws on axes."""
 HEIGHT = 1.9
 """Inches of a panel."""
+ALIKE = 10.0
+"""Projected gradients are so, if the largest is at most so many times the smallest."""
 LARGEST_GROWTH = 20.0
 """Of values over the first one and its bar: an axis ends there where they grow by more, as where a run diverges."""
 
@@ -33,8 +35,14 @@ def progress_panels(gradients: Rows, probes: Rows) -> list[Panel]:
 
 
 def _draw_gradients(rows: Rows, axes: Any) -> None:
-    axes.plot([row["step"] for row in rows], [row["rms"] for row in rows], color=COLOURS[0], linewidth=1.8)
-    axes.set(yscale="log", ylabel="rms of projected\ngradients")
+    """From 0 where they are alike, as those of `fzoo`, which are over their own deviation."""
+    values = [row["rms"] for row in rows]
+    axes.plot([row["step"] for row in rows], values, color=COLOURS[0], linewidth=1.8)
+    axes.set_ylabel("rms of projected\ngradients")
+    if max(values) > ALIKE * min(values) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
 

@@ -148,12 +148,20 @@ def test_progress_is_drawn_below_the_loss(tmp_path, drawn):
     plot_loss(HISTORY, tmp_path / "loss.png", gradients=gradients, probes=probes)
     ((figure, (loss, slopes, signal)),) = drawn
     curvature = figure.axes[-1]
-    assert list(slopes.get_lines()[0].get_ydata()) == [22.0, 47.0, 62.0] and slopes.get_yscale() == "log"
+    assert list(slopes.get_lines()[0].get_ydata()) == [22.0, 47.0, 62.0]
     for axes, values in ((signal, [5.0, 4.0]), (curvature, [0.0, -90.0])):
         assert list(axes.containers[0].lines[0].get_xdata()) == [10.0, 35.0]
         assert list(axes.containers[0].lines[0].get_ydata()) == values
     assert (loss.get_xlabel(), signal.get_xlabel()) == ("", "optimizer step")
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+@pytest.mark.parametrize(("last", "scale"), [(1.02, "linear"), (30.0, "log"), (0.0, "linear")])
+def test_projected_gradients_of_one_size_have_an_axis_from_0(tmp_path, drawn, last, scale):
+    gradients = [{"step": step, "rms": rms} for step, rms in ((12, 1.0), (37, last))]
+    plot_loss(HISTORY, tmp_path / "loss.png", gradients=gradients)
+    ((_, (_, slopes)),) = drawn
+    assert slopes.get_yscale() == scale and (slopes.get_ylim()[0] == 0) == (scale == "linear")
 
 
 def test_a_single_window_is_no_curve(tmp_path, drawn):
