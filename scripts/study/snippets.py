@@ -66,10 +66,9 @@ class Method:
     @property
     def forwards(self) -> int:
         """Of a record in a step."""
-        return MeZO_FORWARDS.get(self.settings.get("estimator", "spsa"), 2)
+        return 2 if "num_directions" not in self.settings else 1 + int(self.settings["num_directions"])
 
 
-MeZO_FORWARDS = {"fzoo": 9}
 FZOO: Mapping[str, Any] = {"estimator": "fzoo", "num_directions": 8, "noise": "rademacher"}
 METHODS = {
     "zero-shot": Method("none"),
@@ -82,6 +81,7 @@ METHODS = {
     "MeZO, answers spread": Method("mezo", (1e-6, 3e-6, 1e-5), spread=True),
     "normalized": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "normalized"}, decay=True),
     "momentum": Method("mezo", (1e-6, 3e-6, 1e-5), {"rule": "momentum"}),
+    "adam": Method("mezo", (1e-4, 3e-4, 1e-3), {"rule": "adam", "noise": "rademacher"}, decay=True),
     "low rank": Method("mezo", (1e-6, 3e-6, 1e-5), {"estimator": "lowrank"}),
     "FZOO": Method("mezo", (1e-3, 3e-3, 1e-2), FZOO),
     "FZOO, upper half": Method("mezo", (3e-3, 1e-2, 3e-2), FZOO, decay=True, upper_half=True),
@@ -89,6 +89,9 @@ METHODS = {
     "FZOO, eps 3e-3": Method("mezo", (1e-3, 3e-3, 1e-2), {"eps": 3e-3, **FZOO}),
     "FZOO, upper half, eps 3e-3": Method(
         "mezo", (3e-3, 1e-2, 3e-2), {"eps": 3e-3, **FZOO}, decay=True, upper_half=True
+    ),
+    "FZOO, sixteen directions, upper half, eps 3e-3": Method(
+        "mezo", (8e-3, 1.6e-2, 3.2e-2), {"eps": 3e-3, **FZOO, "num_directions": 16}, decay=True, upper_half=True
     ),
     "LoRA, FZOO": Method("mezo", (3e-3, 1e-2, 3e-2), {"eps": 1e-2, **FZOO}, lora=True),
     "accuracy, upper half": Method(

@@ -168,19 +168,28 @@ def by_layer(path: Path) -> None:
     plot_parts(columns, path, "SmolLM2-135M on rated sentences, before training: slope and curvature by part")
 
 
-def adapters(path: Path) -> None:
-    """Accuracy by kind of adapter, with both methods on three tasks."""
-    runs = table_after("reproduction.md", "Methods and parts", ["method", "parts", "before %", "after %"])
-    origins = {f"{task}, %": numbers(before)[0] for task, _, _, _, _, _, before, *_ in runs}
-    columns: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for method, mark in (("backpropagation", "memory at 0.5b"), ("MeZO", "of AdamW's gain")):
-        for kind, _, _, *accuracies in table_after("reproduction.md", "Accuracy", ["weights", "scan %", mark]):
-            name = kind.replace("`", "").removesuffix(", 5,000 steps")
-            for task, cell in zip(origins, accuracies, strict=False):
-                value, spread = numbers(cell)
-                columns.setdefault(task, {}).setdefault(method, {})[name] = value, spread
-    title = "Accuracy on the test set by what is trained, ± deviation of 3 seeds; line: before"
-    plot_parts(columns, path, title, origins)
+def on_three_tasks(heading: str, marks: dict[str, str], by: str) -> Callable[[Path], None]:
+    """Accuracy of three seeds by task, from tables whose cells are a name, two of settings, and one a task.
+
+    Args:
+        marks: a column of the table of each series that the others have not, by the series' name.
+        by: what the names are of, for the title.
+    """
+
+    def draw(path: Path) -> None:
+        runs = table_after("reproduction.md", "Methods and parts", ["method", "parts", "before %", "after %"])
+        origins = {f"{task}, %": numbers(before)[0] for task, _, _, _, _, _, before, *_ in runs}
+        columns: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+        for series, mark in marks.items():
+            for row, _, _, *accuracies in table_after("reproduction.md", heading, ["scan %", mark]):
+                name = re.sub("[`*]", "", row).removesuffix(", 5,000 steps")
+                for task, cell in zip(origins, accuracies, strict=False):
+                    if cell:
+                        value, spread = numbers(cell)
+                        columns.setdefault(task, {}).setdefault(series, {})[name] = value, spread
+        plot_parts(columns, path, f"Accuracy on the test set by {by}, ± deviation of 3 seeds; line: before", origins)
+
+    return draw
 
 
 def _scheme(cell: str) -> str:
@@ -197,7 +206,14 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "study_memory": memory,
     "study_rounding": rounding,
     "study_by_layer": by_layer,
-    "study_adapters": adapters,
+    "study_adapters": on_three_tasks(
+        "Accuracy", {"backpropagation": "memory at 0.5b", "MeZO": "of AdamW's gain"}, "what is trained"
+    ),
+    "study_algorithms": on_three_tasks(
+        "Estimators, rules and orders",
+        {f"{number} forwards of a sample": f"{number} sample-forwards" for number in ("20,000", "40,000")},
+        "estimator, rule and order",
+    ),
     "storage_words": storage(1, "Language model of 135M on words: bfloat16 forward, weights kept in five ways"),
     "storage_tiny": storage(3, "Tiny model on scans: bfloat16 forward, weights kept in five ways"),
 }
