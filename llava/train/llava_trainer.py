@@ -30,7 +30,7 @@ from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.lean_adapters import lean
 from llava.train.parts.low_rank import load_plain_state, plain_state
 from llava.train.parts.master_weights import MasterWeights
-from llava.train.parts.optimizers import fused_options, with_masters
+from llava.train.parts.optimizers import fused_options, in_order, with_masters
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.validated_run import ValidatedRun
@@ -185,6 +185,8 @@ class LLaVATrainer(ValidatedRun):
             except ValueError as error:  # the layers that are named are not there
                 where = f"--optim_target_modules {self.args.optim_target_modules}"
                 raise InputError(f"--optim {self.args.to_dict()['optim']} with {where}: {error}") from error
+            if self.args.trainer_mode == "regular":
+                in_order(network)
             groups = parameter_groups(network, self.args)
             if self.args.cycle_blocks:
                 how = self.args.cycle_blocks, self.args.seed

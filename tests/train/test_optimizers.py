@@ -19,7 +19,7 @@ from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import lean_adapters
 from llava.train.parts.fused_optimizers import FUSED
-from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS
+from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS, in_order
 from llava.train.train import train
 
 Flags = Callable[..., list[str]]
@@ -109,6 +109,31 @@ def test_optimizers_inside_the_backward_pass_have_a_rate_of_their_own(
 def test_a_step_of_adamw_is_fused_unless_losses_are_scaled(precision: str, fused: bool, flags: Flags) -> None:
     kind, options = LLaVATrainer.get_optimizer_cls_and_kwargs(parse_arguments(flags(**PRECISIONS[precision]))[2])
     assert kind is torch.optim.AdamW and options.get("fused", False) == fused
+
+
+def test_moments_that_are_loaded_lie_as_the_weights_that_they_are_of() -> None:
+    """A fused step over a transposed view takes one weight's moment for another's, once moments have been loaded."""
+
+    def step(model: torch.nn.Linear, state: dict[str, Any] | None) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        (model.weight * torch.arange(6.0).view(3, 2)).sum().backward()
+        optimizer.step()
+        model.zero_grad()
+        state = optimizer.state_dict()
+        for moments in state["state"].values():
+            moments.update({name: tensor.contiguous() for name, tensor in moments.items()})  # as files have them
+        return state
+
+    one, other = (torch.nn.Linear(2, 3, bias=False) for _ in range(2))
+    one.weight.data = torch.ones(2, 3).t()
+    other.weight.data = torch.ones(3, 2)
+    in_order(one)
+    assert one.weight.is_contiguous() and torch.equal(one.weight, other.weight)
+    for model in (one, other):
+        step(model, step(model, None))
+    assert torch.equal(one.weight, other.weight)
 
 
 @pytest.mark.slow

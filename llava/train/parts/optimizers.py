@@ -46,6 +46,16 @@ def fused_options(args: Any) -> dict[str, Any]:
     return options
 
 
+def in_order(model: nn.Module) -> None:
+    """Trained weights that are transposed views, as MiLoRA's are of its decomposition, become contiguous.
+
+    A fused step takes weights, gradients and moments as they lie in memory, and moments that are loaded lie in order.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
+
+
 def with_masters(
     model: nn.Module, kind: type[torch.optim.Optimizer], options: dict[str, Any], groups: Groups, masters: bool
 ) -> tuple[torch.optim.Optimizer, MasterWeights | None]:
