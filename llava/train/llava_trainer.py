@@ -30,7 +30,7 @@ from llava.train.parts.fused_optimizers import FUSED
 from llava.train.parts.lean_adapters import lean
 from llava.train.parts.low_rank import load_plain_state, plain_state
 from llava.train.parts.master_weights import MasterWeights
-from llava.train.parts.optimizers import fused_options, in_order, with_masters
+from llava.train.parts.optimizers import fused_options, make_contiguous, with_masters
 from llava.train.parts.param_groups import parameter_groups
 from llava.train.parts.tunable import adapter_only
 from llava.train.validated_run import ValidatedRun
@@ -175,7 +175,9 @@ class LLaVATrainer(ValidatedRun):
         if str(args.optim.value) in FUSED:
             return FUSED[args.optim.value], fused_options(args)
         kind, options = transformers.Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return kind, ({"fused": True} | options if kind is torch.optim.AdamW and not args.fp16 else options)
+        if kind is torch.optim.AdamW and not args.fp16:
+            options["fused"] = True
+        return kind, options
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -186,7 +188,7 @@ class LLaVATrainer(ValidatedRun):
                 where = f"--optim_target_modules {self.args.optim_target_modules}"
                 raise InputError(f"--optim {self.args.to_dict()['optim']} with {where}: {error}") from error
             if self.args.trainer_mode == "regular":
-                in_order(network)
+                make_contiguous(network)
             groups = parameter_groups(network, self.args)
             if self.args.cycle_blocks:
                 how = self.args.cycle_blocks, self.args.seed

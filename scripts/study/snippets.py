@@ -65,7 +65,7 @@ class Method:
 
     @property
     def forwards(self) -> int:
-        """Of a record in a step."""
+        """Of a record in a step: a pair, or one a direction and one at the weights."""
         return 2 if "num_directions" not in self.settings else 1 + int(self.settings["num_directions"])
 
 

@@ -19,7 +19,7 @@ from llava.train.flags.parsing import parse_arguments
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.parts import lean_adapters
 from llava.train.parts.fused_optimizers import FUSED
-from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS, in_order
+from llava.train.parts.optimizers import EIGHT_BITS, GALORE, OPTIMIZERS, make_contiguous
 from llava.train.train import train
 
 Flags = Callable[..., list[str]]
@@ -129,7 +129,7 @@ def test_moments_that_are_loaded_lie_as_the_weights_that_they_are_of() -> None:
     one, other = (torch.nn.Linear(2, 3, bias=False) for _ in range(2))
     one.weight.data = torch.ones(2, 3).t()
     other.weight.data = torch.ones(3, 2)
-    in_order(one)
+    make_contiguous(one)
     assert one.weight.is_contiguous() and torch.equal(one.weight, other.weight)
     for model in (one, other):
         step(model, step(model, None))

@@ -46,10 +46,10 @@ def fused_options(args: Any) -> dict[str, Any]:
     return options
 
 
-def in_order(model: nn.Module) -> None:
+def make_contiguous(model: nn.Module) -> None:
     """Trained weights that are transposed views, as MiLoRA's are of its decomposition, become contiguous.
 
-    A fused step takes weights, gradients and moments as they lie in memory, and moments that are loaded lie in order.
+    A fused step takes weights, gradients and moments as they lie in memory, and moments that are loaded are contiguous.
     """
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.is_contiguous():
