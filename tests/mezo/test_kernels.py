@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -304,3 +305,15 @@ def test_what_falls_back_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert (choice.fastest("cuda"), choice.fastest("cuda")) == ("torch", "torch")
     assert len(caplog.messages) == 1 and "the kernel triton is not here (" in caplog.text
     choice.available.cache_clear()
+
+
+def test_no_step_waits_for_the_compiler() -> None:
+    """The compiled kernel is compiled, or read from disk, on import, and for one type of each argument."""
+    from llava.mezo.kernels import numba_cpu
+
+    spec = importlib.util.spec_from_file_location("a_second_import", numba_cpu.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entries = module._perturb, module._look_up, module._update
+    assert [len(entry.signatures) for entry in entries] == [1, 1, 1]

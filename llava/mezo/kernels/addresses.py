@@ -75,7 +75,9 @@ class PackedUpdates:
         groups = range(len(updates[0].decays))
         return cls(
             seeds=np.array([seed for update in updates for seed in update.seeds], dtype=np.uint64),
-            coefficients=np.concatenate([np.array(u.coefficients, dtype=np.float32).T for u in updates]),
+            coefficients=np.ascontiguousarray(
+                np.concatenate([np.array(u.coefficients, np.float32).T for u in updates])
+            ),
             ends=np.cumsum([0, *(len(update.seeds) for update in updates)], dtype=np.int64),
             decays=np.array([update.decays for update in updates], dtype=np.float32),
             active=np.array([[update.changes(group) for group in groups] for update in updates], dtype=np.int64),

@@ -1,10 +1,10 @@
 """Compiled kernel for the CPU: below half a nanosecond an element on two threads, reading and writing included.
 
-numba compiles it at first use and keeps the result on disk. No fast-math, so that no multiplication is fused with an
-addition. Weights are handled as bit patterns (uint32 or uint16), since NumPy has no bfloat16. Work goes tile by tile,
-over all weights of a part: 256 Philox blocks, 2048 look-ups, then loops over contiguous elements that the compiler
-turns into vectors. Copies at two points share blocks and look-ups; several updates go over a tile while it is in the
-cache.
+numba compiles it when this module is imported, for the types of arguments below alone, and keeps the result on disk: no
+step waits for the compiler. No fast-math, so that no multiplication is fused with an addition. Weights are handled as
+bit patterns (uint32 or uint16), since NumPy has no bfloat16. Work goes tile by tile, over all weights of a part: 256
+Philox blocks, 2048 look-ups, then loops over contiguous elements that the compiler turns into vectors. Copies at two
+points share blocks and look-ups; several updates go over a tile while it is in the cache.
 """
 
 from __future__ import annotations
@@ -76,7 +76,14 @@ ZERO, ONE = np.float32(0), np.float32(1)
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+_OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
+_compiled = njit(**_OPTIONS)
+
+_RANGE = types.int64, types.int64
+_WEIGHTS = types.int64[:, ::1], types.int32[::1]
+_POINTS = types.int64[::1], types.uint32[:, ::1], types.float32[:, :, ::1]
+_UPDATES = types.uint32[:, ::1], types.float32[:, ::1], types.int64[::1], types.float32[:, ::1], types.int64[:, ::1]
+_DISTRIBUTION = types.Array(types.float32, 1, "C", readonly=True), types.boolean
 
 
 class NumbaTable:
@@ -105,7 +112,7 @@ class NumbaTable:
         check_rows(rows, height)
         if rows.numel() == 0 or width == 0:
             return
-        numbers = np.ascontiguousarray(rows.numpy())
+        numbers = np.ascontiguousarray(rows.numpy(), dtype=np.int64)
         row = self._all.columns[index]
         arguments = row, numbers, width, *self._points(copies), *self._distribution
         _share(_look_up, len(numbers), *arguments)
@@ -395,7 +402,7 @@ def _store_copies(  # type: ignore[no-untyped-def]
         _store_nearest(sums[k, : values.size].view(np.uint32), copies[k] + place, row[TARGET])
 
 
-@_compiled
+@njit(types.void(*_RANGE, *_WEIGHTS, *_POINTS, *_DISTRIBUTION), **_OPTIONS)
 def _perturb(first, last, columns, owners, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Tiles first ... last of a part."""
     words, z, u, sums = _scratch()
@@ -409,7 +416,7 @@ def _perturb(first, last, columns, owners, copies, keys, scales, table, gaussian
         _store_copies(row, tile, inside, u[:size], (words, z, sums), copies, place, keys, scales, table, gaussian)
 
 
-@_compiled
+@njit(types.void(*_RANGE, types.int64[::1], types.int64[::1], types.int64, *_POINTS, *_DISTRIBUTION), **_OPTIONS)
 def _look_up(first, last, row, numbers, row_width, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Rows first ... last of those that were asked for."""
     words, z, u, sums = _scratch()
@@ -422,22 +429,6 @@ def _look_up(first, last, row, numbers, row_width, copies, keys, scales, table, 
             _load(row, start - row[START], start, size, u)
             place = (number * row_width + start - begin) * (4 if row[TARGET] == FLOAT32 else 2)
             _store_copies(row, tile, inside, u[:size], (words, z, sums), copies, place, keys, scales, table, gaussian)
-
-
-@_compiled
-def _update(  # type: ignore[no-untyped-def]
-    first, last, columns, owners, keys, coefficients, ends, decays, active, table, gaussian
-):
-    """Tiles first ... last of all weights, one step after the other."""
-    words, z, u, _ = _scratch()
-    for position in range(first, last):
-        row = columns[owners[position]]
-        tile = row[START] // TILE + position - row[POSITION]
-        for step in range(decays.shape[0]):
-            if active[step, row[GROUP]]:
-                pairs = ends[step], ends[step + 1]
-                decay = decays[step, row[GROUP]]
-                _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, words, z, u)
 
 
 @_compiled
@@ -463,3 +454,19 @@ def _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, w
         r = z.view(np.uint32)
         _rounding_tile(tile, number, keys[pairs[0], 0], keys[pairs[0], 1], words, r)
         _store_stochastic(u[:size], r[inside : inside + size], row, shift, start)
+
+
+@njit(types.void(*_RANGE, *_WEIGHTS, *_UPDATES, *_DISTRIBUTION), **_OPTIONS)
+def _update(  # type: ignore[no-untyped-def]
+    first, last, columns, owners, keys, coefficients, ends, decays, active, table, gaussian
+):
+    """Tiles first ... last of all weights, one step after the other."""
+    words, z, u, _ = _scratch()
+    for position in range(first, last):
+        row = columns[owners[position]]
+        tile = row[START] // TILE + position - row[POSITION]
+        for step in range(decays.shape[0]):
+            if active[step, row[GROUP]]:
+                pairs = ends[step], ends[step + 1]
+                decay = decays[step, row[GROUP]]
+                _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, words, z, u)
