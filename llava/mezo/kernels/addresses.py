@@ -62,7 +62,7 @@ class PackedUpdates:
     seeds: npt.NDArray[np.uint64]
     """Of all pairs, one step after the other."""
     coefficients: npt.NDArray[np.float32]
-    """[pair, group]."""
+    """[pair, group], in C order: compiled code is made for it."""
     ends: npt.NDArray[np.int64]
     """[step + 1]: pairs before each step, and all of them."""
     decays: npt.NDArray[np.float32]

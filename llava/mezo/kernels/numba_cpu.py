@@ -10,6 +10,7 @@ points share blocks and look-ups; several updates go over a tile while it is in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,11 @@ ZERO, ONE = np.float32(0), np.float32(1)
 NAN_BFLOAT16, NAN_FLOAT16 = np.uint32(0x7FC0), np.uint32(0x7E00)
 LARGE16, NORMAL16 = np.uint32(0x47800000), np.uint32(113 << 23)
 
-_OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
-_compiled = njit(**_OPTIONS)
+_compiled: Any = partial(njit, cache=True, nogil=True, error_model="numpy")
 
+# types of what is called from Python: first and last tile; columns and owners of `Addresses`; addresses of the copies,
+# keys [pair, 2] and scales [copy, group, pair] of the points; keys and the rest of `PackedUpdates`; quantiles [256] and
+# whether the noise is Gaussian
 _RANGE = types.int64, types.int64
 _WEIGHTS = types.int64[:, ::1], types.int32[::1]
 _POINTS = types.int64[::1], types.uint32[:, ::1], types.float32[:, :, ::1]
@@ -402,7 +405,7 @@ def _store_copies(  # type: ignore[no-untyped-def]
         _store_nearest(sums[k, : values.size].view(np.uint32), copies[k] + place, row[TARGET])
 
 
-@njit(types.void(*_RANGE, *_WEIGHTS, *_POINTS, *_DISTRIBUTION), **_OPTIONS)
+@_compiled(types.void(*_RANGE, *_WEIGHTS, *_POINTS, *_DISTRIBUTION))
 def _perturb(first, last, columns, owners, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Tiles first ... last of a part."""
     words, z, u, sums = _scratch()
@@ -416,7 +419,7 @@ def _perturb(first, last, columns, owners, copies, keys, scales, table, gaussian
         _store_copies(row, tile, inside, u[:size], (words, z, sums), copies, place, keys, scales, table, gaussian)
 
 
-@njit(types.void(*_RANGE, types.int64[::1], types.int64[::1], types.int64, *_POINTS, *_DISTRIBUTION), **_OPTIONS)
+@_compiled(types.void(*_RANGE, types.int64[::1], types.int64[::1], types.int64, *_POINTS, *_DISTRIBUTION))
 def _look_up(first, last, row, numbers, row_width, copies, keys, scales, table, gaussian):  # type: ignore[no-untyped-def]
     """Rows first ... last of those that were asked for."""
     words, z, u, sums = _scratch()
@@ -456,7 +459,7 @@ def _update_tile(row, tile, keys, coefficients, pairs, decay, table, gaussian, w
         _store_stochastic(u[:size], r[inside : inside + size], row, shift, start)
 
 
-@njit(types.void(*_RANGE, *_WEIGHTS, *_UPDATES, *_DISTRIBUTION), **_OPTIONS)
+@_compiled(types.void(*_RANGE, *_WEIGHTS, *_UPDATES, *_DISTRIBUTION))
 def _update(  # type: ignore[no-untyped-def]
     first, last, columns, owners, keys, coefficients, ends, decays, active, table, gaussian
 ):
